@@ -1,0 +1,1 @@
+"""Second-order and global pooling for image networks, in JAX and Flax."""
