@@ -1,0 +1,166 @@
+"""One pure per-device step with a named axis, and its mapping over a mesh of devices."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from sop.training.state import TrainState
+
+AXIS = "batch"
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
+    """A one-dimensional mesh named `AXIS` of all devices of all processes (or those given)."""
+    return Mesh(np.array(jax.devices() if devices is None else devices), (AXIS,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of states: a whole copy on every device."""
+    return NamedSharding(mesh, P())
+
+
+def to_devices(mesh: Mesh, batch: dict[str, np.ndarray]) -> Batch:
+    """This process's rows of a batch → global arrays sharded over the mesh."""
+    sharding = NamedSharding(mesh, P(AXIS))
+    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+
+def data_parallel(step: Callable, mesh: Mesh, donate: bool = False) -> Callable:
+    """Jits a per-device `step(state, batch)` over the mesh.
+
+    The first argument and the results are replicated, the batch is split along its first axis.
+    `check_vma=False` gives collectives the meaning they have under `jax.pmap`: gradients stay per
+    device until the step averages them.
+    """
+    mapped = jax.shard_map(step, mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=P(), check_vma=False)
+    return jax.jit(mapped, donate_argnums=(0,) if donate else ())
+
+
+def hits(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
+    """Whether each label is among the k largest logits: [B, K], [B] → bool [B]."""
+    _, best = lax.top_k(logits, min(k, logits.shape[-1]))
+    return (best == labels[:, None]).any(axis=-1)
+
+
+def _frozen_batch_norm(is_frozen: Callable[[str], bool]):
+    """Makes the BatchNorms whose parameters are frozen use, and keep, their running statistics."""
+
+    def interceptor(call, args, kwargs, context):
+        module = context.module
+        if (
+            isinstance(module, nn.BatchNorm)
+            and context.method_name == "__call__"
+            and is_frozen("/".join((*module.path, "scale")))
+        ):
+            return call(args[0], use_running_average=True)
+        return call(*args, **kwargs)
+
+    return nn.intercept_methods(interceptor)
+
+
+def make_train_step(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    *,
+    normalize: Callable[[jax.Array], jax.Array],
+    seed: int = 0,
+    label_smoothing: float = 0.0,
+    frozen_batch_norm: Callable[[str], bool] = lambda name: False,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The per-device training step; map it over axis `AXIS`.
+
+    The loss is the mean softmax cross-entropy of the device's examples, with targets
+    (1 − ε) one-hot + ε/K where ε = `label_smoothing`. Gradients, metrics and BatchNorm's running
+    statistics are averaged over the axis.
+
+    Args:
+      model: called as `model.apply(variables, images, train=True)`.
+      tx: see `sop.training.optimizer.make_optimizer`.
+      normalize: batch images as they arrive (uint8) → what the model takes.
+      seed: of dropout; its key depends on the step and on the device as well.
+      frozen_batch_norm: path of a BatchNorm's scale → whether its statistics stand still.
+    Returns:
+      (state, {'image': [b, H, W, 3], 'label': int32 [b]}) → (new state, float32 scalars 'loss',
+      'top1', 'top5', 'grad_norm').
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        images, labels = normalize(batch["image"]), batch["label"]
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        key = jax.random.fold_in(key, lax.axis_index(AXIS))
+
+        def loss_fn(params):
+            with _frozen_batch_norm(frozen_batch_norm):
+                logits, new_model_state = model.apply(
+                    {"params": params, **state.model_state},
+                    images,
+                    train=True,
+                    mutable=["batch_stats"],
+                    rngs={"dropout": key},
+                )
+            targets = jax.nn.one_hot(labels, logits.shape[-1])
+            targets = optax.smooth_labels(targets, label_smoothing)
+            loss = optax.softmax_cross_entropy(logits, targets).mean()
+            return loss, (logits, new_model_state)
+
+        gradient = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, (logits, new_model_state)), grads = gradient(state.params)
+        grads = lax.pmean(grads, AXIS)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        metrics = {
+            "loss": loss,
+            "top1": hits(logits, labels, 1).mean(),
+            "top5": hits(logits, labels, 5).mean(),
+        }
+        metrics = {**lax.pmean(metrics, AXIS), "grad_norm": optax.global_norm(grads)}
+        new_state = TrainState(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            model_state={**state.model_state, **lax.pmean(new_model_state, AXIS)},
+            opt_state=opt_state,
+        )
+        return new_state, metrics
+
+    return train_step
+
+
+def make_eval_step(
+    model: nn.Module, *, normalize: Callable[[jax.Array], jax.Array]
+) -> Callable[[dict[str, Any], Batch], Metrics]:
+    """The per-device evaluation step; map it over axis `AXIS`.
+
+    Where images are [b, V, H, W, 3], the V views of an example (mirror image, ten crops) share one
+    prediction, the mean of their logits.
+
+    Returns:
+      (variables, {'image', 'label', 'mask'}) → float32 sums over the real examples of the whole
+      batch: 'loss', 'top1', 'top5' and 'count'. Padding, where mask is False, never counts.
+    """
+
+    def eval_step(variables: dict[str, Any], batch: Batch) -> Metrics:
+        images, labels, mask = batch["image"], batch["label"], batch["mask"]
+        views = images.shape[1] if images.ndim == 5 else 1
+        images = normalize(images.reshape(-1, *images.shape[-3:]))
+        logits = model.apply(variables, images, train=False)
+        logits = logits.reshape(-1, views, logits.shape[-1]).mean(axis=1)
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        sums = {
+            "loss": jnp.sum(loss, where=mask),
+            "top1": jnp.sum(hits(logits, labels, 1), where=mask, dtype=jnp.float32),
+            "top5": jnp.sum(hits(logits, labels, 5), where=mask, dtype=jnp.float32),
+            "count": jnp.sum(mask, dtype=jnp.float32),
+        }
+        return lax.psum(sums, AXIS)
+
+    return eval_step
