@@ -1,0 +1,27 @@
+"""The mathematics: pure functions on arrays."""
+
+from sop.ops.bilinear import bilinear, compact_bilinear, tensor_sketch_hashes
+from sop.ops.cgd import cgd, spatial_cgd, toy_cgd
+from sop.ops.covariance import covariance, position_covariance, row_convolution, upper_triangle
+from sop.ops.isqrt_cov import isqrt_cov
+from sop.ops.matrix_functions import matrix_power, matrix_sqrt
+from sop.ops.pooling import adaptive_average_pool, max_entropy_pool, pool_padding
+
+__all__ = [
+    "adaptive_average_pool",
+    "bilinear",
+    "cgd",
+    "compact_bilinear",
+    "covariance",
+    "isqrt_cov",
+    "matrix_power",
+    "matrix_sqrt",
+    "max_entropy_pool",
+    "pool_padding",
+    "position_covariance",
+    "row_convolution",
+    "spatial_cgd",
+    "tensor_sketch_hashes",
+    "toy_cgd",
+    "upper_triangle",
+]

@@ -1,0 +1,129 @@
+"""Bilinear pooling, full and compact."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from sop.ops.covariance import PRECISION, positions, require_feature_map
+
+_THRESHOLD = 1e-8
+
+
+def signed_sqrt(y):
+    """sign(y)·√(|y| + 1e-8), with gradient zero at zero; dtype of y.
+
+    >>> import jax.numpy as jnp
+    >>> signed_sqrt(jnp.array([-4.0, 0.0, 9.0])).tolist()
+    [-2.0, 0.0, 3.0]
+    """
+    return jnp.sign(y) * jnp.sqrt(jnp.abs(y) + _THRESHOLD)
+
+
+def l2_normalize(y):
+    """y / max(‖y‖₂, 1e-12) along the last axis, finite with its gradient at zero; dtype of y.
+
+    >>> import jax.numpy as jnp
+    >>> l2_normalize(jnp.array([3.0, 4.0]))
+    Array([0.6, 0.8], dtype=float32)
+    """
+    return y / jnp.sqrt(jnp.maximum(jnp.sum(y * y, axis=-1, keepdims=True), 1e-24))
+
+
+def bilinear(x):
+    """Bilinear pooling of B-CNN: Y = (1/n) Σᵢ xᵢ xᵢᵀ, signed square root, ℓ₂-normalised.
+
+    The mean of outer products is not centred; the root is sign(Y)·√(|Y| + 1e-8) elementwise.
+    Lin, RoyChowdhury and Maji, "Bilinear CNN Models for Fine-grained Visual Recognition", ICCV
+    2015, section 3.1.
+
+    Args:
+      x: features [B, H, W, C], any floating dtype.
+
+    Returns:
+      [B, C²], float32 (float64 for float64 x).
+
+    Raises:
+      ValueError: x is not a floating [B, H, W, C] with at least one position and one channel.
+
+    >>> import jax.numpy as jnp
+    >>> bilinear(jnp.ones((1, 3, 3, 2))).tolist()
+    [[0.5, 0.5, 0.5, 0.5]]
+    """
+    require_feature_map(x)
+    x = positions(x)
+    y = jnp.einsum("bnc,bnd->bcd", x, x, precision=PRECISION) / x.shape[1]
+    return l2_normalize(signed_sqrt(y).reshape(y.shape[0], -1))
+
+
+def tensor_sketch_hashes(seed, channels, projected_dim):
+    """The two random count sketches of compact bilinear pooling, a function of the seed alone.
+
+    Args:
+      seed: int ≥ 0.
+      channels: C.
+      projected_dim: D.
+
+    Returns:
+      (hash_1, sign_1, hash_2, sign_2): int32 [C] in [0, D), float32 [C] of ±1, and the same again;
+      NumPy arrays.
+
+    >>> hash_1, sign_1, hash_2, sign_2 = tensor_sketch_hashes(0, channels=3, projected_dim=8)
+    >>> hash_1.shape, set(sign_1.tolist()) <= {-1.0, 1.0}
+    ((3,), True)
+    """
+    generator = np.random.Generator(np.random.PCG64(seed))
+    sketches = []
+    for _ in range(2):
+        sketches.append(generator.integers(0, projected_dim, channels).astype(np.int32))
+        sketches.append(generator.choice(np.float32([-1, 1]), channels))
+    return tuple(sketches)
+
+
+def compact_bilinear(x, hash_1, sign_1, hash_2, sign_2, projected_dim=8192):
+    """Compact bilinear pooling by tensor sketch, signed square root, ℓ₂-normalised.
+
+    With the count sketches ψ(x, h, s)[k] = Σ_{c: h[c]=k} s[c] x[c], every position gives the
+    circular convolution of ψ(x, hash_1, sign_1) and ψ(x, hash_2, sign_2); they are summed.
+    Gao, Beijbom, Zhang and Darrell, "Compact Bilinear Pooling", CVPR 2016, algorithm 2.
+
+    Args:
+      x: features [B, H, W, C], any floating dtype.
+      hash_1, hash_2: int [C] in [0, projected_dim).
+      sign_1, sign_2: [C] of ±1.
+      projected_dim: D.
+
+    Returns:
+      [B, D], float32 (float64 for float64 x).
+
+    Raises:
+      ValueError: x is not a floating [B, H, W, C] with at least one position and one channel, a
+        hash or sign is not [C], or projected_dim no positive int.
+
+    >>> import jax.numpy as jnp
+    >>> compact_bilinear(jnp.ones((1, 2, 2, 1)), *tensor_sketch_hashes(0, 1, 4), 4).shape
+    (1, 4)
+    """
+    require_feature_map(x)
+    if not isinstance(projected_dim, int) or projected_dim < 1:
+        raise ValueError(f"projected_dim is {projected_dim!r}: give a whole number of at least 1.")
+    channels = x.shape[3]
+    for name, value in (
+        ("hash_1", hash_1),
+        ("sign_1", sign_1),
+        ("hash_2", hash_2),
+        ("sign_2", sign_2),
+    ):
+        if value.shape != (channels,):
+            raise ValueError(
+                f"{name} has shape {value.shape}: give one entry per channel of x, [{channels}]."
+            )
+    x = positions(x)
+    # The sketch is linear in the outer product: entry (c, d) of XᵀX goes to hash_1[c] + hash_2[d].
+    y = jnp.einsum("bnc,bnd->bcd", x, x, precision=PRECISION)
+    y = y * sign_1[:, None] * sign_2[None, :]
+    target = (jnp.asarray(hash_1)[:, None] + jnp.asarray(hash_2)[None, :]) % projected_dim
+    y = (
+        jnp.zeros((x.shape[0], projected_dim), y.dtype)
+        .at[:, target.reshape(-1)]
+        .add(y.reshape(x.shape[0], -1))
+    )
+    return l2_normalize(signed_sqrt(y))

@@ -1,0 +1,122 @@
+"""Compact global descriptors: channel, spatial and toy attention."""
+
+import jax
+import jax.numpy as jnp
+
+from sop.ops.covariance import PRECISION, at_least_float32, require_feature_map
+
+
+def _dot(values, weight):
+    """[B, C] · [C] → [B, 1]."""
+    return jnp.einsum("bc,c->b", values, weight, precision=PRECISION)[:, None]
+
+
+def _descriptor(mean, peak, weights, biases, inner_tanh):
+    """The three second-order steps up to, but without, the last tanh: [B, C]."""
+    b0, b1, b2 = (0.0, 0.0, 0.0) if biases is None else biases
+    inner = jnp.tanh if inner_tanh else lambda a: a
+    s = jax.nn.softmax(mean, axis=1)
+    psi = inner(s * _dot(mean, weights[0]) + b0)
+    phi = inner(s * _dot(peak, weights[1]) + b1)
+    return psi * _dot(phi, weights[2]) + b2
+
+
+def _rescale(x, gate):
+    return (at_least_float32(x) * (1 + gate)).astype(x.dtype)
+
+
+def _require_vectors(name, vectors, size, count=3):
+    if vectors is None:
+        return
+    if len(vectors) != count or any(v.shape != (size,) for v in vectors):
+        shapes = [v.shape for v in vectors]
+        raise ValueError(f"{name} have shapes {shapes}: give {count} vectors of {size}.")
+
+
+def cgd(x, weights, biases=None, inner_tanh=True):
+    """Channel attention of the compact global descriptor.
+
+    With mean p and maximum m over positions and s = softmax(p) over channels,
+    ψ = tanh(s (pᵀw₀) + b₀), φ = tanh(s (mᵀw₁) + b₁), g = tanh(ψ (φᵀw₂) + b₂); y = x (1 + g).
+    He et al., "Compact Global Descriptor for Neural Networks", 2019, section 3.
+
+    Args:
+      x: features [B, H, W, C], any floating dtype.
+      weights: w₀, w₁, w₂, each [C].
+      biases: b₀, b₁, b₂, each [C], or None for none.
+      inner_tanh: False leaves ψ and φ linear.
+
+    Returns:
+      [B, H, W, C] in the dtype of x; computed in float32.
+
+    Raises:
+      ValueError: x is not a floating [B, H, W, C], or a weight or bias is not [C].
+
+    >>> import jax.numpy as jnp
+    >>> cgd(jnp.ones((1, 2, 2, 3)), [jnp.zeros(3)] * 3)[0, 0, 0].tolist()
+    [1.0, 1.0, 1.0]
+    """
+    require_feature_map(x)
+    _require_vectors("weights", weights, x.shape[3])
+    _require_vectors("biases", biases, x.shape[3])
+    wide = at_least_float32(x)
+    mean, peak = wide.mean(axis=(1, 2)), wide.max(axis=(1, 2))
+    gate = jnp.tanh(_descriptor(mean, peak, weights, biases, inner_tanh))
+    return _rescale(x, gate[:, None, None, :])
+
+
+def spatial_cgd(x, row_weights, column_weights, row_biases=None, column_biases=None):
+    """Spatial attention of the compact global descriptor: the same idea on rows and columns.
+
+    Mean and maximum over channels and over the other axis describe rows and columns; ψ and φ as in
+    `cgd`, a = ψ (φᵀw₂) + b₂ without tanh for each; g = tanh(a_row a_columnᵀ); y = x (1 + g).
+
+    Args:
+      x: features [B, H, W, C], any floating dtype.
+      row_weights, row_biases: three [H] each.
+      column_weights, column_biases: three [W] each. Biases may be None.
+
+    Returns:
+      [B, H, W, C] in the dtype of x; computed in float32.
+
+    Raises:
+      ValueError: x is not a floating [B, H, W, C], or a weight or bias has another size.
+
+    >>> import jax.numpy as jnp
+    >>> spatial_cgd(jnp.ones((1, 2, 2, 1)), [jnp.zeros(2)] * 3, [jnp.zeros(2)] * 3).ravel().tolist()
+    [1.0, 1.0, 1.0, 1.0]
+    """
+    require_feature_map(x)
+    _require_vectors("row_weights", row_weights, x.shape[1])
+    _require_vectors("row_biases", row_biases, x.shape[1])
+    _require_vectors("column_weights", column_weights, x.shape[2])
+    _require_vectors("column_biases", column_biases, x.shape[2])
+    wide = at_least_float32(x)
+    mean, peak = wide.mean(axis=3), wide.max(axis=3)
+    rows = _descriptor(mean.mean(axis=2), peak.max(axis=2), row_weights, row_biases, True)
+    columns = _descriptor(mean.mean(axis=1), peak.max(axis=1), column_weights, column_biases, True)
+    gate = jnp.tanh(rows[:, :, None] * columns[:, None, :])
+    return _rescale(x, gate[..., None])
+
+
+def toy_cgd(x, weight):
+    """The toy form of the compact global descriptor, y = x (1 + tanh(p pᵀw)), p the mean.
+
+    Args:
+      x: features [B, H, W, C], any floating dtype.
+      weight: w, [C].
+
+    Returns:
+      [B, H, W, C] in the dtype of x; computed in float32.
+
+    Raises:
+      ValueError: x is not a floating [B, H, W, C], or weight is not [C].
+
+    >>> import jax.numpy as jnp
+    >>> toy_cgd(jnp.ones((1, 1, 1, 2)), jnp.zeros(2)).ravel().tolist()
+    [1.0, 1.0]
+    """
+    require_feature_map(x)
+    _require_vectors("weight", [weight], x.shape[3], 1)
+    mean = at_least_float32(x).mean(axis=(1, 2))
+    return _rescale(x, jnp.tanh(mean * _dot(mean, weight))[:, None, None, :])

@@ -1,0 +1,154 @@
+"""Second-order statistics of feature maps and the vectors made of them."""
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+# On accelerators the default would round the factors of a float32 product to bfloat16 or TF32.
+PRECISION = lax.Precision.HIGHEST
+
+
+def require_feature_map(x, argument="x"):
+    """Refuses, when traced, what is not a feature map [B, H, W, C] of floats with H, W, C ≥ 1."""
+    if x.ndim != 4:
+        raise ValueError(f"{argument} has shape {x.shape}: give a feature map [B, H, W, C].")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"{argument} has dtype {x.dtype}: cast it to a floating type.")
+    if 0 in x.shape[1:]:
+        raise ValueError(
+            f"{argument} has shape {x.shape}: height, width and channels must be at least 1."
+        )
+
+
+def at_least_float32(x):
+    """x in float32, or unchanged where it is wider."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def positions(x):
+    """[B, H, W, C] → [B, H·W, C] in at least float32."""
+    batch, height, width, channels = x.shape
+    return at_least_float32(x).reshape(batch, height * width, channels)
+
+
+def centre(x):
+    """Subtracts the mean over positions: [B, n, C] → [B, n, C].
+
+    The first position is subtracted before the mean is taken, so that a constant map gives exact
+    zeros whatever the rounding of its mean.
+    """
+    x = x - lax.stop_gradient(x[:, :1])
+    return x - x.mean(axis=1, keepdims=True)
+
+
+def covariance(x):
+    """Covariance of the channels over positions, Σ = (1/n) Σᵢ (xᵢ − x̄)(xᵢ − x̄)ᵀ, n = H·W.
+
+    Li et al., "Towards Faster Training of Global Covariance Pooling Networks by Iterative Matrix
+    Square Root Normalization", CVPR 2018, equation (1).
+
+    Args:
+      x: features [B, H, W, C], any floating dtype.
+
+    Returns:
+      [B, C, C], symmetric, accumulated and returned in float32 (float64 for float64 x).
+
+    Raises:
+      ValueError: x is not a floating [B, H, W, C] with at least one position and one channel.
+
+    >>> import jax.numpy as jnp
+    >>> covariance(jnp.array([1.0, 3.0]).reshape(1, 2, 1, 1))
+    Array([[[1.]]], dtype=float32)
+    """
+    require_feature_map(x)
+    x = centre(positions(x))
+    return jnp.einsum("bnc,bnd->bcd", x, x, precision=PRECISION) / x.shape[1]
+
+
+def position_covariance(x):
+    """GSoP's covariance of positions over channels, X Î Xᵀ with Î = (1/M) I − (1/M²) 11ᵀ.
+
+    Rows of X are the M = H·W positions. M, not the number of channels, stands in Î: the constants
+    of the authors' code, kept for parity.
+    Gao et al., "Global Second-order Pooling Convolutional Networks", CVPR 2019, section 3.2.
+
+    Args:
+      x: features [B, H, W, C], any floating dtype.
+
+    Returns:
+      [B, H·W, H·W], float32 (float64 for float64 x).
+
+    Raises:
+      ValueError: x is not a floating [B, H, W, C] with at least one position and one channel.
+
+    >>> import jax.numpy as jnp
+    >>> position_covariance(jnp.ones((1, 2, 1, 2)))[0].tolist()
+    [[0.0, 0.0], [0.0, 0.0]]
+    """
+    require_feature_map(x)
+    x = positions(x)
+    m = x.shape[1]
+    total = x.sum(axis=2)
+    products = jnp.einsum("bmc,bkc->bmk", x, x, precision=PRECISION)
+    return products / m - total[:, :, None] * total[:, None, :] / m**2
+
+
+def row_convolution(a, kernel, bias):
+    """GSoP's row-wise convolution: every row of a matrix meets its own bank of filters.
+
+    out[b, r, f] = Σₖ a[b, r, k] kernel[r, k, f] + bias[r, f], what a grouped convolution with one
+    group per row computes. Gao et al., CVPR 2019, section 3.1.
+
+    Args:
+      a: matrices [B, R, K].
+      kernel: filters [R, K, F].
+      bias: [R, F].
+
+    Returns:
+      [B, R·F]: the F outputs of row 0, then those of row 1, …
+
+    Raises:
+      ValueError: the shapes do not fit together.
+
+    >>> import jax.numpy as jnp
+    >>> row_convolution(jnp.eye(2)[None], jnp.ones((2, 2, 1)), jnp.zeros((2, 1))).tolist()
+    [[1.0, 1.0]]
+    """
+    if a.ndim != 3 or kernel.ndim != 3 or a.shape[1:] != kernel.shape[:2]:
+        raise ValueError(
+            f"kernel has shape {kernel.shape} for matrices of shape {a.shape}: "
+            f"give [R, K, F] for matrices [B, R, K]."
+        )
+    if bias.shape != (kernel.shape[0], kernel.shape[2]):
+        raise ValueError(f"bias has shape {bias.shape}: give [R, F] as in kernel {kernel.shape}.")
+    out = jnp.einsum("brk,rkf->brf", a, kernel, precision=PRECISION) + bias
+    return out.reshape(a.shape[0], -1)
+
+
+def upper_triangle(a):
+    """The upper triangle of square matrices, diagonal included, row by row.
+
+    Args:
+      a: [..., C, C].
+
+    Returns:
+      [..., C(C+1)/2] in the order of `numpy.triu_indices`, dtype of a.
+
+    Raises:
+      ValueError: the last two axes of a differ.
+
+    >>> import jax.numpy as jnp
+    >>> upper_triangle(jnp.array([[1, 2], [2, 3]])).tolist()
+    [1, 2, 3]
+    """
+    require_square(a)
+    channels = a.shape[-1]
+    rows, columns = np.triu_indices(channels)
+    flat = a.reshape(*a.shape[:-2], channels * channels)
+    return flat[..., rows * channels + columns]
+
+
+def require_square(a):
+    """Refuses, when traced, what is not a stack of square matrices."""
+    if a.ndim < 2 or a.shape[-1] != a.shape[-2] or a.shape[-1] == 0:
+        raise ValueError(f"a has shape {a.shape}: give square matrices [..., C, C].")
