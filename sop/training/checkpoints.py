@@ -1,0 +1,332 @@
+"""Checkpoints of a work folder: written atomically in the background, the good ones found again.
+
+A checkpoint `WORKDIR/checkpoints/STEP/` has three items, so that evaluation and fine-tuning read
+only the first:
+
+- `variables`: {'params': …, 'batch_stats': …, …} as `module.apply` takes them,
+- `optimizer`: {'step', 'opt_state'},
+- `progress`: JSON of where the run stands (stage, position in the data, sums of the open epoch).
+
+A checkpoint that holds only `variables`, at step 0, is what weight conversion writes.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers
+
+from sop.errors import UsageError
+from sop.training.optimizer import path_name
+from sop.training.state import TrainState
+
+FOLDER = "checkpoints"
+DAMAGED = "damaged-"
+
+
+def _top1(metrics: Mapping[str, float]) -> float:
+    return metrics["top1"]
+
+
+def _quiet() -> None:
+    """Orbax narrates every save through absl at INFO; only its warnings are for users."""
+    logging.getLogger("absl").setLevel(logging.WARNING)
+
+
+class Checkpoints:
+    """The checkpoints of one work folder.
+
+    Args:
+      workdir: the work folder.
+      keep: how many of the newest are kept, beside the best by evaluation top-1.
+      read_only: evaluation; nothing is created, moved or removed.
+      say: called with each sentence for the user.
+    """
+
+    def __init__(
+        self,
+        workdir: str | Path,
+        *,
+        keep: int = 3,
+        read_only: bool = False,
+        say: Callable[[str], None] = print,
+    ):
+        _quiet()
+        self._say = say
+        self.directory = Path(workdir).absolute() / FOLDER
+        if not read_only:
+            self._set_aside_unscored()
+        policies = checkpoint_managers.AnyPreservationPolicy(
+            [
+                checkpoint_managers.LatestN(n=keep),
+                checkpoint_managers.BestN(
+                    get_metric_fn=_top1, n=1, keep_checkpoints_without_metrics=False
+                ),
+            ]
+        )
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policies,
+                best_fn=_top1,
+                create=not read_only,
+                read_only=read_only,
+                cleanup_tmp_directories=not read_only,
+                lightweight_initialize=read_only,  # else one damaged metrics file stops it
+            ),
+            item_handlers={
+                "variables": ocp.StandardCheckpointHandler(),
+                "optimizer": ocp.StandardCheckpointHandler(),
+                "progress": ocp.JsonCheckpointHandler(),
+            },
+        )
+
+    def save(
+        self, state: TrainState, progress: dict[str, Any], metrics: dict[str, float] | None = None
+    ) -> None:
+        """Begins to write a checkpoint; returns once the state has left the devices.
+
+        It appears under its name only when it is whole. Does nothing where the step is there.
+        """
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        optimizer = {"step": state.step, "opt_state": state.opt_state}
+        items = ocp.args.Composite(
+            variables=ocp.args.StandardSave(state.variables),
+            optimizer=ocp.args.StandardSave(optimizer),
+            progress=ocp.args.JsonSave(progress),
+        )
+        self._manager.save(step, args=items, metrics=metrics, force=True)
+
+    def latest_step(self) -> int | None:
+        """The newest whole checkpoint's step."""
+        self._manager.wait_until_finished()
+        return self._manager.latest_step()
+
+    def best_step(self) -> int | None:
+        """The step of the highest evaluation top-1, the later one of equals."""
+        scored = [
+            (_top1(metrics), step)
+            for step in self._manager.all_steps()
+            if (metrics := _read_metrics(self.directory / str(step))) is not None
+        ]
+        return max(scored)[1] if scored else None
+
+    def restore_newest(
+        self, template: Callable[[dict[str, Any]], TrainState]
+    ) -> tuple[TrainState, dict[str, Any]] | None:
+        """The newest checkpoint that can be read whole, or None where there is none.
+
+        One that cannot be read is reported, renamed to `damaged-STEP` and passed over.
+
+        Args:
+          template: progress → the state to fill: `jax.ShapeDtypeStruct`s with shardings.
+        Raises:
+          UsageError: the checkpoint is of another model, or every checkpoint is damaged.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                return self._restore(step, template)
+            except UsageError:
+                raise
+            except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
+                self._set_aside(step, error)
+        if steps:
+            raise UsageError(
+                f"None of the checkpoints in {self.directory} can be read; remove that folder to "
+                "train from the start, or restore it from a backup."
+            )
+        return None
+
+    def restore_variables(self, which: str, template: Mapping[str, Any]) -> tuple[Any, int]:
+        """The variables of one checkpoint, for evaluation.
+
+        Args:
+          which: 'best' (the latest where nothing was evaluated), 'latest', or a step.
+          template: variables to fill: `jax.ShapeDtypeStruct`s with shardings.
+        Returns:
+          (variables, step).
+        Raises:
+          UsageError: no such checkpoint, a damaged one asked for by name, or one of another model.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        if not steps:
+            raise UsageError(
+                f"There is no checkpoint in {self.directory}; train first, or name another work "
+                "folder with --workdir."
+            )
+        if which not in ("best", "latest"):
+            if not which.isdigit() or int(which) not in steps:
+                raise UsageError(
+                    f"There is no checkpoint {which!r} in {self.directory}; use 'best', 'latest' "
+                    f"or one of {', '.join(map(str, sorted(steps)))}."
+                )
+            candidates = [int(which)]
+        else:
+            best = self.best_step() if which == "best" else None
+            candidates = ([best] if best is not None else []) + [s for s in steps if s != best]
+        for step in candidates:
+            try:
+                return self._restore_variables(step, template), step
+            except UsageError:
+                raise
+            except Exception as error:  # as in restore_newest
+                self._say(
+                    f"Checkpoint {step} in {self.directory} is damaged ({_first_line(error)})."
+                )
+        raise UsageError(
+            f"No readable checkpoint is left for {which!r} in {self.directory}; "
+            "choose another with --checkpoint."
+        )
+
+    def close(self) -> None:
+        """Waits until what was begun is written."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def _restore_variables(self, step: int, template: Mapping[str, Any]) -> Any:
+        saved = self._manager.item_metadata(step)["variables"]
+        if saved is None:
+            raise FileNotFoundError("its item 'variables' is missing")
+        check_same_model(template, saved.tree, f"checkpoint {step} in {self.directory}")
+        args = ocp.args.Composite(variables=ocp.args.StandardRestore(dict(template)))
+        return self._manager.restore(step, args=args)["variables"]
+
+    def _restore(self, step: int, template) -> tuple[TrainState, dict[str, Any]]:
+        args = ocp.args.Composite(progress=ocp.args.JsonRestore())
+        progress = self._manager.restore(step, args=args)["progress"]
+        if progress is None:
+            raise FileNotFoundError("its item 'progress' is missing")
+        like = template(progress)
+        variables = self._restore_variables(step, like.variables)
+        optimizer = {"step": like.step, "opt_state": like.opt_state}
+        args = ocp.args.Composite(optimizer=ocp.args.StandardRestore(optimizer))
+        optimizer = self._manager.restore(step, args=args)["optimizer"]
+        params = variables.pop("params")
+        return TrainState(optimizer["step"], params, variables, optimizer["opt_state"]), progress
+
+    def _set_aside_unscored(self) -> None:
+        """Orbax reads every step's metrics when it starts and fails on one that is damaged."""
+        for path in list(self.directory.glob("*/metrics/metrics")):
+            step = path.parent.parent
+            if step.name.isdigit() and _read_metrics(step) is None:
+                self._rename_damaged(step.name, ValueError("its metrics are no JSON"))
+
+    def _set_aside(self, step: int, error: Exception) -> None:
+        self._rename_damaged(str(step), error)
+        self._manager.reload()
+
+    def _rename_damaged(self, step: str, error: Exception) -> None:
+        self._say(
+            f"Checkpoint {step} in {self.directory} is damaged ({_first_line(error)}); it is "
+            f"renamed to {DAMAGED}{step} and the one before it is tried."
+        )
+        if jax.process_index() == 0:
+            (self.directory / step).rename(self._unused(f"{DAMAGED}{step}"))
+        multihost_utils.sync_global_devices(f"set aside {step}")
+
+    def _unused(self, name: str) -> Path:
+        path, count = self.directory / name, 1
+        while path.exists():
+            count += 1
+            path = self.directory / f"{name}.{count}"
+        return path
+
+
+def _read_metrics(step: Path) -> dict[str, float] | None:
+    """The metrics saved with a checkpoint, or None where there are none that can be read."""
+    try:
+        return json.loads((step / "metrics" / "metrics").read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:160]}" if text else type(error).__name__
+
+
+def save_variables(workdir: str | Path, variables: Mapping[str, Any]) -> None:
+    """Writes variables (host arrays) as checkpoint 0 of a work folder, e.g. converted weights.
+
+    Raises:
+      UsageError: the folder already has checkpoints.
+    """
+    _quiet()
+    directory = Path(workdir).absolute() / FOLDER
+    if directory.exists() and any(directory.iterdir()):
+        raise UsageError(f"{directory} already has checkpoints; choose an empty work folder.")
+    handlers = {"variables": ocp.StandardCheckpointHandler()}
+    with ocp.CheckpointManager(directory, item_handlers=handlers) as manager:
+        args = ocp.args.Composite(variables=ocp.args.StandardSave(dict(variables)))
+        manager.save(0, args=args)
+        manager.wait_until_finished()
+
+
+def load_variables(path: str | Path) -> dict[str, Any]:
+    """Variables as NumPy arrays, whatever their shapes, to initialise another run from.
+
+    Args:
+      path: a work folder (its best checkpoint, else its latest) or one checkpoint's folder
+        `WORKDIR/checkpoints/STEP`.
+    Raises:
+      UsageError: there is no checkpoint, or it cannot be read.
+    """
+    path = Path(path).absolute()
+    if path.name.isdigit() and path.parent.name == FOLDER:
+        workdir, which = path.parent.parent, path.name
+    else:
+        workdir, which = path, "best"
+    if not (workdir / FOLDER).is_dir():
+        raise UsageError(
+            f"{path} holds no checkpoint; give a work folder, or WORKDIR/{FOLDER}/STEP."
+        )
+    checkpoints = Checkpoints(workdir, read_only=True)
+    steps = checkpoints._manager.all_steps()
+    step = int(which) if which.isdigit() else checkpoints.best_step() or max(steps, default=None)
+    if step not in steps:
+        raise UsageError(f"There is no whole checkpoint at {path}.")
+    item = checkpoints.directory / str(step) / "variables"
+    try:
+        with ocp.PyTreeCheckpointer() as reader:
+            tree = reader.metadata(item).item_metadata.tree
+            restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            return reader.restore(item, restore_args=restore_args)
+    except Exception as error:  # as in Checkpoints.restore_newest
+        raise UsageError(f"The checkpoint {item} cannot be read ({_first_line(error)}).") from error
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return {path_name(p): tuple(x.shape) for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def differences(wanted: Any, saved: Any) -> list[str]:
+    """How two trees differ in names and shapes, one phrase each."""
+    want, have = _shapes(wanted), _shapes(saved)
+    missing = [f"{name} is missing" for name in want if name not in have]
+    extra = [f"{name} is not of this model" for name in have if name not in want]
+    shapes = [
+        f"{name} has shape {have[name]} instead of {want[name]}"
+        for name in want
+        if name in have and want[name] != have[name]
+    ]
+    return missing + extra + shapes
+
+
+def check_same_model(wanted: Any, saved: Any, what: str) -> None:
+    """Raises UsageError, naming the first differences, unless names and shapes are equal."""
+    found = differences(wanted, saved)
+    if found:
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        raise UsageError(
+            f"The {what} is of another model: {'; '.join(found[:3])}{more}; use the config that "
+            "it was made with, or another work folder."
+        )
