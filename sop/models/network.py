@@ -1,0 +1,94 @@
+"""The frame of every network, and the pieces that all families are built of."""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sop.errors import UsageError
+
+# He et al. 2015, eq. 10, with fan-out: what the originals give their convolutions.
+kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+Conv = partial(nn.Conv, use_bias=False, kernel_init=kaiming_normal)
+BatchNorm = partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
+
+
+def torch_uniform(fan_in: int):
+    """PyTorch's initialisation of weights and biases by default: U(−1/√fan_in, 1/√fan_in)."""
+    bound = fan_in**-0.5
+
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+class Network(nn.Module):
+    """features → representation → classifier: images [B,H,W,3] → float32 logits [B,num_classes].
+
+    Attributes:
+      features: [B,H,W,3] → [B,H',W',C], called with (images, train).
+      representation: [B,H',W',C] → [B,D], called with (features, train).
+      classifier: [B,D] → [B,num_classes], called with (representation, train).
+      backbone: name in messages.
+      image_size: height and width that the network was published for.
+      min_size: smallest height and width for which every feature map has a position.
+
+    Raises:
+      UsageError: for images of another rank or of less than `min_size`, when traced.
+    """
+
+    features: nn.Module
+    representation: nn.Module
+    classifier: nn.Module
+    backbone: str
+    image_size: int = 224
+    min_size: int = 1
+
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        if images.ndim != 4:
+            raise UsageError(
+                f"{self.backbone} takes images [batch, height, width, channels], not an array of "
+                f"shape {images.shape}."
+            )
+        if min(images.shape[1:3]) < self.min_size:
+            raise UsageError(
+                f"{self.backbone} needs images of at least {self.min_size}×{self.min_size} pixels "
+                f"with these options, not {images.shape[1]}×{images.shape[2]}."
+            )
+        x = self.features(images, train)
+        x = self.representation(x, train)
+        return self.classifier(x, train).astype(jnp.float32)
+
+
+class Linear(nn.Module):
+    """x Wᵀ + b, initialised as PyTorch's Linear: [B,D] → [B,num_classes].
+
+    Attributes:
+      num_classes: width of the output.
+      bias_init: of b; None: U(−1/√D, 1/√D), as W.
+      dtype: compute type.
+    """
+
+    num_classes: int
+    bias_init: Any = None
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        init = torch_uniform(x.shape[-1])
+        kernel = self.param("kernel", init, (x.shape[-1], self.num_classes))
+        bias = self.param("bias", self.bias_init or init, (self.num_classes,))
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        return x @ kernel + bias
+
+
+class GlobalAverage(nn.Module):
+    """Stands in until sop.layers has it."""
+
+    dtype: Any = None
+
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        return x.astype(jnp.float32).mean((1, 2))

@@ -1,0 +1,128 @@
+"""Residual blocks: post-activation (He et al. 2016a) and pre-activation (He et al. 2016b)."""
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax
+
+from sop.models.parts import Attention, attend
+
+
+class ResidualBlock(nn.Module):
+    """What the blocks have in common: [B,H,W,C] → [B,H/strides,W/strides,width·expansion].
+
+    Attributes:
+      width: channels of the 3×3 convolutions ("planes").
+      strides: of the block.
+      attention: see `sop.models.parts.attend`.
+      pool: local pooling that takes the place of strided convolutions; None: those.
+      conv, norm: factories.
+      groups, group_width: of the 3×3 convolution, as ResNeXt's "32x4d" (bottleneck alone).
+    """
+
+    width: int
+    strides: int = 1
+    attention: Attention | None = None
+    pool: Callable[..., nn.Module] | None = None
+    conv: Callable[..., nn.Module] = nn.Conv
+    norm: Callable[..., nn.Module] = nn.BatchNorm
+    groups: int = 1
+    group_width: int = 64
+
+    @property
+    def conv_strides(self) -> int:
+        return self.strides if self.pool is None else 1
+
+    def pooled(self, x: jax.Array, train: bool) -> jax.Array:
+        if self.pool is None or self.strides == 1:
+            return x
+        return self.pool(window=self.strides, strides=self.strides, name="pooling")(x, train)
+
+
+class BasicBlock(ResidualBlock):
+    """conv 3×3, norm, ReLU, conv 3×3, norm, + shortcut, ReLU."""
+
+    expansion = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        norm = partial(self.norm, use_running_average=not train)
+        y = self.conv(self.width, (3, 3), self.conv_strides, padding=1, name="conv1")(x)
+        y = attend(self.attention, "conv", y, train)
+        y = nn.relu(norm(name="bn1")(y))
+        y = self.conv(self.width, (3, 3), padding=1, name="conv2")(y)
+        y = attend(self.attention, "branch", norm(name="bn2")(y), train)
+        y = nn.relu(y + shortcut(self, norm, x, self.width))
+        return self.pooled(y, train)
+
+
+class Bottleneck(ResidualBlock):
+    """conv 1×1, norm, ReLU, conv 3×3, norm, ReLU, conv 1×1, norm, + shortcut, ReLU."""
+
+    expansion = 4
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        norm = partial(self.norm, use_running_average=not train)
+        inner = self.width * self.group_width // 64 * self.groups
+        y = self.conv(inner, (1, 1), name="conv1")(x)
+        y = attend(self.attention, "conv", y, train)
+        y = nn.relu(norm(name="bn1")(y))
+        y = self.conv(
+            inner,
+            (3, 3),
+            self.conv_strides,
+            padding=1,
+            feature_group_count=self.groups,
+            name="conv2",
+        )(y)
+        y = nn.relu(norm(name="bn2")(y))
+        y = self.conv(4 * self.width, (1, 1), name="conv3")(y)
+        y = attend(self.attention, "branch", norm(name="bn3")(y), train)
+        y = nn.relu(y + shortcut(self, norm, x, 4 * self.width))
+        return self.pooled(y, train)
+
+
+class PreactivationBasicBlock(ResidualBlock):
+    """norm, ReLU, conv 3×3, norm, ReLU, conv 3×3, + shortcut."""
+
+    expansion = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        norm = partial(self.norm, use_running_average=not train)
+        y = nn.relu(norm(name="bn1")(x))
+        y = self.conv(self.width, (3, 3), self.conv_strides, padding=1, name="conv1")(y)
+        y = attend(self.attention, "conv", y, train)
+        y = nn.relu(norm(name="bn2")(y))
+        y = self.conv(self.width, (3, 3), padding=1, name="conv2")(y)
+        y = attend(self.attention, "branch", y, train)
+        return self.pooled(y + shortcut(self, None, x, self.width), train)
+
+
+class PreactivationBottleneck(ResidualBlock):
+    """norm, ReLU, conv 1×1, norm, ReLU, conv 3×3, norm, ReLU, conv 1×1, + shortcut."""
+
+    expansion = 4
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        norm = partial(self.norm, use_running_average=not train)
+        y = nn.relu(norm(name="bn1")(x))
+        y = self.conv(self.width, (1, 1), name="conv1")(y)
+        y = nn.relu(norm(name="bn2")(y))
+        y = self.conv(self.width, (3, 3), self.conv_strides, padding=1, name="conv2")(y)
+        y = attend(self.attention, "conv", y, train)
+        y = nn.relu(norm(name="bn3")(y))
+        y = self.conv(4 * self.width, (1, 1), name="conv3")(y)
+        y = attend(self.attention, "branch", y, train)
+        return self.pooled(y + shortcut(self, None, x, 4 * self.width), train)
+
+
+def shortcut(block: ResidualBlock, norm, x: jax.Array, channels: int) -> jax.Array:
+    """x, or its 1×1 projection (and norm) where the branch changes its shape."""
+    if block.strides == 1 and x.shape[-1] == channels:
+        return x
+    x = block.conv(channels, (1, 1), block.conv_strides, name="downsample_0")(x)
+    return x if norm is None else norm(name="downsample_1")(x)
