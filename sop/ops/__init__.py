@@ -6,6 +6,7 @@ from sop.ops.covariance import covariance, position_covariance, row_convolution,
 from sop.ops.isqrt_cov import isqrt_cov
 from sop.ops.matrix_functions import matrix_power, matrix_sqrt
 from sop.ops.pooling import adaptive_average_pool, max_entropy_pool, pool_padding
+from sop.ops.precision import narrow, widen
 
 __all__ = [
     "adaptive_average_pool",
@@ -17,6 +18,7 @@ __all__ = [
     "matrix_power",
     "matrix_sqrt",
     "max_entropy_pool",
+    "narrow",
     "pool_padding",
     "position_covariance",
     "row_convolution",
@@ -24,4 +26,5 @@ __all__ = [
     "tensor_sketch_hashes",
     "toy_cgd",
     "upper_triangle",
+    "widen",
 ]

@@ -1,0 +1,135 @@
+"""Compact global descriptor: attention from products of first-order statistics."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from sop import ops
+from sop.layers.arguments import require_feature_map
+
+
+def _xavier_column(key, shape, dtype=float):
+    """Xavier-uniform of the vector as a C × 1 matrix, U(±√(6/(C+1)))."""
+    return nn.initializers.xavier_uniform()(key, (*shape, 1), dtype)[:, 0]
+
+
+def _vectors(module: nn.Module, size: int, use_bias: bool, prefix: str = ""):
+    """Parameters w0, w1, w2 and bias0, bias1, bias2, each [size]; None for no biases."""
+    weights = [module.param(f"{prefix}w{i}", _xavier_column, (size,), "float32") for i in range(3)]
+    if not use_bias:
+        return weights, None
+    zeros = nn.initializers.zeros
+    return weights, [module.param(f"{prefix}bias{i}", zeros, (size,)) for i in range(3)]
+
+
+class CGD(nn.Module):
+    """Compact global descriptor: channels rescaled by interactions of their means and maxima.
+
+    p, m mean and maximum over positions, s = softmax(p) over channels; ψ = tanh(s·(pᵀw₀) + b₀),
+    φ = tanh(s·(mᵀw₁) + b₁), g = tanh(ψ·(φᵀw₂) + b₂); y = x·(1 + g).
+    He et al., "Compact Global Descriptor for Neural Networks", arXiv 1907.09665, §3.
+
+    Attributes:
+      use_bias: have b₀, b₁, b₂ [C], zeros at first; w are Xavier-uniform as C × 1 matrices.
+      nonlinear: False leaves ψ and φ without their tanh.
+      dtype: compute type of x and y; None: that of x. The descriptor is float32.
+
+    Call:
+      x: [B, H, W, C], any floating dtype; train: without effect.
+
+    Returns:
+      [B, H, W, C] in `dtype`.
+
+    Raises:
+      ValueError: x is no feature map.
+
+    >>> x = jax.random.normal(jax.random.key(0), (2, 4, 4, 8))
+    >>> y, variables = CGD().init_with_output(jax.random.key(1), x, train=False)
+    >>> y.shape, sum(w.size for w in jax.tree.leaves(variables))
+    ((2, 4, 4, 8), 48)
+    """
+
+    use_bias: bool = True
+    nonlinear: bool = True
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        require_feature_map(self, x)
+        dtype = self.dtype or x.dtype
+        weights, biases = _vectors(self, x.shape[-1], self.use_bias)
+        y = ops.cgd(ops.widen(x.astype(dtype)), weights, biases, self.nonlinear)
+        return ops.narrow(y, dtype)
+
+
+class SpatialCGD(nn.Module):
+    """The spatial form of CGD: positions rescaled by rows and columns.
+
+    Rows have mean p and maximum m over columns and channels, columns over rows and channels; for
+    each, s = softmax(p), ψ and φ as in `CGD`, and a = ψ·(φᵀw₂) + b₂ without tanh;
+    y = x·(1 + tanh(a_rows a_columnsᵀ)). The parameters fix height and width.
+    He et al., arXiv 1907.09665, §3, and its code.
+
+    Attributes:
+      dtype: compute type of x and y; None: that of x. The descriptor is float32.
+
+    Call:
+      x: [B, H, W, C], any floating dtype; train: without effect.
+
+    Returns:
+      [B, H, W, C] in `dtype`.
+
+    Raises:
+      ValueError: x is no feature map.
+
+    >>> x = jax.random.normal(jax.random.key(0), (2, 4, 5, 8))
+    >>> y, _ = SpatialCGD().init_with_output(jax.random.key(1), x, train=False)
+    >>> y.shape
+    (2, 4, 5, 8)
+    """
+
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        require_feature_map(self, x)
+        dtype = self.dtype or x.dtype
+        row_weights, row_biases = _vectors(self, x.shape[1], True, "height_")
+        column_weights, column_biases = _vectors(self, x.shape[2], True, "width_")
+        x = ops.widen(x.astype(dtype))
+        y = ops.spatial_cgd(x, row_weights, column_weights, row_biases, column_biases)
+        return ops.narrow(y, dtype)
+
+
+class ToyCGD(nn.Module):
+    """The toy form of CGD, y = x·(1 + tanh(p pᵀw)) with p the mean over positions.
+
+    He et al., arXiv 1907.09665, §3, and its code.
+
+    Attributes:
+      dtype: compute type of x and y; None: that of x. The descriptor is float32.
+
+    Call:
+      x: [B, H, W, C], any floating dtype; train: without effect.
+
+    Returns:
+      [B, H, W, C] in `dtype`.
+
+    Raises:
+      ValueError: x is no feature map.
+
+    >>> x = jax.random.normal(jax.random.key(0), (2, 4, 4, 8))
+    >>> y, _ = ToyCGD().init_with_output(jax.random.key(1), x, train=False)
+    >>> y.shape
+    (2, 4, 4, 8)
+    """
+
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        require_feature_map(self, x)
+        dtype = self.dtype or x.dtype
+        weight = self.param("w", _xavier_column, (x.shape[-1],), "float32")
+        return ops.narrow(ops.toy_cgd(ops.widen(x.astype(dtype)), weight), dtype)

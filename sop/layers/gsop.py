@@ -1,0 +1,199 @@
+"""Global second-order pooling inside a network: attention from covariances."""
+
+import math
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sop import ops
+from sop.layers.arguments import require_choice, require_count, require_feature_map
+from sop.layers.linear import PointwiseConv, RowConv, batch_norm, kaiming_normal, torch_uniform
+
+_GRID = 8  # position attention looks at 8 × 8 cells
+
+
+class ChannelWeights(nn.Module):
+    """GSoP's weight for each channel: [B, H, W, C] → [B, 1, 1, C] in (0, 1).
+
+    ReLU → 1×1 conv to d → BN → ReLU → Σ, d × d → BN of rows → row conv → 1×1 conv → sigmoid.
+    Attributes as in `GSoP`.
+    """
+
+    dim: int = 128
+    stride: int | None = None
+    dtype: Any = None
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        channels = x.shape[-1]
+        # A bottleneck of 64 planes has 256 channels.
+        stride = self.stride or (2 if channels == 256 else 1)
+        y = PointwiseConv(self.dim, stride, dtype=self.dtype, name="reduce")(nn.relu(x))
+        y = nn.relu(batch_norm(train, self.axis_name, "reduce_norm")(y))
+        y = batch_norm(train, self.axis_name, "row_norm", axis=1)(ops.covariance(y))
+        y = RowConv(name="row_conv")(y)
+        y = nn.sigmoid(PointwiseConv(channels, name="expand")(y))
+        return y[:, None, None, :]
+
+
+class PositionWeights(nn.Module):
+    """GSoP's weight for each position: [B, H, W, C] → [B, H, W, 1] in (0, 1).
+
+    ReLU → 1×1 conv to d → BN → average of 8 × 8 cells → `sop.ops.position_covariance`, 64 × 64 →
+    BN of rows → row conv → ReLU → 1×1 conv to 64 → sigmoid → 8 × 8 cells spread over H × W.
+    Attributes as in `GSoP`.
+    """
+
+    dim: int = 128
+    dtype: Any = None
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        y = PointwiseConv(self.dim, dtype=self.dtype, name="reduce")(nn.relu(x))
+        y = batch_norm(train, self.axis_name, "reduce_norm")(y)
+        y = ops.position_covariance(ops.adaptive_average_pool(y, (_GRID, _GRID)))
+        y = batch_norm(train, self.axis_name, "row_norm", axis=1)(y)
+        y = nn.relu(RowConv(name="row_conv")(y))
+        y = nn.sigmoid(PointwiseConv(_GRID**2, name="expand")(y))
+        return ops.adaptive_average_pool(y.reshape(-1, _GRID, _GRID, 1), x.shape[1:3])
+
+
+class GSoP(nn.Module):
+    """Global second-order pooling block: features rescaled by what their covariance says.
+
+    With c the weight of each channel and p that of each position:
+    'channel' x·c; 'position' ReLU(x·p); 'fusion_avg' x·c + ReLU(x·p); 'fusion_max'
+    max(x·c, ReLU(x·p)); 'fusion_concat' BN(conv₁(x·c) + conv₂(ReLU(x·p))), each a grouped
+    (2f+5) × 1 convolution with g = C/64 groups and f = ⌊log₂(32/g)⌋.
+    Gao et al., "Global Second-order Pooling Convolutional Networks", CVPR 2019, §3.1 (channel),
+    §3.2 (position and fusion).
+
+    Attributes:
+      dim: d, the width that the features are reduced to before the covariance.
+      manner: which of the five.
+      stride: of the reduction before the channel covariance; None: 2 where C is 256 (64 planes),
+        else 1, as published.
+      dtype: compute type of the products with x; None: that of x. Covariance, BN and sigmoid are
+        float32.
+      axis_name: mapped axis that BN statistics are averaged over.
+
+    Call:
+      x: [B, H, W, C], any floating dtype; train: whether BN uses and updates batch statistics.
+
+    Returns:
+      [B, H, W, C] in `dtype`.
+
+    Raises:
+      ValueError: x is no feature map; dim, stride or manner make no sense; 'fusion_concat' with C
+        that is not a multiple of 64.
+
+    >>> x = jnp.ones((2, 4, 4, 32))
+    >>> y, _ = GSoP(dim=8).init_with_output(jax.random.key(0), x, train=False)
+    >>> y.shape
+    (2, 4, 4, 32)
+    """
+
+    dim: int = 128
+    manner: Literal["channel", "position", "fusion_avg", "fusion_max", "fusion_concat"] = "channel"
+    stride: int | None = None
+    dtype: Any = None
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        require_feature_map(self, x)
+        require_count(self, "dim", self.dim)
+        require_choice(self, "manner", self.manner)
+        if self.stride is not None:
+            require_count(self, "stride", self.stride)
+        dtype = self.dtype or x.dtype
+        x = ops.widen(x.astype(dtype))
+        options = {"dim": self.dim, "dtype": self.dtype, "axis_name": self.axis_name}
+        if self.manner != "position":
+            channel = x * ChannelWeights(stride=self.stride, **options, name="channel")(x, train)
+        if self.manner != "channel":
+            position = nn.relu(x * PositionWeights(**options, name="position")(x, train))
+        match self.manner:
+            case "channel":
+                y = channel
+            case "position":
+                y = position
+            case "fusion_avg":
+                y = channel + position
+            case "fusion_max":
+                y = jnp.maximum(channel, position)
+            case "fusion_concat":
+                y = self._column_conv("channel_conv", channel)
+                y = y + self._column_conv("position_conv", position)
+                y = batch_norm(train, self.axis_name, "concat_norm")(y)
+        return ops.narrow(y, dtype)
+
+    def _column_conv(self, name, x):
+        channels = x.shape[-1]
+        if channels % 64:
+            raise ValueError(
+                f"GSoP with manner 'fusion_concat' got {channels} channels: give a multiple of 64, "
+                "the width of its convolution groups, or choose another manner."
+            )
+        groups = channels // 64
+        margin = int(math.log2(32 / groups)) + 2
+        fan_in = 64 * (2 * margin + 1)
+        return nn.Conv(
+            channels,
+            (2 * margin + 1, 1),
+            padding=((margin, margin), (0, 0)),
+            feature_group_count=groups,
+            kernel_init=kaiming_normal,
+            bias_init=torch_uniform(fan_in),
+            name=name,
+        )(x)
+
+
+class CompactGSoP(nn.Module):
+    """The compact plug-in form of GSoP's channel attention.
+
+    x · sigmoid(BN(W₂ BN(rowconv(Σ)))) with Σ = Σᵢ (yᵢ−ȳ)(yᵢ−ȳ)ᵀ, not divided by n, of
+    y = ReLU(BN(W₁ x)); all convolutions with bias, initialised as PyTorch does by default.
+    After Gao et al., CVPR 2019, §3.1.
+
+    Attributes:
+      dim: d, the width of y.
+      dtype: compute type of the products with x; None: that of x. The rest is float32.
+      axis_name: mapped axis that BN statistics are averaged over.
+
+    Call:
+      x: [B, H, W, C], any floating dtype; train: whether BN uses and updates batch statistics.
+
+    Returns:
+      [B, H, W, C] in `dtype`.
+
+    Raises:
+      ValueError: x is no feature map or dim no positive integer.
+
+    >>> x = jnp.ones((2, 4, 4, 32))
+    >>> y, _ = CompactGSoP(dim=8).init_with_output(jax.random.key(0), x, train=False)
+    >>> y.shape
+    (2, 4, 4, 32)
+    """
+
+    dim: int = 128
+    dtype: Any = None
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        require_feature_map(self, x)
+        require_count(self, "dim", self.dim)
+        dtype = self.dtype or x.dtype
+        x = ops.widen(x.astype(dtype))
+        y = PointwiseConv(self.dim, kernel_init=None, dtype=self.dtype, name="reduce")(x)
+        y = nn.relu(batch_norm(train, self.axis_name, "reduce_norm")(y))
+        y = RowConv(kernel_init=None, name="row_conv")(ops.covariance(y) * math.prod(y.shape[1:3]))
+        y = batch_norm(train, self.axis_name, "row_norm")(y)
+        y = PointwiseConv(x.shape[-1], kernel_init=None, name="expand")(y)
+        y = nn.sigmoid(batch_norm(train, self.axis_name, "expand_norm")(y))
+        return ops.narrow(x * y[:, None, None, :], dtype)

@@ -1,0 +1,196 @@
+"""Representations: a network's last feature map to one vector per image."""
+
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sop import ops
+from sop.layers.arguments import require_choice, require_count, require_feature_map
+from sop.layers.linear import PointwiseConv, batch_norm
+
+
+class GlobalAverage(nn.Module):
+    """Global average pooling, y = (1/n) Σᵢ xᵢ over the n = H·W positions (GAvP).
+
+    Attributes:
+      dtype: compute type of x; None: that of x. The sum is float32.
+
+    Call:
+      x: [B, H, W, C], any floating dtype; train: without effect.
+
+    Returns:
+      [B, C], float32.
+
+    Raises:
+      ValueError: x is no feature map.
+
+    >>> y, _ = GlobalAverage().init_with_output(jax.random.key(0), jnp.ones((2, 4, 4, 8)), False)
+    >>> y.shape
+    (2, 8)
+    """
+
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        require_feature_map(self, x)
+        x = ops.widen(x.astype(self.dtype or x.dtype))
+        return x.mean((1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
+
+
+class MPNCOV(nn.Module):
+    """Matrix-power-normalised covariance pooling: MPN-COV and its fast form iSQRT-COV.
+
+    x → optionally ReLU(BN(W x)), a 1×1 convolution without bias to d channels → covariance
+    Σ = (1/n) Σᵢ (xᵢ−x̄)(xᵢ−x̄)ᵀ → normalisation → upper triangle, row by row → dropout.
+    'newton_schulz': N coupled iterations towards Σ^½, scaled by the trace before and after (Li et
+    al., "Towards Faster Training of Global Covariance Pooling Networks by Iterative Matrix Square
+    Root Normalization", CVPR 2018, §3.2). 'eigh': Σ^α by eigendecomposition (Li et al., "Is
+    Second-order Information Helpful for Large-scale Visual Recognition?", ICCV 2017, §3).
+    'none': Σ itself.
+
+    Attributes:
+      reduction: d; None: no reduction, d = C.
+      num_iters: N of 'newton_schulz'; 5 in fast MPN-COV, 3 in GSoP-Net2.
+      normalization: which of the three.
+      alpha: α of 'eigh', above 0.
+      vectorize: False returns the whole matrix.
+      dropout: rate, drawn from the stream 'dropout' in training.
+      dtype: compute type of the reduction's products; None: that of x. The rest is float32.
+      axis_name: mapped axis that BN statistics are averaged over.
+
+    Call:
+      x: [B, H, W, C], any floating dtype; train: whether BN uses and updates batch statistics and
+      dropout drops.
+
+    Returns:
+      [B, d(d+1)/2], or [B, d, d] without `vectorize`; float32.
+
+    Raises:
+      ValueError: x is no feature map, or an option makes no sense.
+
+    >>> x = jnp.ones((2, 4, 4, 32))
+    >>> y, _ = MPNCOV(reduction=8).init_with_output(jax.random.key(0), x, train=False)
+    >>> y.shape
+    (2, 36)
+    """
+
+    reduction: int | None = None
+    num_iters: int = 5
+    normalization: Literal["newton_schulz", "eigh", "none"] = "newton_schulz"
+    alpha: float = 0.5
+    vectorize: bool = True
+    dropout: float = 0.0
+    dtype: Any = None
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        require_feature_map(self, x)
+        require_choice(self, "normalization", self.normalization)
+        require_count(self, "num_iters", self.num_iters)
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"MPNCOV got dropout {self.dropout!r}: give a rate in [0, 1).")
+        x = ops.widen(x.astype(self.dtype or x.dtype))
+        if self.reduction is not None:
+            require_count(self, "reduction", self.reduction)
+            x = PointwiseConv(self.reduction, use_bias=False, dtype=self.dtype, name="reduce")(x)
+            x = nn.relu(batch_norm(train, self.axis_name, "reduce_norm")(x))
+        if self.normalization == "newton_schulz" and self.vectorize:
+            y = ops.isqrt_cov(x, self.num_iters)
+        else:
+            y = self._normalized(ops.covariance(x))
+            y = ops.upper_triangle(y) if self.vectorize else y
+        return nn.Dropout(self.dropout, deterministic=not train)(y)
+
+    def _normalized(self, covariance):
+        match self.normalization:
+            case "newton_schulz":
+                return ops.matrix_sqrt(covariance, self.num_iters)
+            case "eigh":
+                return ops.matrix_power(covariance, self.alpha)
+            case _:
+                return covariance
+
+
+class BilinearCNN(nn.Module):
+    """Bilinear pooling (B-CNN): Y = (1/n) Σᵢ xᵢxᵢᵀ, signed square root, ℓ₂-normalised.
+
+    sign(Y)·√(|Y| + 1e-8) elementwise, flattened, divided by its norm.
+    Lin et al., "Bilinear CNN Models for Fine-grained Visual Recognition", ICCV 2015, §3.
+
+    Attributes:
+      dtype: compute type of x; None: that of x. Sums and roots are float32.
+
+    Call:
+      x: [B, H, W, C], any floating dtype; train: without effect.
+
+    Returns:
+      [B, C²], float32.
+
+    Raises:
+      ValueError: x is no feature map.
+
+    >>> y, _ = BilinearCNN().init_with_output(jax.random.key(0), jnp.ones((2, 4, 4, 8)), False)
+    >>> y.shape
+    (2, 64)
+    """
+
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        require_feature_map(self, x)
+        return ops.bilinear(ops.widen(x.astype(self.dtype or x.dtype)))
+
+
+class CompactBilinear(nn.Module):
+    """Compact bilinear pooling by tensor sketch, signed square root, ℓ₂-normalised.
+
+    Each position gives the circular convolution of two count sketches of x, which is a sketch of
+    xxᵀ; they are summed. The random hashes and signs stand in the collection 'constants', so that
+    a checkpoint carries them and a converted one keeps the original's.
+    Gao et al., "Compact Bilinear Pooling", CVPR 2016, algorithm 2.
+
+    Attributes:
+      projected_dim: D, 8192 as published.
+      seed: that the hashes are drawn from when variables are initialised.
+      dtype: compute type of x; None: that of x. The sketch is float32.
+
+    Call:
+      x: [B, H, W, C], any floating dtype; train: without effect.
+
+    Returns:
+      [B, D], float32.
+
+    Raises:
+      ValueError: x is no feature map, projected_dim no positive integer, or seed negative.
+
+    >>> module = CompactBilinear(projected_dim=64)
+    >>> y, variables = module.init_with_output(jax.random.key(0), jnp.ones((2, 4, 4, 8)), False)
+    >>> y.shape, sorted(variables["constants"])
+    ((2, 64), ['hash_1', 'hash_2', 'sign_1', 'sign_2'])
+    """
+
+    projected_dim: int = 8192
+    seed: int = 1
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        require_feature_map(self, x)
+        require_count(self, "projected_dim", self.projected_dim)
+        if not isinstance(self.seed, int) or self.seed < 0:
+            raise ValueError(
+                f"CompactBilinear got seed {self.seed!r}: give a whole number of at least 0."
+            )
+        names = ("hash_1", "sign_1", "hash_2", "sign_2")
+        drawn = ops.tensor_sketch_hashes(self.seed, x.shape[-1], self.projected_dim)
+        hashes = [
+            self.variable("constants", name, lambda value=value: jnp.asarray(value)).value
+            for name, value in zip(names, drawn, strict=True)
+        ]
+        x = ops.widen(x.astype(self.dtype or x.dtype))
+        return ops.compact_bilinear(x, *hashes, self.projected_dim)

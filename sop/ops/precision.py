@@ -1,0 +1,39 @@
+"""Into and out of float16, whose range (±65504) second-order statistics leave at once."""
+
+import jax
+import jax.numpy as jnp
+
+
+def narrow(x: jax.Array, dtype) -> jax.Array:
+    """Cast to `dtype`; in float16, entries beyond its largest number become that number, not ∞.
+
+    >>> narrow(jnp.array([1e6, -1e6]), jnp.float16).tolist()
+    [65504.0, -65504.0]
+    """
+    if dtype == jnp.float16 and x.dtype != jnp.float16:
+        largest = float(jnp.finfo(jnp.float16).max)
+        x = jnp.clip(x, -largest, largest)
+    return x.astype(dtype)
+
+
+@jax.custom_vjp
+def _float16_to_float32(x):
+    return x.astype(jnp.float32)
+
+
+_float16_to_float32.defvjp(
+    lambda x: (x.astype(jnp.float32), None),
+    lambda _, cotangent: (narrow(cotangent, jnp.float16),),
+)
+
+
+def widen(x: jax.Array) -> jax.Array:
+    """float16 to float32, everything else unchanged.
+
+    The gradient comes back as float16 by `narrow`: large entries saturate instead of turning into
+    ∞, which the next product with zero would make NaN.
+
+    >>> widen(jnp.ones(2, jnp.float16)).dtype, widen(jnp.ones(2, jnp.bfloat16)).dtype
+    (dtype('float32'), dtype(bfloat16))
+    """
+    return _float16_to_float32(x) if x.dtype == jnp.float16 else x
