@@ -2,12 +2,12 @@
 
 A network file holds the features module of its family and a constructor
 
-    def vgg(parts: Parts, *, layers, batch_norm, dropout: float | None = None) -> Network
+    def vgg(parts, layers, batch_norm, *, dropout: float | None = None) -> Network
 
 which reads what the config puts in from `parts` (`sop.models.parts.Parts`: `parts.attention`,
-`parts.blocks(stage_sizes)`, `parts.pool`, `parts.dtype`, …), applies what was published as the
+`parts.blocks(stage_sizes)`, `parts.pool`, `parts.dtype`, …), fills in what was published as the
 default, and returns `parts.network(features, …)`. `BACKBONES` binds the sizes that make a member
-of the family; the keyword-only arguments that are left (`dropout`) are options of config.model.
+of the family; keyword-only arguments (`dropout`) are options of config.model.
 Modules are named as in PyTorch, with '_' before a number ('layer1_0', 'downsample_0'), so that
 `sop.torch_weights` needs few rules. A block places attention with `attend(attention, 'conv', …)`
 after the convolution its paper names and `attend(attention, 'branch', …)` at the end of the
@@ -25,10 +25,21 @@ from sop.errors import UsageError
 from sop.models.cifar_resnet import cifar_resnet
 from sop.models.network import Network
 from sop.models.parts import Parts, check_options, check_type, given, listed, match
+from sop.models.residual import BasicBlock
+from sop.models.resnet import resnet
+from sop.models.wide_resnet import wide_resnet
 
 BACKBONES = {
+    "resnet18": partial(resnet, stage_sizes=(2, 2, 2, 2), block=BasicBlock),
+    "resnet34": partial(resnet, stage_sizes=(3, 4, 6, 3), block=BasicBlock),
+    "resnet50": partial(resnet, stage_sizes=(3, 4, 6, 3)),
+    "resnet101": partial(resnet, stage_sizes=(3, 4, 23, 3)),
+    "resnet152": partial(resnet, stage_sizes=(3, 8, 36, 3)),
+    "resnext50_32x4d": partial(resnet, stage_sizes=(3, 4, 6, 3), groups=32, group_width=4),
+    "resnext101_32x8d": partial(resnet, stage_sizes=(3, 4, 23, 3), groups=32, group_width=8),
     "resnet{depth}_cifar": partial(cifar_resnet, preactivation=False),
     "preresnet{depth}_cifar": partial(cifar_resnet, preactivation=True),
+    "wrn{depth}_{widening}_cifar": wide_resnet,
 }
 
 PARTS = ("backbone", "num_classes", "attention", "pool", "representation")
@@ -56,5 +67,5 @@ def create_model(
     if constructor is None:
         raise UsageError(f"There is no backbone '{name}'; there are {listed(BACKBONES)}.")
     options = {key: value for key, value in config.items() if key not in PARTS}
-    check_options(f"Backbone '{name}'", constructor, options, hidden={"parts"}, extra=PARTS)
+    check_options(f"Backbone '{name}'", constructor, options, extra=PARTS)
     return constructor(Parts.from_config(config, dtype, axis_name), **options)

@@ -37,27 +37,19 @@ class CifarResNet(nn.Module):
         x = self.conv(16, (3, 3), padding=1, name="conv1")(images)
         if not self.preactivation:
             x = nn.relu(norm(name="bn1")(x))
-        for stage, (blocks, strides) in enumerate(
-            zip(self.attention, (1, 2, self.last_stride), strict=True)
-        ):
-            for index, attention in enumerate(blocks):
-                x = self.block(
-                    width=16 * 2**stage,
-                    strides=1 if index else strides,
-                    attention=attention,
-                    name=f"layer{stage + 1}_{index}",
-                )(x, train)
+        strides = (1, 2, self.last_stride)
+        x = residual.stages(self.block, self.attention, (16, 32, 64), strides, x, train)
         return nn.relu(norm(name="bn")(x)) if self.preactivation else x
 
 
 def cifar_resnet(
     parts: Parts,
-    *,
     depth: int,
     preactivation: bool,
+    *,
     block: Literal["basic", "bottleneck"] | None = None,
     stage_size: int | None = None,
-    last_stride: int | None = None,
+    last_stride: Literal[1, 2] | None = None,
 ) -> Network:
     """(Pre-activation) ResNet of any depth for 32×32 images.
 
@@ -87,11 +79,12 @@ def cifar_resnet(
         ("bottleneck", True): residual.PreactivationBottleneck,
     }[block, preactivation]
     second_order = parts.representation_name == "mpncov"
+    pool = parts.strided_pool
     conv = partial(Conv, dtype=parts.dtype)
     norm = partial(BatchNorm, dtype=parts.dtype, axis_name=parts.axis_name)
     features = CifarResNet(
         attention=parts.blocks((stage_size,) * 3, last_stage=not second_order),
-        block=partial(module, conv=conv, norm=norm, pool=parts.pool),
+        block=partial(module, conv=conv, norm=norm, pool=pool),
         last_stride=last_stride or (1 if second_order else 2),
         preactivation=preactivation,
         conv=conv,
@@ -99,8 +92,7 @@ def cifar_resnet(
     )
     return parts.network(
         features,
-        backbone=f"{'preresnet' if preactivation else 'resnet'}{depth}_cifar",
         published={"mpncov": {"reduction": 128, "num_iters": 5, "dropout": 0.5}},
         image_size=32,
-        min_size=4,
+        min_size=4 if pool else 1,
     )

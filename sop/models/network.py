@@ -8,21 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from sop.errors import UsageError
+from sop.layers.linear import kaiming_normal, torch_uniform
 
-# He et al. 2015, eq. 10, with fan-out: what the originals give their convolutions.
-kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 Conv = partial(nn.Conv, use_bias=False, kernel_init=kaiming_normal)
 BatchNorm = partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
-
-
-def torch_uniform(fan_in: int):
-    """PyTorch's initialisation of weights and biases by default: U(−1/√fan_in, 1/√fan_in)."""
-    bound = fan_in**-0.5
-
-    def init(key, shape, dtype=jnp.float32):
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
 
 
 class Network(nn.Module):
@@ -83,12 +72,3 @@ class Linear(nn.Module):
         bias = self.param("bias", self.bias_init or init, (self.num_classes,))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         return x @ kernel + bias
-
-
-class GlobalAverage(nn.Module):
-    """Stands in until sop.layers has it."""
-
-    dtype: Any = None
-
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        return x.astype(jnp.float32).mean((1, 2))

@@ -14,7 +14,6 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 import sop.layers
-import sop.models.network
 from sop.errors import UsageError
 from sop.models.network import Linear, Network
 
@@ -31,14 +30,12 @@ class AttentionKind:
       where: 'conv', after the convolution its paper names and before that one's norm, or 'branch',
         at the end of a residual branch, before the shortcut is added.
       placement: 'all' blocks or the 'last' one of each stage.
-      first_stage: options in the first stage of a network for large images.
       symbols: characters of a placement string, besides 0 and 1, and the options they stand for.
     """
 
     module: str
     where: str
     placement: str
-    first_stage: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     symbols: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
 
@@ -46,7 +43,6 @@ GSOP = AttentionKind(
     "GSoP",
     "branch",
     "last",
-    first_stage={"strides": 2},
     symbols={
         "2": {"manner": "position"},
         "+": {"manner": "fusion_avg"},
@@ -105,21 +101,15 @@ class AttentionPlan:
     placement: str
     kind: AttentionKind
 
-    def blocks(
-        self, stage_sizes, *, last_stage: bool = True, large_first_stage: bool = False
-    ) -> list[list[Attention | None]]:
+    def blocks(self, stage_sizes, *, last_stage: bool = True) -> list[list[Attention | None]]:
         """For each stage the attention of each of its blocks.
 
         Args:
           stage_sizes: number of blocks of each stage.
           last_stage: False keeps placement 'last' out of the last stage, as in GSoP-Net2.
-          large_first_stage: gives the first stage what its paper changes on large feature maps.
         """
         words = self._words(stage_sizes, last_stage)
-        return [
-            [self._of(symbol, large_first_stage and stage == 0) for symbol in word]
-            for stage, word in enumerate(words)
-        ]
+        return [[self._of(symbol) for symbol in word] for word in words]
 
     def _words(self, stage_sizes, last_stage):
         last = ["0" * (size - 1) + "1" for size in stage_sizes]
@@ -136,7 +126,7 @@ class AttentionPlan:
             )
         return words
 
-    def _of(self, symbol, first):
+    def _of(self, symbol):
         symbols = {"1": {}, **self.kind.symbols}
         if symbol == "0":
             return None
@@ -145,11 +135,8 @@ class AttentionPlan:
                 f"attention.placement holds '{symbol}'; '{self.attention.name}' knows the "
                 f"characters {listed(['0', *symbols])}."
             )
-        module = self.attention.module
-        options = {**(self.kind.first_stage if first else {}), **module.keywords}
-        return dataclasses.replace(
-            self.attention, module=partial(module.func, **options | symbols[symbol])
-        )
+        module = partial(self.attention.module, **symbols[symbol])
+        return dataclasses.replace(self.attention, module=module)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +144,7 @@ class Parts:
     """What a constructor of a network is given.
 
     Attributes:
+      backbone: its name, for messages.
       num_classes: width of the logits.
       attention: an `AttentionPlan`, or None.
       pool: factory of local pooling modules, called with `window`, `strides` and, where needed,
@@ -167,6 +155,7 @@ class Parts:
       dtype, axis_name: compute type; mapped axis that BatchNorm statistics are averaged over.
     """
 
+    backbone: str
     num_classes: int
     attention: AttentionPlan | None
     pool: Callable[..., nn.Module] | None
@@ -191,6 +180,7 @@ class Parts:
             pool = fitted(module, pool_options, **where)
         name, options = entry(config, "representation")
         return cls(
+            backbone=config["backbone"],
             num_classes=config["num_classes"],
             attention=attention_of(config, where),
             pool=pool,
@@ -199,6 +189,11 @@ class Parts:
             representation_options=options,
             **where,
         )
+
+    @property
+    def strided_pool(self) -> Callable[..., nn.Module] | None:
+        """`pool` for networks that go down by strided convolutions, which is what 'skip' means."""
+        return None if self.pool_name == "skip" else self.pool
 
     def blocks(self, stage_sizes, **options) -> list[list[Attention | None]]:
         """`AttentionPlan.blocks`, all None without attention."""
@@ -210,7 +205,6 @@ class Parts:
         self,
         features: nn.Module,
         *,
-        backbone: str,
         representation: str = "gavp",
         published: Mapping[str, Mapping[str, Any]] = types.MappingProxyType({}),
         own: Mapping[str, Callable[..., nn.Module]] = types.MappingProxyType({}),
@@ -222,7 +216,6 @@ class Parts:
 
         Args:
           features: [B,H,W,3] → [B,H',W',C], called with (images, train).
-          backbone: its name, for messages.
           representation: name of the one that the network has where the config names none.
           published: representation name → options it was published with in this network; a
             config's options go before them.
@@ -239,7 +232,7 @@ class Parts:
             features=features,
             representation=fitted(module, options, dtype=self.dtype, axis_name=self.axis_name)(),
             classifier=classifier(num_classes=self.num_classes, dtype=self.dtype),
-            backbone=backbone,
+            backbone=self.backbone,
             image_size=image_size,
             min_size=min_size,
         )
@@ -294,7 +287,7 @@ def lookup(role: str, name: str, known: Mapping[str, str], own=types.MappingProx
     if name in own:
         return own[name]
     if name in known:
-        return getattr(sop.layers, known[name], None) or getattr(sop.models.network, known[name])
+        return getattr(sop.layers, known[name])
     if ":" in name:
         path, _, attribute = name.partition(":")
         try:
@@ -315,15 +308,15 @@ def fitted(module, options, *, dtype, axis_name) -> Callable[..., nn.Module]:
 
 
 def takes(function, hidden=frozenset()) -> dict[str, Any]:
-    """Option name → annotated type: the arguments that a config may set."""
+    """Option name → type: a module's fields, a constructor's keyword-only arguments."""
     while isinstance(function, partial):
-        hidden = {*hidden, *function.keywords}
         function = function.func
-    hints = typing.get_type_hints(function.__init__ if isinstance(function, type) else function)
+    is_module = isinstance(function, type)
+    hints = typing.get_type_hints(function)
     return {
         name: hints.get(name, Any)
         for name, parameter in inspect.signature(function).parameters.items()
-        if name not in hidden | RESERVED and parameter.kind is not parameter.POSITIONAL_ONLY
+        if name not in hidden | RESERVED and (is_module or parameter.kind is parameter.KEYWORD_ONLY)
     }
 
 

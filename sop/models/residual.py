@@ -9,6 +9,27 @@ import jax
 from sop.models.parts import Attention, attend
 
 
+def stages(block, attention, widths, strides, x, train, name="layer{}_{}"):
+    """Stages of residual blocks, one after another; called inside a network's features.
+
+    Args:
+      block: factory of blocks.
+      attention: for each stage, the attention of each of its blocks (None: no attention).
+      widths, strides: of each stage.
+      x: [B,H,W,C].
+      name: of a block, given its stage (from 1) and its place there (from 0).
+    """
+    for stage, (blocks, width, stride) in enumerate(zip(attention, widths, strides, strict=True)):
+        for index, each in enumerate(blocks):
+            x = block(
+                width=width,
+                strides=1 if index else stride,
+                attention=each,
+                name=name.format(stage + 1, index),
+            )(x, train)
+    return x
+
+
 class ResidualBlock(nn.Module):
     """What the blocks have in common: [B,H,W,C] → [B,H/strides,W/strides,width·expansion].
 

@@ -1,0 +1,118 @@
+"""Wide ResNets for 32×32 images (Zagoruyko & Komodakis 2016, table 1)."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+import flax.linen as nn
+import jax
+
+from sop.errors import UsageError
+from sop.models.network import BatchNorm, Conv, Linear, Network
+from sop.models.parts import Attention, Parts, attend
+from sop.models.residual import stages
+
+
+class WideBlock(nn.Module):
+    """norm, ReLU, conv 3×3, norm, ReLU, dropout, conv 3×3, + shortcut.
+
+    Where the number of channels changes, the shortcut projects what the first ReLU gives, not x.
+
+    Attributes:
+      width: channels of the output.
+      strides: of the block.
+      attention: see `sop.models.parts.attend`.
+      pool: local pooling that takes the place of strided convolutions; None: those.
+      dropout: rate between the convolutions.
+      conv, norm: factories.
+    """
+
+    width: int
+    strides: int
+    attention: Attention | None
+    pool: Callable[..., nn.Module] | None
+    dropout: float
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        norm = partial(self.norm, use_running_average=not train)
+        strides = 1 if self.pool else self.strides
+        y = nn.relu(norm(name="bn1")(x))
+        if x.shape[-1] != self.width:
+            x = self.conv(self.width, (1, 1), strides, name="convShortcut")(y)
+        y = self.conv(self.width, (3, 3), strides, padding=1, name="conv1")(y)
+        y = nn.relu(norm(name="bn2")(attend(self.attention, "conv", y, train)))
+        y = nn.Dropout(self.dropout, deterministic=not train)(y)
+        y = self.conv(self.width, (3, 3), padding=1, name="conv2")(y)
+        y = attend(self.attention, "branch", y, train) + x
+        if self.pool and self.strides > 1:
+            y = self.pool(window=self.strides, strides=self.strides, name="pooling")(y, train)
+        return y
+
+
+class WideResNet(nn.Module):
+    """Three stages of widths 16k, 32k, 64k: [B,H,W,3] → [B,H/4,W/4,64k].
+
+    Attributes:
+      attention: for each stage, the attention of each of its blocks (None: no attention).
+      widening: k.
+      last_stride: stride of the third stage.
+      block: of blocks.
+      conv, norm: factories.
+    """
+
+    attention: list[list[Attention | None]]
+    widening: int
+    last_stride: int
+    block: Callable[..., nn.Module]
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        x = self.conv(16, (3, 3), padding=1, name="conv1")(images)
+        widths = [16 * self.widening, 32 * self.widening, 64 * self.widening]
+        strides = (1, 2, self.last_stride)
+        x = stages(self.block, self.attention, widths, strides, x, train, "block{}_layer_{}")
+        return nn.relu(self.norm(use_running_average=not train, name="bn1")(x))
+
+
+def wide_resnet(
+    parts: Parts,
+    depth: int,
+    widening: int,
+    *,
+    dropout: float = 0.0,
+    last_stride: Literal[1, 2] | None = None,
+) -> Network:
+    """Wide ResNet of depth 6n+4 and `widening` k.
+
+    Args:
+      depth, widening: as in the name 'wrn28_10_cifar'.
+      dropout: rate between the convolutions of a block.
+      last_stride: of the third stage; by default 1 with MPN-COV and 2 with others.
+    """
+    stage_size, rest = divmod(depth - 4, 6)
+    if rest or not stage_size:
+        raise UsageError(f"A wide ResNet has depth 6n+4 (16, 28, 40, …), not {depth}.")
+    mpncov = parts.representation_name == "mpncov"
+    conv = partial(Conv, dtype=parts.dtype)
+    norm = partial(BatchNorm, dtype=parts.dtype, axis_name=parts.axis_name)
+    pool = parts.strided_pool
+    features = WideResNet(
+        attention=parts.blocks((stage_size,) * 3, last_stage=not mpncov),
+        widening=widening,
+        last_stride=last_stride or (1 if mpncov else 2),
+        block=partial(WideBlock, conv=conv, norm=norm, pool=pool, dropout=dropout),
+        conv=conv,
+        norm=norm,
+    )
+    return parts.network(
+        features,
+        published={"mpncov": {"reduction": 128, "num_iters": 5, "dropout": 0.5}},
+        classifier=partial(Linear, bias_init=nn.initializers.zeros),
+        image_size=32,
+        min_size=4 if pool else 1,
+    )
