@@ -52,7 +52,7 @@ class MPNCOV(nn.Module):
     'none': Σ itself.
 
     Attributes:
-      reduction: d; None: no reduction, d = C.
+      reduction: d; None or 0: no reduction, d = C.
       num_iters: N of 'newton_schulz'; 5 in fast MPN-COV, 3 in GSoP-Net2.
       normalization: which of the three.
       alpha: α of 'eigh', above 0.
@@ -94,7 +94,7 @@ class MPNCOV(nn.Module):
         if not 0 <= self.dropout < 1:
             raise ValueError(f"MPNCOV got dropout {self.dropout!r}: give a rate in [0, 1).")
         x = ops.widen(x.astype(self.dtype or x.dtype))
-        if self.reduction is not None:
+        if self.reduction:
             require_count(self, "reduction", self.reduction)
             x = PointwiseConv(self.reduction, use_bias=False, dtype=self.dtype, name="reduce")(x)
             x = nn.relu(batch_norm(train, self.axis_name, "reduce_norm")(x))
