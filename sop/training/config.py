@@ -4,7 +4,7 @@ import difflib
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,17 @@ def parse_flags(argv: Sequence[str], default: ConfigDict) -> list[str]:
             raise
         print(sentence, file=sys.stderr)
         sys.exit(2)
+
+
+def flatten(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys → values."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict | Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
 
 
 def _check_keys(config: ConfigDict, default: ConfigDict, prefix: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sop.errors import UsageError
+from sop.training.config import flatten
 
 # What may change between a run and its continuation: no part of the model, of the training and
 # evaluation examples, or of the course of training. A trailing dot stands for everything below.
@@ -160,7 +161,7 @@ def differences(
     saved: Mapping[str, Any], present: Mapping[str, Any], free: tuple[str, ...] = ()
 ) -> dict[str, tuple[str, str]]:
     """Dotted keys, not among `free`, whose values differ → (saved, present) as they are written."""
-    before, now = _flat(saved), _flat(present)
+    before, now = flatten(saved), flatten(present)
     changed = {}
     for key in sorted(before.keys() | now.keys()):
         values = tuple(json.dumps(d[key]) if key in d else "not set" for d in (before, now))
@@ -177,13 +178,3 @@ def _refuse_differences(path: str | os.PathLike, changed: dict[str, tuple[str, s
             f"Work folder {path} holds a run of another config ({pairs}): "
             "restore these values, or choose another --workdir."
         )
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat

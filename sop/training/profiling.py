@@ -1,0 +1,44 @@
+"""A trace of a few training steps."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+
+class Tracer:
+    """Traces `steps` training steps, after the first few, into `directory`.
+
+    TensorBoard's profile plug-in reads the folder; https://ui.perfetto.dev opens the
+    `*.trace.json.gz` in it.
+
+    Args:
+      directory: made when the trace is written.
+      steps: 0 for no trace.
+      skip: steps left out first: they compile and fill queues.
+    """
+
+    def __init__(self, directory: Path, steps: int, skip: int = 5):
+        self._directory = directory
+        self._first, self._last = skip, skip + steps
+        self._count = 0
+        self._running = False
+
+    def after_step(self, metrics: Any) -> None:
+        """To be called after each step is dispatched, with something that it computes."""
+        self._count += 1
+        if self._first == self._last:
+            return
+        if self._count == self._first:
+            jax.block_until_ready(metrics)
+            jax.profiler.start_trace(self._directory)
+            self._running = True
+        elif self._count == self._last:
+            jax.block_until_ready(metrics)
+            self.close()
+
+    def close(self) -> None:
+        """Ends a trace that has begun, be it short."""
+        if self._running:
+            self._running = False
+            jax.profiler.stop_trace()
