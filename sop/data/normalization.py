@@ -1,0 +1,40 @@
+"""Named statistics of data sets, and the normalisation that runs on the device."""
+
+import jax
+import jax.numpy as jnp
+
+from sop.errors import UsageError
+
+# name → (means, standard deviations) of the channels of images scaled to [0, 1].
+STATISTICS = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+    "digits": ((0.3053, 0.3053, 0.3053), (0.3760, 0.3760, 0.3760)),
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+
+
+def check_normalization(name: str) -> None:
+    """Raises UsageError unless `name` is a key of STATISTICS."""
+    if name not in STATISTICS:
+        raise UsageError(
+            f"Normalization {name!r} is unknown; set config.input.normalization to one of "
+            f"{', '.join(sorted(STATISTICS))}."
+        )
+
+
+def normalize(images: jax.Array, name: str, dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    """(images / 255 − mean) / deviation, with the statistics called `name`.
+
+    Args:
+      images: [..., 3], uint8 or a float type, values in [0, 255].
+      name: A key of `STATISTICS`; 'none' only scales to [0, 1].
+      dtype: Of the result; the arithmetic is float32.
+
+    Raises:
+      UsageError: The name is unknown.
+    """
+    check_normalization(name)
+    mean, deviation = (jnp.asarray(values, jnp.float32) for values in STATISTICS[name])
+    return ((images.astype(jnp.float32) - 255 * mean) / (255 * deviation)).astype(dtype)

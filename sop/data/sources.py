@@ -1,0 +1,243 @@
+"""Where examples come from: data sets prepared by TFDS as ArrayRecord, and folders of images.
+
+A source gives any example of a split by its index, still encoded, without reading the others.
+"""
+
+import contextlib
+import difflib
+import io
+from pathlib import Path
+from typing import Protocol
+
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import file_adapters, naming, registered
+
+from sop.data.digits import Digits
+from sop.errors import UsageError
+
+# Builders of ours (importing them registers their names) that are prepared on first use.
+_SELF_PREPARING = (Digits.name,)
+_FOLDER = "folder:"
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+class Source(Protocol):
+    """The examples of one split, in a fixed order."""
+
+    class_names: list[str]
+    image_size: tuple[int, int] | None  # height, width, where known to be the same for all
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[bytes, int]:
+        """(encoded image, label)"""
+
+    def describe(self, index: int) -> str:
+        """Names example `index` to a reader, for instance by its file."""
+
+
+def open_source(dataset: str, split: str, data_dir: str | None = None) -> Source:
+    """Opens a split of a data set.
+
+    Args:
+      dataset: 'folder:/path', or a TFDS name with or without config and version ('cifar10:3.0.2').
+        'digits' is prepared on first use.
+      split: Its name; for TFDS also parts and sums, 'train[:90%]', 'train+validation'.
+      data_dir: Of TFDS; None means TFDS's own default.
+
+    Raises:
+      UsageError: The data set is unknown, not prepared or not readable at random, or has no such
+        split; a folder has no images, or a class is missing in one split.
+    """
+    if dataset.startswith(_FOLDER):
+        return FolderSource(Path(dataset.removeprefix(_FOLDER)).expanduser(), split)
+    return TFDSSource(dataset, split, data_dir)
+
+
+class TFDSSource:
+    """A split of a data set that TFDS has prepared; TensorFlow is not imported."""
+
+    def __init__(self, dataset: str, split: str, data_dir: str | None = None):
+        builder = _open_builder(dataset, data_dir)
+        _check_random_access(builder, dataset, data_dir)
+        self._name = f"{builder.info.full_name}, split {split!r}"
+        image_key, label_key = _supervised_keys(builder, dataset)
+        features = builder.info.features
+        self.class_names = list(features[label_key].names)
+        height, width, _ = features[image_key].shape
+        self.image_size = (height, width) if height and width else None
+        try:
+            self._records = builder.as_data_source(
+                split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+            )
+        except ValueError as error:
+            known = ", ".join(sorted(builder.info.splits))
+            raise UsageError(
+                f"Data set {dataset!r} has no split {split!r}; set config.input.train_split and "
+                f"config.input.eval_split to one of {known}, or to parts or sums of these."
+            ) from error
+        # Only these two are parsed: a record may hold more images, as segmentation masks.
+        self._features = tfds.features.FeaturesDict(
+            {"image": features[image_key], "label": features[label_key]}
+        )
+        self._keys = image_key, label_key
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> tuple[bytes, int]:
+        example = self._features.deserialize_example_np(
+            self._records[index], decoders={"image": tfds.decode.SkipDecoding()}
+        )
+        return example["image"], example["label"]
+
+    def describe(self, index: int) -> str:
+        return f"record {index} of {self._name}"
+
+
+def prepare_command(dataset: str, data_dir: str | None, *options: str) -> str:
+    """The command line that prepares `dataset` where `open_source` looks for it."""
+    where = [f"--data_dir={data_dir}"] if data_dir else []
+    return " ".join(["python -m sop.data.prepare", dataset, *where, *options])
+
+
+def _open_builder(dataset: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+    try:
+        name = naming.parse_builder_name_kwargs(dataset)[0].name
+    except ValueError as error:
+        raise UsageError(
+            f"Data set {dataset!r} cannot be read as a name; write 'name', 'name/config', "
+            "'name:1.2.3' or 'folder:/path' in config.input.dataset."
+        ) from error
+    if name in _SELF_PREPARING:
+        return _prepare_quietly(dataset, data_dir)
+    try:
+        return tfds.core.read_only_builder.builder_from_files(dataset, data_dir=data_dir)
+    except registered.DatasetNotFoundError as error:
+        known = tfds.list_builders(with_community_datasets=False)
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(close)}?" if close else "see tfds.list_builders()."
+            raise UsageError(
+                f"Data set {dataset!r} in config.input.dataset is unknown to TFDS; {hint}"
+            ) from error
+        raise UsageError(
+            f"Data set {dataset!r} is not prepared in {data_dir or tfds.core.constants.DATA_DIR}; "
+            f"run: {prepare_command(dataset, data_dir)}"
+        ) from error
+
+
+def _prepare_quietly(dataset: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+    builder = tfds.builder(dataset, data_dir=data_dir, file_format="array_record")
+    if builder.data_path.exists():
+        return builder
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), _no_progress_bars():
+            builder.download_and_prepare()
+    except OSError as error:
+        # TFDS writes beside the final folder and renames; only one of several processes can.
+        builder = tfds.builder(dataset, data_dir=data_dir, file_format="array_record")
+        if not builder.data_path.exists():
+            raise UsageError(
+                f"Data set {dataset!r} cannot be prepared ({error}); set config.input.data_dir to "
+                "a folder that can be written."
+            ) from error
+    return builder
+
+
+@contextlib.contextmanager
+def _no_progress_bars():
+    tfds.display_progress_bar(False)
+    try:
+        yield
+    finally:
+        tfds.display_progress_bar(True)
+
+
+def _check_random_access(
+    builder: tfds.core.DatasetBuilder, dataset: str, data_dir: str | None
+) -> None:
+    formats = builder.info.available_file_formats()
+    if formats.isdisjoint(file_adapters.FileFormat.with_random_access()):
+        found = ", ".join(sorted(each.value for each in formats))
+        raise UsageError(
+            f"Data set {dataset!r} in {builder.data_dir} is prepared as {found}, which cannot be "
+            f"read at random; run: {prepare_command(dataset, data_dir, '--convert')}"
+        )
+
+
+def _supervised_keys(builder: tfds.core.DatasetBuilder, dataset: str) -> tuple[str, str]:
+    features = builder.info.features
+    match builder.info.supervised_keys:
+        case (image, label) if isinstance(features[image], tfds.features.Image) and isinstance(
+            features[label], tfds.features.ClassLabel
+        ):
+            return image, label
+    raise UsageError(
+        f"Data set {dataset!r} does not hold images with one label each; choose one for image "
+        "classification in config.input.dataset."
+    )
+
+
+class FolderSource:
+    """The tree split/class/image of a user; classes are numbered in the order of their names."""
+
+    image_size = None
+
+    def __init__(self, root: Path, split: str):
+        splits = _images_by_split(root)
+        if split not in splits:
+            raise UsageError(
+                f"Folder {root} has no split {split!r}; set config.input.train_split and "
+                f"config.input.eval_split to one of {', '.join(splits)}."
+            )
+        self.class_names = sorted({name for classes in splits.values() for name in classes})
+        for each, classes in splits.items():
+            if missing := [name for name in self.class_names if not classes.get(name)]:
+                raise UsageError(
+                    f"Folder {root / each} has no images of class {missing[0]!r}, which "
+                    "another split has; add some, or remove the class from the other."
+                )
+        self._examples = [
+            (path, label)
+            for label, name in enumerate(self.class_names)
+            for path in splits[split][name]
+        ]
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> tuple[bytes, int]:
+        path, label = self._examples[index]
+        return path.read_bytes(), label
+
+    def describe(self, index: int) -> str:
+        return str(self._examples[index][0])
+
+
+def _images_by_split(root: Path) -> dict[str, dict[str, list[Path]]]:
+    """{split: {class: images}} of a tree; splits without any class folder are left out."""
+    if not root.is_dir():
+        raise UsageError(
+            f"Folder {root} of config.input.dataset does not exist; write folder:/path/to/a/folder "
+            "that holds train/CLASS/*.jpg."
+        )
+    splits = {
+        split.name: {each.name: _images(each) for each in _folders(split)}
+        for split in _folders(root)
+    }
+    splits = {name: classes for name, classes in splits.items() if classes}
+    if not any(images for classes in splits.values() for images in classes.values()):
+        raise UsageError(
+            f"Folder {root} has no images; put {', '.join(_IMAGE_SUFFIXES)} files into "
+            "train/CLASS/ and test/CLASS/."
+        )
+    return splits
+
+
+def _folders(path: Path) -> list[Path]:
+    return sorted(each for each in path.iterdir() if each.is_dir() and each.name[0] != ".")
+
+
+def _images(path: Path) -> list[Path]:
+    return sorted(each for each in path.iterdir() if each.suffix.lower() in _IMAGE_SUFFIXES)

@@ -1,0 +1,479 @@
+"""Image transforms, composed by strings such as "random_resized_crop(224) | flip".
+
+Each transform is a small dataclass that maps images uint8 [B, H, W, 3] and the uniform random
+numbers of each, float64 [B, num_draws] in [0, 1), to images. It is a pure function: whoever draws
+the numbers decides what the randomness depends on.
+"""
+
+import ast
+import dataclasses
+import functools
+import math
+from statistics import NormalDist
+from typing import ClassVar
+
+import cv2
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from sop.data import images as codec
+from sop.errors import UsageError
+
+Size = tuple[int, int]  # height, width
+
+
+@dataclasses.dataclass(frozen=True)
+class Region:
+    """The rectangle of an image that a sampling transform keeps, and the size it gets."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    size: Size
+
+
+class Transform:
+    """What every transform has; the defaults are those of one that is not random."""
+
+    num_draws: ClassVar[int] = 0
+    num_views: ClassVar[int | None] = None  # how many images one becomes, in a new axis 1
+
+    def __call__(self, images: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        """[B, H, W, 3], [B, num_draws] → [B, H', W', 3] or [B, num_views, H', W', 3]."""
+        raise NotImplementedError
+
+    def output_size(self, size: Size | None) -> Size | None:
+        """Size of the result for images of `size`; None where it differs among images."""
+        raise NotImplementedError
+
+
+class Sampling(Transform):
+    """A transform that cuts out a rectangle and resizes it.
+
+    Standing first it decides how large a JPEG must be decoded.
+    """
+
+    def region(self, height: int, width: int, draws: np.ndarray) -> Region:
+        raise NotImplementedError
+
+    def __call__(self, images: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        size = images.shape[1:3]
+        return np.stack(
+            [
+                sample(image, size, self.region(*size, row))
+                for image, row in zip(images, draws, strict=True)
+            ]
+        )
+
+
+def sample(image: np.ndarray, full: Size, region: Region) -> np.ndarray:
+    """Cuts `region`, given in pixels of the full-size image, out of a perhaps reduced `image`."""
+    vertical, horizontal = image.shape[0] / full[0], image.shape[1] / full[1]
+    top, left = round(region.top * vertical), round(region.left * horizontal)
+    bottom = max(round((region.top + region.height) * vertical), top + 1)
+    right = max(round((region.left + region.width) * horizontal), left + 1)
+    return codec.resize(image[top:bottom, left:right], *region.size)
+
+
+def reduction(region: Region) -> int:
+    """The largest of 8, 4, 2, 1 by which the image may be reduced without enlarging `region`."""
+    spare = min(region.height / region.size[0], region.width / region.size[1])
+    return next(factor for factor in (8, 4, 2, 1) if factor <= spare or factor == 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomResizedCrop(Sampling):
+    """A rectangle of random area, aspect ratio (log-uniform) and place, resized to a square.
+
+    Ten attempts at a rectangle that lies inside the image, else the largest central one of
+    allowed ratio, as in torchvision; "Going deeper with convolutions" (2014), §6.
+    """
+
+    size: int
+    area: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    attempts: ClassVar[int] = 10
+    num_draws: ClassVar[int] = 2 * attempts + 2
+
+    def region(self, height: int, width: int, draws: np.ndarray) -> Region:
+        areas, ratios = draws[: 2 * self.attempts].reshape(2, self.attempts)
+        areas = height * width * (self.area[0] + areas * (self.area[1] - self.area[0]))
+        low, high = np.log(self.ratio)
+        ratios = np.exp(low + ratios * (high - low))
+        widths = np.rint(np.sqrt(areas * ratios)).astype(int)
+        heights = np.rint(np.sqrt(areas / ratios)).astype(int)
+        inside = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
+        if not inside.any():
+            return self._central(height, width)
+        first = int(inside.argmax())
+        crop_height, crop_width = int(heights[first]), int(widths[first])
+        top = int(draws[-2] * (height - crop_height + 1))
+        left = int(draws[-1] * (width - crop_width + 1))
+        return Region(top, left, crop_height, crop_width, (self.size, self.size))
+
+    def _central(self, height: int, width: int) -> Region:
+        if width / height < self.ratio[0]:
+            crop_height, crop_width = round(width / self.ratio[0]), width
+        elif width / height > self.ratio[1]:
+            crop_height, crop_width = height, round(height * self.ratio[1])
+        else:
+            crop_height, crop_width = height, width
+        top, left = (height - crop_height) // 2, (width - crop_width) // 2
+        return Region(top, left, crop_height, crop_width, (self.size, self.size))
+
+    def output_size(self, size: Size | None) -> Size:
+        return self.size, self.size
+
+
+@dataclasses.dataclass(frozen=True)
+class Resize(Sampling):
+    """Resizes to a rectangle, whatever the aspect ratio was."""
+
+    height: int
+    width: int
+
+    def region(self, height: int, width: int, draws: np.ndarray) -> Region:
+        return Region(0, 0, height, width, (self.height, self.width))
+
+    def output_size(self, size: Size | None) -> Size:
+        return self.height, self.width
+
+
+@dataclasses.dataclass(frozen=True)
+class ResizeShort(Sampling):
+    """Resizes so that the short side becomes `size`; the aspect ratio stays."""
+
+    size: int
+
+    def region(self, height: int, width: int, draws: np.ndarray) -> Region:
+        return Region(0, 0, height, width, self.output_size((height, width)))
+
+    def output_size(self, size: Size | None) -> Size | None:
+        if size is None:
+            return None
+        height, width = size
+        if height <= width:
+            return self.size, self.size * width // height
+        return self.size * height // width, self.size
+
+
+@dataclasses.dataclass(frozen=True)
+class CenterCrop(Transform):
+    """The central size × size square; a smaller image is padded with black."""
+
+    size: int
+
+    def __call__(self, images: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        images = _pad_to(images, self.size)
+        top, left = (round((side - self.size) / 2) for side in images.shape[1:3])
+        return images[:, top : top + self.size, left : left + self.size]
+
+    def output_size(self, size: Size | None) -> Size:
+        return self.size, self.size
+
+
+@dataclasses.dataclass(frozen=True)
+class PadCrop(Transform):
+    """Pads every side with `padding` black pixels, then cuts out a random size × size square."""
+
+    size: int
+    padding: int
+    num_draws: ClassVar[int] = 2
+
+    def __call__(self, images: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        batch, height, width, channels = images.shape
+        pad = self.padding
+        padded = np.zeros((batch, height + 2 * pad, width + 2 * pad, channels), np.uint8)
+        padded[:, pad : pad + height, pad : pad + width] = images
+        padded = _pad_to(padded, self.size)
+        windows = sliding_window_view(padded, (self.size, self.size, channels), axis=(1, 2, 3))
+        places = np.array(windows.shape[1:3])
+        top, left = (draws * places).astype(int).T
+        return windows[np.arange(batch), top, left, 0]
+
+    def output_size(self, size: Size | None) -> Size:
+        return self.size, self.size
+
+
+@dataclasses.dataclass(frozen=True)
+class Flip(Transform):
+    """Mirrors left and right with probability ½."""
+
+    num_draws: ClassVar[int] = 1
+
+    def __call__(self, images: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        chosen = np.flatnonzero(draws[:, 0] < 0.5)
+        flipped = images.copy()
+        flipped[chosen] = _mirror(images[chosen])
+        return flipped
+
+    def output_size(self, size: Size | None) -> Size | None:
+        return size
+
+
+@dataclasses.dataclass(frozen=True)
+class ColorJitter(Transform):
+    """Scales brightness, contrast and saturation by factors uniform in [1 − s, 1 + s] ∩ [0, ∞).
+
+    The three are applied in a random order, each rounded to uint8:
+    brightness f·x; contrast f·x + (1 − f)·mean of the grey image; saturation f·x + (1 − f)·grey.
+    """
+
+    brightness: float
+    contrast: float
+    saturation: float
+    num_draws: ClassVar[int] = 4
+    orders: ClassVar[tuple[tuple[int, int, int], ...]] = (
+        (0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0),
+    )  # fmt: skip
+
+    def __call__(self, images: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        return np.stack([self._one(image, row) for image, row in zip(images, draws, strict=True)])
+
+    def _one(self, image: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        strengths = np.array([self.brightness, self.contrast, self.saturation])
+        low = np.maximum(1 - strengths, 0)
+        factors = low + draws[:3] * (1 + strengths - low)
+        changes = (_scale_brightness, _scale_contrast, _scale_saturation)
+        for which in self.orders[int(draws[3] * len(self.orders))]:
+            if strengths[which] > 0:
+                image = changes[which](image, float(factors[which]))
+        return image
+
+    def output_size(self, size: Size | None) -> Size | None:
+        return size
+
+
+def _scale_brightness(image: np.ndarray, factor: float) -> np.ndarray:
+    return cv2.convertScaleAbs(image, alpha=factor)
+
+
+def _scale_contrast(image: np.ndarray, factor: float) -> np.ndarray:
+    mean = round(float(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).mean()))
+    levels = factor * np.arange(256) + (1 - factor) * mean
+    return cv2.LUT(image, np.rint(levels).clip(0, 255).astype(np.uint8))
+
+
+def _scale_saturation(image: np.ndarray, factor: float) -> np.ndarray:
+    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    return cv2.addWeighted(image, factor, grey, 1 - factor, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lighting(Transform):
+    """AlexNet's PCA noise: adds Σᵢ αᵢ λᵢ vᵢ to every pixel's RGB, αᵢ ~ N(0, deviation²).
+
+    λ and v are eigenvalues and -vectors of ImageNet's RGB covariance on the scale [0, 1]; the
+    sum is rounded to uint8. Krizhevsky et al. (2012), §4.1.
+    """
+
+    deviation: float
+    num_draws: ClassVar[int] = 3
+    eigenvalues: ClassVar[np.ndarray] = np.array([0.2175, 0.0188, 0.0045])
+    eigenvectors: ClassVar[np.ndarray] = np.array(
+        [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
+    )
+
+    def __call__(self, images: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        inverse = NormalDist(sigma=self.deviation or 1e-300).inv_cdf
+        alphas = np.array([[inverse(max(u, 2.0**-54)) for u in row] for row in draws])
+        shifts = 255 * (alphas * self.eigenvalues) @ self.eigenvectors.T
+        levels = np.arange(256)[:, None] + shifts[:, None]  # [B, 256, 3]
+        tables = np.rint(levels).clip(0, 255).astype(np.uint8)
+        return np.stack(
+            [cv2.LUT(image, table[:, None]) for image, table in zip(images, tables, strict=True)]
+        )
+
+    def output_size(self, size: Size | None) -> Size | None:
+        return size
+
+
+@dataclasses.dataclass(frozen=True)
+class TenCrop(Transform):
+    """Four corners and centre, size × size each, and their mirror images."""
+
+    size: int
+    num_views: ClassVar[int | None] = 10
+
+    def __call__(self, images: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        images = _pad_to(images, self.size)
+        size = self.size
+        bottom, right = (side - size for side in images.shape[1:3])
+        middle = round(bottom / 2), round(right / 2)
+        corners = (0, 0), (0, right), (bottom, 0), (bottom, right), middle
+        crops = [images[:, top : top + size, left : left + size] for top, left in corners]
+        return np.stack([*crops, *map(_mirror, crops)], axis=1)
+
+    def output_size(self, size: Size | None) -> Size:
+        return self.size, self.size
+
+
+@dataclasses.dataclass(frozen=True)
+class MirrorViews(Transform):
+    """The image and its mirror image."""
+
+    num_views: ClassVar[int | None] = 2
+
+    def __call__(self, images: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        return np.stack([images, _mirror(images)], axis=1)
+
+    def output_size(self, size: Size | None) -> Size | None:
+        return size
+
+
+def _mirror(images: np.ndarray) -> np.ndarray:
+    # `take` copies whole pixels, several times faster than a view with a negative stride.
+    return np.take(images, np.arange(images.shape[-2] - 1, -1, -1), axis=-2)
+
+
+def _pad_to(images: np.ndarray, size: int) -> np.ndarray:
+    """Pads [B, H, W, 3] with black around the centre to at least size × size."""
+    missing = [max(size - side, 0) for side in images.shape[1:3]]
+    if not any(missing):
+        return images
+    margins = [(total // 2, total - total // 2) for total in missing]
+    return np.pad(images, [(0, 0), *margins, (0, 0)])
+
+
+TRANSFORMS = {
+    "center_crop": CenterCrop,
+    "color_jitter": ColorJitter,
+    "flip": Flip,
+    "lighting": Lighting,
+    "mirror_views": MirrorViews,
+    "pad_crop": PadCrop,
+    "random_resized_crop": RandomResizedCrop,
+    "resize": Resize,
+    "resize_short": ResizeShort,
+    "ten_crop": TenCrop,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+    """Transforms one after the other."""
+
+    transforms: tuple[Transform, ...]
+
+    @property
+    def num_draws(self) -> int:
+        return sum(transform.num_draws for transform in self.transforms)
+
+    def __call__(self, images: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        """uint8 [B, H, W, 3], float64 [B, num_draws] → uint8 [B, (V,) H', W', 3]."""
+        used = 0
+        for transform in self.transforms:
+            images = transform(images, draws[:, used : used + transform.num_draws])
+            used += transform.num_draws
+        return images
+
+    def decode(self, data: bytes, draws: np.ndarray) -> np.ndarray:
+        """Encoded image, float64 [num_draws] → uint8 [(V,) H', W', 3]; decodes only what is needed.
+
+        Raises:
+          BadImageError: The bytes are not an image, or one cut short.
+        """
+        first = self.transforms[0] if self.transforms else None
+        if not isinstance(first, Sampling):
+            return self(codec.decode(data)[None], draws[None])[0]
+        full = codec.image_size(data)
+        region = first.region(*full, draws[: first.num_draws])
+        image = sample(
+            codec.decode(data, reduction(region) if codec.is_jpeg(data) else 1), full, region
+        )
+        return Pipeline(self.transforms[1:])(image[None], draws[None, first.num_draws :])[0]
+
+    def split(self) -> tuple["Pipeline", "Pipeline"]:
+        """(what does the same to an image every time and keeps its views one, the rest)."""
+        fixed = 0
+        for transform in self.transforms:
+            if transform.num_draws or transform.num_views:
+                break
+            fixed += 1
+        return Pipeline(self.transforms[:fixed]), Pipeline(self.transforms[fixed:])
+
+    def output_size(self, size: Size | None) -> Size | None:
+        """(H', W') for images of `size`, where None means that it differs among images."""
+        return functools.reduce(lambda at, step: step.output_size(at), self.transforms, size)
+
+    @property
+    def num_views(self) -> int | None:
+        return self.transforms[-1].num_views if self.transforms else None
+
+
+def parse(text: str, *, training: bool) -> Pipeline:
+    """ "a(1) | b" → Pipeline. In training no test-time views, in evaluation nothing random.
+
+    Raises:
+      UsageError: The text is ill-formed, or names or arguments do not exist.
+    """
+    key = f"config.input.{'train' if training else 'eval'}_transforms"
+    if not text.strip():
+        return Pipeline(())
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+    except SyntaxError as error:
+        raise UsageError(
+            f'{key} = "{text}" cannot be read; write transforms joined by "|", such as '
+            '"random_resized_crop(224) | flip".'
+        ) from error
+    transforms = tuple(_build(step, key) for step in _steps(node))
+    for place, transform in enumerate(transforms):
+        name = _name(transform)
+        if training and transform.num_views:
+            raise UsageError(f"{key}: {name} makes views for evaluation; remove it from training.")
+        if not training and transform.num_draws:
+            raise UsageError(f"{key}: {name} is random; evaluation takes only fixed transforms.")
+        if transform.num_views and place + 1 < len(transforms):
+            raise UsageError(f"{key}: {name} makes several views and must stand last.")
+    return Pipeline(transforms)
+
+
+def _steps(node: ast.expr) -> list[ast.expr]:
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        return [*_steps(node.left), *_steps(node.right)]
+    return [node]
+
+
+def _build(node: ast.expr, key: str) -> Transform:
+    call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
+    name = call.func.id if isinstance(call.func, ast.Name) else ast.unparse(call.func)
+    if name not in TRANSFORMS:
+        known = ", ".join(_signature(each) for each in TRANSFORMS)
+        raise UsageError(f"{key}: there is no transform {name!r}; there are {known}.")
+    try:
+        positional = [ast.literal_eval(value) for value in call.args]
+        named = {each.arg: ast.literal_eval(each.value) for each in call.keywords}
+        transform = TRANSFORMS[name](*positional, **named)
+        fields = [
+            (field, getattr(transform, field.name)) for field in dataclasses.fields(transform)
+        ]
+        if all(_fits(value, field) for field, value in fields):
+            return transform
+    except (TypeError, ValueError):
+        pass  # said below, the same for all ill-typed arguments
+    raise UsageError(f"{key}: {ast.unparse(call)} does not fit; write {_signature(name)}.")
+
+
+def _fits(value: object, field: dataclasses.Field) -> bool:
+    if field.type is int:
+        least = 0 if field.name == "padding" else 1
+        return type(value) is int and value >= least
+    if field.type is float:
+        return type(value) in (int, float) and 0 <= value < math.inf
+    if not isinstance(value, tuple) or len(value) != 2:
+        return False
+    return all(type(each) in (int, float) and 0 < each < math.inf for each in value) and (
+        value[0] <= value[1]
+    )
+
+
+def _name(transform: Transform) -> str:
+    return next(name for name, kind in TRANSFORMS.items() if kind is type(transform))
+
+
+def _signature(name: str) -> str:
+    fields = dataclasses.fields(TRANSFORMS[name])
+    required = [field.name for field in fields if field.default is dataclasses.MISSING]
+    return f"{name}({', '.join(required)})" if required else name

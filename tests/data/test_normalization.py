@@ -1,0 +1,26 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sop.data.normalization import STATISTICS, normalize
+from sop.errors import UsageError
+
+
+@pytest.mark.parametrize("name", STATISTICS)
+def test_normalize_is_affine_with_the_named_statistics(name):
+    images = np.random.default_rng(0).integers(0, 256, (2, 4, 5, 3), np.uint8)
+    mean, deviation = map(np.array, STATISTICS[name])
+    np.testing.assert_allclose(
+        normalize(images, name), (images / 255 - mean) / deviation, atol=1e-5
+    )
+
+
+def test_normalize_gives_the_compute_type():
+    assert (
+        normalize(jnp.zeros((1, 2, 2, 3), jnp.uint8), "cifar10", jnp.bfloat16).dtype == jnp.bfloat16
+    )
+
+
+def test_unknown_statistics_are_refused():
+    with pytest.raises(UsageError, match="'imagnet' is unknown.*imagenet"):
+        normalize(jnp.zeros((1, 2, 2, 3), jnp.uint8), "imagnet")
