@@ -42,7 +42,7 @@ def get_config() -> ConfigDict:
     config.optimizer.nesterov = False
     config.optimizer.weight_decay = 1e-4
     config.optimizer.clip_norm = placeholder(float)  # of the whole gradient
-    # Pairs (regular expression searched in a parameter's path 'a/b/kernel', value); last match wins.
+    # Pairs (regular expression searched in a parameter's path 'a/b/kernel', value); last wins.
     config.optimizer.lr_multipliers = ()
     config.optimizer.weight_decays = ()
     config.optimizer.frozen = ()  # regular expressions

@@ -74,7 +74,7 @@ class Checkpoints:
             self.directory,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies,
-                best_fn=_top1,
+                best_fn=None if read_only else _top1,
                 create=not read_only,
                 read_only=read_only,
                 cleanup_tmp_directories=not read_only,

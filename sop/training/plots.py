@@ -3,6 +3,7 @@
 import io
 import os
 from collections.abc import Sequence
+from statistics import median
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -33,7 +34,7 @@ def draw_curves(path: str | os.PathLike, history: Sequence[dict[str, Any]], titl
     _plot(axes[3], history, "train", "learning_rate")
     axes[3].set_ylabel("learning rate")
     rates = [entry["learning_rate"] for entry in history if "learning_rate" in entry]
-    if rates and min(rates) > 0 and max(rates) > 20 * min(rates):
+    if rates and min(rates) > 0 and max(rates) >= 5 * median(rates):
         axes[3].set_yscale("log")
     for panel in axes:
         panel.set_xlabel("epoch")

@@ -1,7 +1,6 @@
 """A trace of a few training steps."""
 
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -24,18 +23,15 @@ class Tracer:
         self._count = 0
         self._running = False
 
-    def after_step(self, metrics: Any) -> None:
-        """To be called after each step is dispatched, with something that it computes."""
+    def after_step(self) -> None:
+        """To be called after each step."""
         self._count += 1
-        if self._first == self._last:
-            return
-        if self._count == self._first:
-            jax.block_until_ready(metrics)
-            jax.profiler.start_trace(self._directory)
-            self._running = True
-        elif self._count == self._last:
-            jax.block_until_ready(metrics)
-            self.close()
+        if self._first < self._last:
+            if self._count == self._first:
+                jax.profiler.start_trace(self._directory)
+                self._running = True
+            elif self._count == self._last:
+                self.close()
 
     def close(self) -> None:
         """Ends a trace that has begun, be it short."""

@@ -2,11 +2,11 @@
 
 How a training loop uses it, alike in every process (only the first one's is enabled):
 
-    reporter = Reporter(workdir, enabled=jax.process_index() == 0, total_steps=…, …)
-    reporter.start(config, variables, jax.devices(), step=0 or restored step, saved=what was saved)
+    reporter = Reporter(workdir, stages, learning_rate_at(stages), log_every=…, enabled=…)
+    reporter.start(config, variables, devices, step=0 or restored step, saved=what was saved)
     for step in …:
-        state, metrics = train_step(state, batch)
-        reporter.train(step, metrics)  # device arrays; does not wait for them
+        …
+        reporter.train(step, metrics)
         with reporter.pause():  # time that is not training
             reporter.evaluation(step, evaluate(…))
             checkpoints.save(state, {"report": reporter.state(), …})
@@ -32,10 +32,10 @@ from tqdm import tqdm
 
 from sop.training.plots import draw_curves
 from sop.training.profiling import Tracer
+from sop.training.stages import Stage, stage_of
 from sop.training.tables import config_table, parameter_table
 from sop.training.workdir import write_atomically, write_json
 
-Metrics = Mapping[str, Any]
 HISTORY = "history.jsonl"
 
 
@@ -48,41 +48,38 @@ class Reporter:
     - TensorBoard events: the same scalars, and images per second.
     - `curves.png` and `results.json`: of the history so far, replaced at each evaluation.
 
-    A window holds `log_every` steps, fewer where an evaluation ends it; its entry has the means.
+    Windows hold about `log_every` steps, such that an epoch is cut into equal ones; their entries
+    hold the means.
 
     Args:
       workdir: an existing folder.
-      enabled: False in every process but the first; all methods then do nothing.
-      total_steps: of the run.
-      steps_per_epoch: says epochs for steps.
-      batch_size: examples per step, over all devices.
-      log_every: steps in a window.
+      stages: of the run, see `sop.training.stages`.
       learning_rate: steps taken before → rate of the next one.
+      log_every: steps in a window.
       profile_steps: so many steps are traced into `WORKDIR/profile`.
+      enabled: False in every process but the first; all methods then do nothing.
     """
 
     def __init__(
         self,
         workdir: str | os.PathLike,
-        *,
-        enabled: bool,
-        total_steps: int,
-        steps_per_epoch: int,
-        batch_size: int,
-        log_every: int,
+        stages: Sequence[Stage],
         learning_rate: Callable[[int], float],
+        *,
+        log_every: int,
         profile_steps: int = 0,
+        enabled: bool = True,
     ):
         self._workdir = Path(workdir)
-        self._enabled = enabled
-        self._total_steps = total_steps
-        self._steps_per_epoch = steps_per_epoch
-        self._log_every = log_every
+        self._stages = stages
+        self._last_step = stages[-1].last_step
         self._learning_rate = learning_rate
+        self._log_every = log_every
+        self._tracer = Tracer(self._workdir / "profile", profile_steps if enabled else 0)
+        self._enabled = enabled
         self._history: list[dict[str, Any]] = []
         self._window = _Window()
-        self._speed = _Speed(batch_size)
-        self._tracer = Tracer(self._workdir / "profile", profile_steps if enabled else 0)
+        self._speed = _Speed()
         self._about: dict[str, Any] = {}
         self._bar: tqdm | None = None
         self._events: EventsWriter | None = None
@@ -127,49 +124,39 @@ class Reporter:
             form += " left"
             self._bar = tqdm(total=self._total_steps, initial=step, bar_format=form)
 
-    def train(self, step: int, metrics: Metrics) -> None:
-        """Takes note of training step `step` (the first is 1).
-
-        Args:
-          metrics: scalars, still being computed: they are fetched at the end of their window, once
-            the step after it is on its way.
-        """
-        self._tracer.after_step(metrics)
+    def train(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Takes note of training step `step` (the first is 1) and its metrics."""
+        self._tracer.after_step()
         if not self._enabled:
             return
-        self._speed.after_step(metrics)
-        if self._window.count >= self._log_every:
-            self._close_window()
+        stage = stage_of(self._stages, step)
         self._window.add(step, metrics)
+        self._speed.after_step(stage.config.batch_size)
+        if _ends_window(stage, step, self._log_every):
+            self._close_window()
         if self._bar is not None:
             self._bar.update()
 
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Takes note of an evaluation after step `step`: 'loss', 'top1', 'top5', as numbers."""
+        """Takes note of an evaluation after step `step`: 'loss', 'top1', 'top5', 'count'."""
         if not self._enabled:
             return
         self._close_window()
-        entry = self._entry("eval", step, metrics)
-        self.say(f"{self._place(step)}: evaluation {describe(entry)}")
+        self._enter("eval", step, metrics)
+        self.say(f"{self._place(step)}: evaluation {describe(metrics)}")
         self._publish()
 
     @contextmanager
     def pause(self) -> Iterator[None]:
         """A time that images per second leave out: evaluation, writing of checkpoints."""
-        if not self._enabled:
-            yield
-            return
-        self._window.fetch()
         self._speed.stop()
         try:
             yield
         finally:
             self._speed.go()
 
-    def state(self) -> dict[str, float]:
-        """The open window, for the checkpoint; numbers only, {} where not enabled."""
-        if self._window.count >= self._log_every:
-            self._close_window()
+    def state(self) -> dict[str, Any]:
+        """The open window, JSON-able, for the checkpoint."""
         return self._window.state()
 
     def say(self, sentence: str) -> None:
@@ -195,8 +182,6 @@ class Reporter:
     def close(self) -> None:
         """Puts the bar away and closes the files; harmless to repeat."""
         self._tracer.close()
-        if self._enabled and self._window.count >= self._log_every:
-            self._close_window()
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -209,40 +194,36 @@ class Reporter:
             return
         step, means = self._window.close()
         self._speed.close_window()
-        means["learning_rate"] = float(self._learning_rate(step - 1))
-        entry = self._entry("train", step, means)
+        self._enter("train", step, {**means, "learning_rate": self._learning_rate(step - 1)})
+        progress = f"loss {means['loss']:.4f}, top-1 {means['top1']:.2%}"
         if self._speed.rate is not None:
-            self._scalar("train/images_per_second", step, self._speed.rate)
-        if self._bar is not None:
-            self._bar.set_description_str(f"epoch {entry['epoch']:.1f}", refresh=False)
-            self._bar.set_postfix_str(self._progress(entry))
+            progress += f", {self._speed.rate:,.0f} images/s"
+            self._event(step, summary=scalar("train/images_per_second", self._speed.rate))
+        if self._bar is None:
+            left = self._speed.left(self._last_step - step)
+            self.say(f"{self._place(step)}: {progress}, {left} left")
         else:
-            left = self._speed.left(self._total_steps - step)
-            self.say(f"{self._place(step)}: {self._progress(entry)}, {left} left")
-
-    def _progress(self, entry: Mapping[str, Any]) -> str:
-        rate = "" if self._speed.rate is None else f", {self._speed.rate:.0f} images/s"
-        return f"loss {entry['loss']:.4f}, top-1 {entry['top1']:.2%}{rate}"
+            self._bar.set_description_str(f"epoch {self._epochs(step)}", refresh=False)
+            self._bar.set_postfix_str(progress)
 
     def _place(self, step: int) -> str:
-        epochs = self._total_steps / self._steps_per_epoch
-        done = step / self._steps_per_epoch
-        return f"step {step}/{self._total_steps}, epoch {done:.1f}/{epochs:g}"
+        return f"step {step}/{self._last_step}, epoch {self._epochs(step)}"
 
-    def _entry(self, split: str, step: int, values: Mapping[str, float]) -> dict[str, Any]:
-        entry = {"split": split, "step": step, "epoch": step / self._steps_per_epoch}
-        entry |= {name: float(value) for name, value in values.items()}
+    def _epochs(self, step: int) -> str:
+        total = self._stages[-1].epoch_at(self._last_step)
+        return f"{stage_of(self._stages, step).epoch_at(step):.1f}/{total:g}"
+
+    def _enter(self, split: str, step: int, values: Mapping[str, float]) -> None:
+        epoch = stage_of(self._stages, step).epoch_at(step)
+        entry = {"split": split, "step": step, "epoch": epoch, **values}
         self._history.append(entry)
         with open(self._workdir / HISTORY, "a") as file:
             file.write(json.dumps(entry) + "\n")
         for name, value in values.items():
-            self._scalar(f"{split}/{name}", step, value)
+            if name != "count":
+                self._event(step, summary=scalar(f"{split}/{name}", value))
         if self._events is not None:
             self._events.flush()
-        return entry
-
-    def _scalar(self, tag: str, step: int, value: float) -> None:
-        self._event(step, summary=scalar(tag, float(value)))
 
     def _event(self, step: int, **what: Any) -> None:
         if self._events is not None:
@@ -285,65 +266,62 @@ def _best(evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return max(evaluations, key=lambda entry: (entry["top1"], entry["step"]))
 
 
+def _ends_window(stage: Stage, step: int, log_every: int) -> bool:
+    """Whether one of the equal parts, about `log_every` steps long, of an epoch ends at `step`."""
+    length = stage.train.steps_per_epoch
+    parts = max(1, round(length / log_every))
+    before = (step - stage.first_step - 1) % length
+    return (before + 1) * parts // length > before * parts // length
+
+
 class _Window:
-    """Sums of metrics over the steps since the last entry; the newest still on the devices."""
+    """Sums of metrics over the steps since the last entry."""
 
     def __init__(self, saved: Mapping[str, Any] | None = None):
         saved = saved or {"step": 0, "count": 0, "sums": {}}
-        self._step = saved["step"]
-        self.count = saved["count"]
-        self._sums = dict(saved["sums"])
-        self._open: list[Metrics] = []
+        self.count: int = saved["count"]
+        self._step: int = saved["step"]
+        self._sums: dict[str, float] = dict(saved["sums"])
 
-    def add(self, step: int, metrics: Metrics) -> None:
-        self._step = step
+    def add(self, step: int, metrics: Mapping[str, float]) -> None:
         self.count += 1
-        self._open.append(metrics)
-
-    def fetch(self) -> None:
-        """Waits for the devices."""
-        for metrics in jax.device_get(self._open):
-            for name, value in metrics.items():
-                self._sums[name] = self._sums.get(name, 0.0) + float(value)
-        self._open = []
+        self._step = step
+        for name, value in metrics.items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(value)
 
     def state(self) -> dict[str, Any]:
-        self.fetch()
         return {"step": self._step, "count": self.count, "sums": dict(self._sums)}
 
     def close(self) -> tuple[int, dict[str, float]]:
         """The last step and the means; empties the window."""
-        self.fetch()
         means = {name: total / self.count for name, total in self._sums.items()}
         self.count, self._sums = 0, {}
         return self._step, means
 
 
 class _Speed:
-    """Images per second of training, of the last window and of all since the program started.
+    """Images per second of training, in the last window and since the program started.
 
-    The first step, which compiles, does not count; nor do pauses.
+    The first step, which compiles, does not count, nor do pauses.
     """
 
-    def __init__(self, batch_size: int):
-        self._batch_size = batch_size
-        self._running_since: float | None = None
+    def __init__(self):
         self._started: float | None = None
-        self._window = (0, 0.0)  # steps, seconds
-        self._total = (0, 0.0)
+        self._running_since: float | None = None
+        self._images, self._seconds = 0, 0.0  # of the open window
+        self._all_images, self._all_seconds, self._all_steps = 0, 0.0, 0
         self.rate: float | None = None
 
-    def after_step(self, metrics: Metrics) -> None:
+    def after_step(self, images: int) -> None:
         if self._started is None:
-            jax.block_until_ready(metrics)
             self._started = self._running_since = time.perf_counter()
         else:
-            self._window = (self._window[0] + 1, self._window[1])
+            self._images += images
+            self._all_steps += 1
 
     def stop(self) -> None:
         if self._running_since is not None:
-            steps, seconds = self._window
-            self._window = (steps, seconds + time.perf_counter() - self._running_since)
+            self._seconds += time.perf_counter() - self._running_since
             self._running_since = None
 
     def go(self) -> None:
@@ -353,22 +331,21 @@ class _Speed:
     def close_window(self) -> None:
         paused = self._running_since is None
         self.stop()
-        steps, seconds = self._window
-        if steps:
-            self.rate = steps * self._batch_size / seconds
-        self._total = (self._total[0] + steps, self._total[1] + seconds)
-        self._window = (0, 0.0)
+        if self._images:
+            self.rate = self._images / self._seconds
+        self._all_images += self._images
+        self._all_seconds += self._seconds
+        self._images, self._seconds = 0, 0.0
         if not paused:
             self.go()
 
     @property
     def overall(self) -> float | None:
-        steps, seconds = self._total
-        return steps * self._batch_size / seconds if steps else None
+        return self._all_images / self._all_seconds if self._all_images else None
 
     def left(self, steps: int) -> str:
-        """How long so many steps will take, at the pace so far with all its pauses."""
-        if not self._total[0]:
+        """How long so many steps will take at the pace so far, with all its pauses."""
+        if not self._all_steps:
             return "?"
-        pace = (time.perf_counter() - self._started) / self._total[0]
+        pace = (time.perf_counter() - self._started) / self._all_steps
         return str(timedelta(seconds=round(steps * pace)))

@@ -63,7 +63,8 @@ def _frozen_batch_norm(is_frozen: Callable[[str], bool]):
             and context.method_name == "__call__"
             and is_frozen("/".join((*module.path, "scale")))
         ):
-            return call(args[0], use_running_average=True)
+            still = module.clone(parent=None, use_running_average=True)
+            return still.apply(module.variables, args[0])
         return call(*args, **kwargs)
 
     return nn.intercept_methods(interceptor)

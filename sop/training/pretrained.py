@@ -1,0 +1,50 @@
+"""Starting from the weights of another run or of a converted checkpoint (`config.init_from`)."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sop.errors import UsageError
+from sop.training.checkpoints import differences
+
+# What a new task may change; the features must fit whole.
+_REPLACEABLE = ("representation", "classifier")
+
+
+def merge(
+    initial: Mapping[str, Any],
+    pretrained: Mapping[str, Any],
+    source: str,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Initial variables with everything replaced that the pretrained ones hold.
+
+    A top-level part of the network named `representation` or `classifier` that differs in names or
+    shapes (other classes, another representation) keeps its initial values, and that is said.
+
+    Args:
+      initial: variables of the new model, {'params': {'features': …, 'classifier': …}, …}.
+      pretrained: variables of the other, the same nesting.
+      source: where they come from, for messages.
+    Raises:
+      UsageError: another part differs, so that these are weights of another backbone.
+    """
+    merged: dict[str, Any] = {}
+    renewed: set[str] = set()
+    parts = {part for collection in initial.values() for part in collection}
+    for part in sorted(parts):
+        want = {name: tree[part] for name, tree in initial.items() if part in tree}
+        have = {name: tree[part] for name, tree in pretrained.items() if part in tree}
+        found = differences(want, have)
+        if found and part not in _REPLACEABLE:
+            raise UsageError(
+                f"config.init_from={source} does not fit this model: in {part}, "
+                f"{'; '.join(found[:3])}{' and more' if len(found) > 3 else ''}; choose the "
+                "backbone, attention and pooling that those weights were made with."
+            )
+        if found:
+            renewed.add(part)
+        for name, tree in (want if found else have).items():
+            merged.setdefault(name, {})[part] = tree
+    for part in sorted(renewed):
+        say(f"Weights from {source}: {part} is of another shape there and starts anew.")
+    return merged

@@ -1,0 +1,158 @@
+"""SGD against PyTorch's rule written out, and the schedules against their definitions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs.default import get_config
+from sop.errors import UsageError
+from sop.training.optimizer import make_optimizer, make_schedule
+
+SHAPES = {
+    "features": {"conv": {"kernel": (3, 4)}, "bn": {"scale": (4,)}},
+    "classifier": {"kernel": (4, 2), "bias": (2,)},
+}
+
+
+def tree_of(make):
+    return jax.tree.map(make, SHAPES, is_leaf=lambda x: isinstance(x, tuple))
+
+
+def options(**changes) -> ConfigDict:
+    config = get_config().optimizer
+    config.update(changes)
+    return config
+
+
+def torch_sgd(params, grads, *, lr, momentum, nesterov, decay, factor, frozen, clip):
+    """`torch.optim.SGD` (dampening 0) after `clip_grad_norm_`, one parameter group per leaf."""
+    flat = {name: np.array(p, np.float64) for name, p in params.items()}
+    velocity = {}
+    for step_grads in grads:
+        trained = {k: np.array(g, np.float64) for k, g in step_grads.items() if k not in frozen}
+        norm = np.sqrt(sum((g**2).sum() for g in trained.values()))
+        scale = min(1.0, clip / norm) if clip else 1.0
+        for name, grad in trained.items():
+            d = grad * scale + decay[name] * flat[name]
+            velocity[name] = d if name not in velocity else momentum * velocity[name] + d
+            update = d + momentum * velocity[name] if nesterov else velocity[name]
+            flat[name] = flat[name] - lr * factor[name] * update
+    return flat
+
+
+def flatten(tree):
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_sgd_is_pytorchs(nesterov, clip):
+    rng = np.random.default_rng(0)
+    params = tree_of(lambda shape: jnp.asarray(rng.standard_normal(shape), jnp.float32))
+    grads = [
+        tree_of(lambda shape: jnp.asarray(rng.standard_normal(shape), jnp.float32))
+        for _ in range(4)
+    ]
+    config = options(
+        momentum=0.9,
+        nesterov=nesterov,
+        weight_decay=0.01,
+        clip_norm=clip,
+        lr_multipliers=(("classifier", 5.0), ("bias", 2.0)),
+        weight_decays=(("scale", 0.0), ("classifier", 0.1)),
+        frozen=("conv/",),
+    )
+    tx = make_optimizer(config, lambda step: 0.1, params)
+    state, ours = tx.init(params), params
+    for g in grads:
+        updates, state = tx.update(g, state, ours)
+        ours = jax.tree.map(jnp.add, ours, updates)
+
+    conv, scale, kernel, bias = (
+        "features/conv/kernel",
+        "features/bn/scale",
+        "classifier/kernel",
+        "classifier/bias",
+    )
+    theirs = torch_sgd(
+        flatten(params),
+        [flatten(g) for g in grads],
+        lr=0.1,
+        momentum=0.9,
+        nesterov=nesterov,
+        decay={scale: 0.0, kernel: 0.1, bias: 0.1},
+        factor={scale: 1.0, kernel: 5.0, bias: 2.0},
+        frozen=(conv,),
+        clip=clip,
+    )
+    for name, value in flatten(ours).items():
+        np.testing.assert_allclose(value, theirs[name], rtol=2e-5, atol=1e-6, err_msg=name)
+    assert all(leaf.shape != (3, 4) for leaf in jax.tree.leaves(state))  # no buffer where frozen
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"frozen": ("no_such_layer",)},
+        {"lr_multipliers": (("no_such_layer", 2.0),)},
+        {"weight_decays": (("no_such_layer", 0.0),)},
+    ],
+)
+def test_a_pattern_that_matches_nothing_is_refused(changes):
+    params = tree_of(jnp.ones)
+    with pytest.raises(UsageError, match=r"no_such_layer.*matches no parameter"):
+        make_optimizer(options(**changes), lambda step: 0.1, params)
+
+
+def schedule(num_epochs=10, steps_per_epoch=4, learning_rate=0.1, **changes):
+    config = get_config().schedule
+    config.update(changes)
+    return make_schedule(config, learning_rate, num_epochs, steps_per_epoch)
+
+
+def values(function, steps):
+    return np.array([float(function(step)) for step in range(steps)])
+
+
+def test_step_schedule_drops_at_the_boundaries():
+    rates = values(schedule(name="step", boundaries=(3, 5), factor=0.1), 40)
+    np.testing.assert_allclose(rates[:12], 0.1, rtol=1e-6)
+    np.testing.assert_allclose(rates[12:20], 0.01, rtol=1e-6)
+    np.testing.assert_allclose(rates[20:], 0.001, rtol=1e-6)
+
+
+def test_warmup_rises_and_boundaries_still_count_from_the_start():
+    rates = values(schedule(name="step", boundaries=(3,), factor=0.1, warmup_epochs=2), 40)
+    np.testing.assert_allclose(rates[:8], 0.1 * (1 + np.arange(8) * 7 / 8) / 8, rtol=1e-5)
+    np.testing.assert_allclose(rates[8:12], 0.1, rtol=1e-6)
+    np.testing.assert_allclose(rates[12:], 0.01, rtol=1e-6)
+
+
+def test_cosine_schedule():
+    rates = values(schedule(name="cosine", final_learning_rate=0.01), 41)
+    expected = 0.01 + 0.09 * (1 + np.cos(np.pi * np.arange(41) / 40)) / 2
+    np.testing.assert_allclose(rates, expected, rtol=1e-5)
+
+
+def test_log_schedule_is_a_logspace_over_epochs():
+    rates = values(schedule(name="log", final_learning_rate=1e-4), 40)
+    np.testing.assert_allclose(rates[::4], np.logspace(-1, -4, 10), rtol=1e-4)
+    np.testing.assert_allclose(rates[3::4], rates[::4], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "log"}, "final_learning_rate"),
+        ({"name": "exponential"}, "exponential"),
+        ({"name": "cosine", "warmup_epochs": 10.0}, "warmup_epochs"),
+    ],
+)
+def test_senseless_schedules_are_refused(changes, message):
+    with pytest.raises(UsageError, match=message):
+        schedule(**changes)
