@@ -91,7 +91,7 @@ class Reporter:
         devices: Sequence[jax.Device],
         *,
         step: int = 0,
-        saved: Mapping[str, float] | None = None,
+        saved: Mapping[str, Any] | None = None,
     ) -> None:
         """Prints the config, the devices and the parameters, and rewinds the history to `step`.
 
@@ -116,13 +116,13 @@ class Reporter:
         write_atomically(self._workdir / HISTORY, "".join(lines))
         # The number of the process keeps two starts within a second apart.
         self._events = EventsWriter(str(self._workdir / "events"), f".{os.getpid()}")
-        if step:
-            self._event(step + 1, session_log=SessionLog(status=SessionLog.START))
+        # TensorBoard forgets what older files say from this step on.
+        self._event(step + 1, session_log=SessionLog(status=SessionLog.START))
         self._publish()
         if sys.stdout.isatty() and sys.stderr.isatty():
             form = "{desc} {percentage:3.0f}%|{bar}| step {n_fmt}/{total_fmt}{postfix}, {remaining}"
             form += " left"
-            self._bar = tqdm(total=self._total_steps, initial=step, bar_format=form)
+            self._bar = tqdm(total=self._last_step, initial=step, bar_format=form)
 
     def train(self, step: int, metrics: Mapping[str, float]) -> None:
         """Takes note of training step `step` (the first is 1) and its metrics."""
