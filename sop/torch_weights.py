@@ -1,0 +1,400 @@
+"""PyTorch state dicts ↔ Flax variables.
+
+    python -m sop.torch_weights FILE --config=configs/NAME.py --workdir=DIR [--allow_missing=REGEX]
+
+Each parameter's path in the Flax network is turned into the name that the original gives it, by
+rules (regular expression, replacement) applied in order. Both directions use the same names:
+`convert` looks them up in a file, whose own spellings are first brought to these names by the
+family's aliases; `to_state_dict` writes them.
+"""
+
+import dataclasses
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags, logging
+from flax import traverse_util
+from ml_collections import config_flags
+
+from sop.errors import UsageError
+from sop.models import create_model
+from sop.training.checkpoints import save_variables
+
+Rules = tuple[tuple[str, str], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """How one family of networks is named in PyTorch.
+
+    Attributes:
+      names: Flax path ('features/layer1_0/conv1') → the original's name.
+      aliases: other spellings in published files → the original's name.
+      unused: names that the forward pass in evaluation never reads.
+    """
+
+    names: Rules = ()
+    aliases: Rules = ()
+    unused: tuple[str, ...] = ()
+
+
+# Inside a layer of sop.layers; 'attention', 'pool…' and 'representation' are where it stands.
+LAYERS: Rules = (
+    (r"\battention/channel_conv\b", "dilate_conv_for_concat1"),
+    (r"\battention/position_conv\b", "dilate_conv_for_concat2"),
+    (r"\battention/concat_norm\b", "bn_for_concat"),
+    (r"\battention/channel/reduce\b", "conv_for_DR"),
+    (r"\battention/channel/reduce_norm\b", "bn_for_DR"),
+    (r"\battention/channel/row_norm\b", "row_bn"),
+    (r"\battention/channel/row_conv\b", "row_conv_group"),
+    (r"\battention/channel/expand\b", "fc_adapt_channels"),
+    (r"\battention/position/reduce\b", "conv_for_DR_spatial"),
+    (r"\battention/position/reduce_norm\b", "bn_for_DR_spatial"),
+    (r"\battention/position/row_norm\b", "row_bn_for_spatial"),
+    (r"\battention/position/row_conv\b", "row_conv_group_for_spatial"),
+    (r"\battention/position/expand\b", "fc_adapt_channels_for_spatial"),
+    (r"\battention/reduce\b", "attention.conv1.0"),
+    (r"\battention/reduce_norm\b", "attention.conv1.1"),
+    (r"\battention/row_conv\b", "attention.row_wise_conv.0"),
+    (r"\battention/row_norm\b", "attention.row_wise_conv.1"),
+    (r"\battention/expand\b", "attention.conv2.0"),
+    (r"\battention/expand_norm\b", "attention.conv2.1"),
+    (r"\b(pool\w*)/squeeze\b", r"\1.ToParam.1"),
+    (r"\b(pool\w*)/squeeze_norm\b", r"\1.ToParam.2"),
+    (r"\b(pool\w*)/excite\b", r"\1.ToParam.4"),
+    (r"\b(pool\w*)/excite_norm\b", r"\1.ToParam.5"),
+    (r"\brepresentation/reduce\b", "representation.conv_dr_block.0"),
+    (r"\brepresentation/reduce_norm\b", "representation.conv_dr_block.1"),
+)
+
+LEAVES: Rules = (
+    (r"/(kernel|scale)$", ".weight"),
+    (r"/mean$", ".running_mean"),
+    (r"/var$", ".running_var"),
+    (r"/", "."),
+)
+
+RESNET = Family(
+    names=(
+        (r"^representation/reduce\b", "layer_reduce"),
+        (r"^representation/reduce_norm\b", "layer_reduce_bn"),
+        (r"^features/", ""),
+        (r"^classifier\b", "fc"),
+        (r"^layer(\d)_(\d+)", r"layer\1.\2"),
+        (r"\bdownsample_(\d)", r"downsample.\1"),
+    ),
+    # fast-MPN-COV takes the network apart and numbers its children.
+    aliases=(
+        (r"^features\.0\.", "conv1."),
+        (r"^features\.1\.", "bn1."),
+        (r"^features\.4\.", "layer1."),
+        (r"^features\.5\.", "layer2."),
+        (r"^features\.6\.", "layer3."),
+        (r"^features\.7\.", "layer4."),
+        (r"^(features\.8|representation\.conv_dr_block\.0)\.", "layer_reduce."),
+        (r"^(features\.9|representation\.conv_dr_block\.1)\.", "layer_reduce_bn."),
+        (r"^classifier\.", "fc."),
+    ),
+)
+CIFAR_RESNET = Family(names=RESNET.names, unused=(r"^layer\d\.\d+\.scale$",))
+WIDE_RESNET = Family(
+    names=(
+        (r"^features/", ""),
+        (r"^classifier\b", "fc"),
+        (r"^block(\d)_layer_(\d+)", r"block\1.layer.\2"),
+    )
+)
+
+# Backbone name → family.
+FAMILIES = {
+    r"resnet\d+|resnext.*": RESNET,
+    r"(pre)?resnet\d+_cifar": CIFAR_RESNET,
+    r"wrn.*": WIDE_RESNET,
+}
+
+
+def convert(
+    state_dict: Mapping[str, Any], config: Mapping[str, Any], *, allow_missing: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Variables of `create_model(config)` with the weights of a PyTorch state dict.
+
+    Args:
+      state_dict: name → array or tensor, or a checkpoint that holds one under 'state_dict'; plain
+        names of the original or of torchvision, with or without 'module.', or fast-MPN-COV's
+        'features.N'.
+      config: a config.model.
+      allow_missing: regular expressions searched in the original's names: tensors that may be
+        missing, left over or of another shape, as those of a new classifier; they keep the values
+        that a new network starts with.
+
+    Returns:
+      {'params', 'batch_stats', …}: NumPy arrays, float32.
+
+    Raises:
+      UsageError: tensors are missing, left over or of another shape (lists them), or the config is
+        refused by `create_model`.
+    """
+    model = create_model(config)
+    family = family_of(config["backbone"])
+    tensors = canonical(unwrapped(state_dict), family)
+    expected = {torch_name(path, family): (path, x) for path, x in leaves(model).items()}
+    missing, misshapen, values = [], [], {}
+    for name, (path, like) in expected.items():
+        allowed = any(re.search(pattern, name) for pattern in allow_missing)
+        if name not in tensors:
+            if not allowed:
+                missing.append(f"{name} {torch_shape(path, like.shape)}")
+            continue
+        value = to_flax(path, as_array(tensors[name]), like.shape)
+        if value is None:
+            if not allowed:
+                shape = tuple(tensors[name].shape)
+                misshapen.append(f"{name} {shape} instead of {torch_shape(path, like.shape)}")
+            continue
+        values[path] = value
+    rest = [name for name in tensors if name not in expected]
+    unused = [n for n in rest if any(re.search(p, n) for p in (*family.unused, *allow_missing))]
+    left_over = [f"{n} {tuple(tensors[n].shape)}" for n in rest if n not in unused]
+    refuse({"missing": missing, "left over": left_over, "of another shape": misshapen}, config)
+    if unused:
+        logging.info("Not used by %s: %s.", config["backbone"], ", ".join(unused))
+    fresh = [path for path in leaves(model) if path not in values]
+    if fresh:
+        names = ", ".join(torch_name(path, family) for path in fresh)
+        logging.info("Not in the file, so as in a new network: %s.", names)
+        values |= initial(model, fresh)
+    variables = values | published_constants(model)
+    return traverse_util.unflatten_dict(variables, sep="/")
+
+
+def to_state_dict(variables: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The way back: variables of `create_model(config)` under the original's names and layouts."""
+    family = family_of(config["backbone"])
+    flat = traverse_util.flatten_dict(dict(variables), sep="/")
+    return {
+        torch_name(path, family): to_torch(path, as_array(value))
+        for path, value in flat.items()
+        if not path.startswith("constants/")
+    }
+
+
+def convert_layer(
+    layer: nn.Module, place: str, x: Any, state_dict: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Variables of one layer of `sop.layers` with the parameters of its original.
+
+    Args:
+      layer: the module.
+      place: what it is in a network: 'attention', 'pool' or 'representation'.
+      x: an input of the shape it is made for.
+      state_dict: the original's names → arrays, exactly those of the layer.
+    """
+    shapes = jax.eval_shape(lambda: layer.init(jax.random.key(0), x, train=False))
+    variables, names = {}, set()
+    for path, like in traverse_util.flatten_dict(shapes, sep="/").items():
+        collection, _, rest = path.partition("/")
+        name = torch_name(f"{collection}/{place}/{rest}", Family()).removeprefix(f"{place}.")
+        variables[path] = to_flax(path, as_array(state_dict[name]), like.shape)
+        names.add(name)
+    if names != set(state_dict):
+        raise ValueError(f"{type(layer).__name__} does not use {sorted(set(state_dict) - names)}.")
+    return traverse_util.unflatten_dict(variables, sep="/")
+
+
+def family_of(backbone: str) -> Family:
+    for pattern, family in FAMILIES.items():
+        if re.fullmatch(pattern, backbone):
+            return family
+    raise UsageError(f"There are no rules for PyTorch weights of '{backbone}'.")
+
+
+def unwrapped(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """The state dict in a checkpoint, without the 'module.' of DataParallel and BN's counters."""
+    while isinstance(state_dict.get("state_dict"), Mapping):
+        state_dict = state_dict["state_dict"]
+    return {
+        re.sub(r"(^|\.)module\.", r"\1", name): value
+        for name, value in state_dict.items()
+        if not name.endswith("num_batches_tracked")
+    }
+
+
+def canonical(tensors: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """The same tensors under the names of `torch_name`."""
+    renamed = {}
+    for name, value in tensors.items():
+        new = applied(family.aliases, name)
+        if new in renamed:
+            raise UsageError(f"The file names one tensor twice, as '{new}' and as '{name}'.")
+        renamed[new] = value
+    return renamed
+
+
+def applied(rules: Rules, name: str) -> str:
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def torch_name(path: str, family: Family) -> str:
+    """'params/features/layer1_0/conv1/kernel' → 'layer1.0.conv1.weight'."""
+    return applied((*family.names, *LAYERS, *LEAVES), path.partition("/")[2])
+
+
+def leaves(model: nn.Module) -> dict[str, jax.ShapeDtypeStruct]:
+    """Path 'params/…/kernel' → shape and dtype of everything that training changes."""
+    shapes = jax.eval_shape(lambda: start(model))
+    flat = traverse_util.flatten_dict(shapes, sep="/")
+    return {path: leaf for path, leaf in flat.items() if not path.startswith("constants/")}
+
+
+def start(model: nn.Module) -> dict[str, Any]:
+    images = jnp.zeros((1, model.image_size, model.image_size, 3))
+    return model.init(jax.random.key(0), images, train=False)
+
+
+def initial(model: nn.Module, paths: list[str]) -> dict[str, np.ndarray]:
+    """What a new network starts with at these paths; nothing else of it is computed."""
+
+    @jax.jit
+    def chosen():
+        flat = traverse_util.flatten_dict(start(model), sep="/")
+        return {path: flat[path] for path in paths}
+
+    return jax.tree.map(np.asarray, chosen())
+
+
+def published_constants(model: nn.Module) -> dict[str, np.ndarray]:
+    """The sketches of compact bilinear pooling, which no state dict holds.
+
+    The original draws them by `torch.randint` after `torch.manual_seed(1)`: successive outputs of
+    the Mersenne twister modulo the range, both hashes first, then both signs.
+    """
+    shapes = jax.eval_shape(lambda: start(model)).get("constants", {})
+    flat = traverse_util.flatten_dict({"constants": shapes}, sep="/")
+    if not flat:
+        return {}
+    projected_dim = model.representation.projected_dim
+    twister = np.random.RandomState(1)._bit_generator
+    drawn = {
+        end: twister.random_raw(next(iter(flat.values())).shape[0])
+        for end in ("hash_1", "hash_2", "sign_1", "sign_2")
+    }
+    return {
+        path: (drawn[end] % projected_dim if end.startswith("hash") else drawn[end] % 2 * 2.0 - 1.0)
+        .astype(like.dtype)
+        for path, like in flat.items()
+        for end in [path.rpartition("/")[2]]
+    }
+
+
+def as_array(value: Any) -> np.ndarray:
+    if hasattr(value, "detach"):
+        value = value.detach().cpu().float().numpy()
+    return np.asarray(value, np.float32)
+
+
+# CGD keeps its vectors as columns and its biases as images of one pixel.
+COLUMN = re.compile(r"(^|/|_)w\d?$")
+BIAS_IMAGE = re.compile(r"(^|/)bias\d$")
+BIAS_ROW = re.compile(r"(^|/)(height|width)_bias\d$")
+
+
+def to_torch(path: str, value: np.ndarray) -> np.ndarray:
+    """A Flax array in PyTorch's layout."""
+    if path.endswith("/kernel"):
+        return value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.transpose()
+    if COLUMN.search(path):
+        return value[:, None]
+    if BIAS_IMAGE.search(path):
+        return value[None, :, None, None]
+    if BIAS_ROW.search(path):
+        return value[None]
+    return value
+
+
+def to_flax(path: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+    """A PyTorch array in Flax's layout, or None where the shapes do not agree."""
+    if value.shape != torch_shape(path, shape):
+        return None
+    if path.endswith("/kernel"):
+        return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.transpose()
+    return value.reshape(shape)
+
+
+def torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    return to_torch(path, np.broadcast_to(np.float32(0), shape)).shape
+
+
+def refuse(problems: Mapping[str, list[str]], config: Mapping[str, Any]) -> None:
+    found = [f"{len(each)} {what}: {', '.join(each)}" for what, each in problems.items() if each]
+    if found:
+        raise UsageError(
+            f"The weights do not fit backbone '{config['backbone']}' and its parts ("
+            f"{'; '.join(found)}); choose the config they were trained with, or allow these names "
+            f"to be missing."
+        )
+
+
+def read(path: str | Path) -> Mapping[str, Any]:
+    """The state dict, or the checkpoint around it, in a .pth, .pth.tar, .pt or .safetensors file.
+
+    Raises:
+      UsageError: there is no such file, a library to read it is missing, or it is no such file; a
+        pickle that would run code is not opened.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"There is no file {path}.")
+    extra = "install it with `pip install 'sop[weights]'`"
+    if path.suffix == ".safetensors":
+        try:
+            from safetensors.numpy import load_file
+        except ImportError as error:
+            raise UsageError(f"Reading {path} needs safetensors; {extra}.") from error
+        try:
+            return load_file(path)
+        except Exception as error:
+            raise UsageError(f"{path} is no safetensors file: {error}.") from error
+    try:
+        import torch
+    except ImportError as error:
+        raise UsageError(f"Reading {path} needs PyTorch; {extra}.") from error
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        first = str(error).strip().splitlines()[0]
+        raise UsageError(
+            f"{path} is refused because it holds something besides weights and could run code, or "
+            f"is damaged ({first}); save its state_dict alone and convert that."
+        ) from error
+
+
+def main(arguments: list[str]) -> None:
+    if len(arguments) != 2:
+        raise app.UsageError("Give one file of weights.")
+    config = _CONFIG.value.model
+    variables = convert(read(arguments[1]), config, allow_missing=_ALLOW_MISSING.value)
+    save_variables(_WORKDIR.value, variables)
+    count = sum(x.size for x in jax.tree.leaves(variables["params"]))
+    print(f"{config.backbone}, {count:,} parameters: {_WORKDIR.value}")
+
+
+if __name__ == "__main__":
+    _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=False)
+    _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the checkpoint.", required=True)
+    _ALLOW_MISSING = flags.DEFINE_multi_string(
+        "allow_missing", [], "Regular expression of names that may be missing, as '^fc\\.'."
+    )
+    flags.mark_flag_as_required("config")
+    try:
+        app.run(main)
+    except UsageError as error:
+        sys.exit(f"{error}")
