@@ -1,6 +1,7 @@
 """Encoded bytes → uint8 RGB images, decoded only as large as needed, and resizing."""
 
 import io
+import math
 
 import cv2
 import numpy as np
@@ -9,11 +10,12 @@ from PIL import Image
 # The pipeline's own threads are the parallelism; OpenCV's would compete with them.
 cv2.setNumThreads(0)
 
+# The "reduced" flags with "RGB" in the place of "BGR".
 _REDUCED = {
-    1: cv2.IMREAD_COLOR,
-    2: cv2.IMREAD_REDUCED_COLOR_2,
-    4: cv2.IMREAD_REDUCED_COLOR_4,
-    8: cv2.IMREAD_REDUCED_COLOR_8,
+    1: cv2.IMREAD_COLOR_RGB,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2 | cv2.IMREAD_COLOR_RGB,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4 | cv2.IMREAD_COLOR_RGB,
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8 | cv2.IMREAD_COLOR_RGB,
 }
 _EXIF_ORIENTATION = 0x0112
 _JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
@@ -67,16 +69,27 @@ def decode(data: bytes, reduction: int = 1) -> np.ndarray:
         raise BadImageError(str(error)) from error
     if image is None:
         raise BadImageError("the bytes are not an image")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+    return image
 
 
-def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """uint8 [h, w, 3] → uint8 [height, width, 3]: box filter to shrink, bilinear to enlarge."""
-    if image.shape[:2] == (height, width):
+def resize(
+    image: np.ndarray, size: tuple[int, int], box: tuple[float, float, float, float] | None = None
+) -> np.ndarray:
+    """uint8 [h, w, 3] → uint8 [*size, 3], bilinear, with a wider (antialiasing) filter to shrink.
+
+    Pillow does it: published networks were trained and are evaluated with its filter, from which
+    OpenCV's differ by some grey levels.
+
+    Args:
+      image: The image.
+      size: (height, width) of the result.
+      box: (top, left, bottom, right) of the part to resize, between pixels too; None: all.
+    """
+    top, left, bottom, right = box or (0, 0, *image.shape[:2])
+    first_row, first_column = math.floor(top), math.floor(left)
+    image = image[first_row : math.ceil(bottom), first_column : math.ceil(right)]
+    if image.shape[:2] == size == (bottom - top, right - left):
         return image
-    shrinks = height <= image.shape[0] and width <= image.shape[1]
-    return cv2.resize(image, (width, height), interpolation=_filter(shrinks))
-
-
-def _filter(shrinks: bool) -> int:
-    return cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    box = (left - first_column, top - first_row, right - first_column, bottom - first_row)
+    resized = Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR, box=box)
+    return np.asarray(resized)

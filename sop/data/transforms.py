@@ -70,16 +70,21 @@ class Sampling(Transform):
 def sample(image: np.ndarray, full: Size, region: Region) -> np.ndarray:
     """Cuts `region`, given in pixels of the full-size image, out of a perhaps reduced `image`."""
     vertical, horizontal = image.shape[0] / full[0], image.shape[1] / full[1]
-    top, left = round(region.top * vertical), round(region.left * horizontal)
-    bottom = max(round((region.top + region.height) * vertical), top + 1)
-    right = max(round((region.left + region.width) * horizontal), left + 1)
-    return codec.resize(image[top:bottom, left:right], *region.size)
+    top, left = region.top * vertical, region.left * horizontal
+    # The minimum keeps rounding errors inside.
+    bottom = min((region.top + region.height) * vertical, image.shape[0])
+    right = min((region.left + region.width) * horizontal, image.shape[1])
+    return codec.resize(image, region.size, (top, left, bottom, right))
 
 
 def reduction(region: Region) -> int:
-    """The largest of 8, 4, 2, 1 by which the image may be reduced without enlarging `region`."""
-    spare = min(region.height / region.size[0], region.width / region.size[1])
-    return next(factor for factor in (8, 4, 2, 1) if factor <= spare or factor == 1)
+    """The largest of 8, 4, 2, 1 by which a JPEG may be reduced before `region` is sampled.
+
+    It leaves two pixels for each one of the result, so that the filter of the resizing still
+    decides what the result looks like.
+    """
+    spare = min(region.height / region.size[0], region.width / region.size[1]) / 2
+    return next(factor for factor in (8, 4, 2, 1) if factor <= max(spare, 1))
 
 
 @dataclasses.dataclass(frozen=True)
