@@ -22,11 +22,18 @@ from typing import Any
 import jax.numpy as jnp
 
 from sop.errors import UsageError
+from sop.models.alexnet import alexnet
 from sop.models.cifar_resnet import cifar_resnet
+from sop.models.densenet import densenet
+from sop.models.inception import inception_v3
+from sop.models.mobilenet import mobilenet
 from sop.models.network import Network
 from sop.models.parts import Parts, check_options, check_type, given, listed, match
 from sop.models.residual import BasicBlock
 from sop.models.resnet import resnet
+from sop.models.squeezenet import squeezenet
+from sop.models.vgg import STAGE_SIZES as VGG_DEPTHS
+from sop.models.vgg import vgg, vgg_gfgp, vgg_mod
 from sop.models.wide_resnet import wide_resnet
 
 BACKBONES = {
@@ -40,6 +47,19 @@ BACKBONES = {
     "resnet{depth}_cifar": partial(cifar_resnet, preactivation=False),
     "preresnet{depth}_cifar": partial(cifar_resnet, preactivation=True),
     "wrn{depth}_{widening}_cifar": wide_resnet,
+    **{f"vgg{depth}": partial(vgg, depth=depth, batch_norm=False) for depth in VGG_DEPTHS},
+    **{f"vgg{depth}_bn": partial(vgg, depth=depth, batch_norm=True) for depth in VGG_DEPTHS},
+    **{f"vgg{depth}_gfgp": partial(vgg_gfgp, depth=depth) for depth in VGG_DEPTHS},
+    **{f"vgg{depth}_mod": partial(vgg_mod, depth=depth) for depth in VGG_DEPTHS},
+    "densenet121": partial(densenet, stage_sizes=(6, 12, 24, 16)),
+    "densenet161": partial(densenet, stage_sizes=(6, 12, 36, 24), width=96, growth=48),
+    "densenet169": partial(densenet, stage_sizes=(6, 12, 32, 32)),
+    "densenet201": partial(densenet, stage_sizes=(6, 12, 48, 32)),
+    "mobilenet": mobilenet,
+    "squeezenet1_0": partial(squeezenet, version="1.0"),
+    "squeezenet1_1": partial(squeezenet, version="1.1"),
+    "alexnet": alexnet,
+    "inception_v3": inception_v3,
 }
 
 PARTS = ("backbone", "num_classes", "attention", "pool", "representation")

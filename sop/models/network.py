@@ -53,22 +53,27 @@ class Network(nn.Module):
 
 
 class Linear(nn.Module):
-    """x Wᵀ + b, initialised as PyTorch's Linear: [B,D] → [B,num_classes].
+    """Dropout, then x Wᵀ + b: [B,D] → [B,num_classes].
 
     Attributes:
       num_classes: width of the output.
-      bias_init: of b; None: U(−1/√D, 1/√D), as W.
+      dropout: rate, drawn from the stream 'dropout' in training.
+      kernel_init, bias_init: of W and b; None: U(−1/√D, 1/√D), as PyTorch's Linear.
       dtype: compute type.
     """
 
     num_classes: int
+    dropout: float = 0.0
+    kernel_init: Any = None
     bias_init: Any = None
     dtype: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        init = torch_uniform(x.shape[-1])
-        kernel = self.param("kernel", init, (x.shape[-1], self.num_classes))
-        bias = self.param("bias", self.bias_init or init, (self.num_classes,))
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        uniform = torch_uniform(x.shape[-1])
+        shape = (x.shape[-1], self.num_classes)
+        kernel = self.param("kernel", self.kernel_init or uniform, shape)
+        bias = self.param("bias", self.bias_init or uniform, (self.num_classes,))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         return x @ kernel + bias

@@ -1,0 +1,82 @@
+"""AlexNet in its one-column form (Krizhevsky 2014), and as fast MPN-COV cuts it."""
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax
+
+from sop.layers import MaxPool
+from sop.layers.linear import torch_uniform
+from sop.models.network import Linear, Network
+from sop.models.parts import Attention, Parts
+from sop.models.plain import ConvLayer, FlatMap, MultilayerClassifier, torch_kernel
+
+# Channels, kernel size, stride and padding of each convolution, and whether a pooling follows.
+LAYERS = (
+    (64, 11, 4, 2, True),
+    (192, 5, 1, 2, True),
+    (384, 3, 1, 1, False),
+    (256, 3, 1, 1, False),
+    (256, 3, 1, 1, True),
+)
+
+
+class AlexNet(nn.Module):
+    """Five convolutions: [B,224,224,3] → [B,13,13,256], [B,6,6,256] with `last_pool`.
+
+    Attributes:
+      attention: of each convolution, in one list for each resolution.
+      conv: factory of convolutions.
+      pool: 3×3/2 after the first, second and, with `last_pool`, fifth convolution.
+      last_pool: see there.
+    """
+
+    attention: list[list[Attention | None]]
+    conv: Callable[..., nn.Module]
+    pool: Callable[..., nn.Module]
+    last_pool: bool
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        x = images
+        attention = [each for stage in self.attention for each in stage]
+        for index, (width, size, strides, padding, pooled) in enumerate(LAYERS, 1):
+            conv = partial(self.conv, bias_init=torch_uniform(size**2 * x.shape[-1]))
+            layer = partial(ConvLayer, conv=conv, attention=attention[index - 1])
+            x = layer(width, (size, size), strides, padding, name=f"conv{index}")(x, train)
+            if pooled and (index < len(LAYERS) or self.last_pool):
+                x = self.pool(window=3, strides=2, name=f"pool{index}")(x, train)
+        return x
+
+
+def alexnet(
+    parts: Parts, *, hidden: tuple[int, ...] | None = None, dropout: float = 0.5
+) -> Network:
+    """AlexNet.
+
+    Args:
+      hidden: widths of the fully connected layers before the last; by default (4096, 4096), or none
+        with B-CNN and CBP.
+      dropout: rate before each of these.
+    """
+    linear = parts.representation_name in ("bcnn", "compact_bilinear")
+    hidden = (() if linear else (4096, 4096)) if hidden is None else tuple(hidden)
+    last_pool = parts.representation_name in (None, "flat")
+    classifier = partial(
+        MultilayerClassifier, hidden=hidden, dropout=(*(dropout for _ in hidden), 0.0)
+    )
+    features = AlexNet(
+        attention=parts.blocks((1, 1, 3), last_stage=parts.representation_name != "mpncov"),
+        conv=partial(nn.Conv, kernel_init=torch_kernel, dtype=parts.dtype),
+        pool=parts.pool or MaxPool,
+        last_pool=last_pool,
+    )
+    return parts.network(
+        features,
+        representation="flat",
+        published={"mpncov": {"reduction": 256, "num_iters": 5}},
+        own={"flat": partial(FlatMap, size=6)},
+        classifier=classifier if hidden else Linear,
+        min_size=63 if last_pool else 31,
+    )

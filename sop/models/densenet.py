@@ -1,0 +1,159 @@
+"""DenseNet-BC (Huang et al. 2017, table 1) and GFGP's forms of it."""
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sop.models.network import BatchNorm, Linear, Network
+from sop.models.parts import Attention, Parts, attend
+
+kaiming_fan_in = nn.initializers.he_normal()
+
+
+class DenseLayer(nn.Module):
+    """norm, ReLU, conv 1×1, norm, ReLU, conv 3×3, beside its input: [B,H,W,C] → [B,H,W,C+growth].
+
+    Attributes:
+      growth: channels it adds.
+      attention: 'conv' stands after the 1×1 convolution, 'branch' at the end, on all channels.
+      conv, norm: factories.
+    """
+
+    growth: int
+    attention: Attention | None
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        norm = partial(self.norm, use_running_average=not train)
+        y = self.conv(4 * self.growth, (1, 1), name="conv1")(nn.relu(norm(name="norm1")(x)))
+        y = attend(self.attention, "conv", y, train)
+        y = self.conv(self.growth, (3, 3), padding=1, name="conv2")(nn.relu(norm(name="norm2")(y)))
+        return attend(self.attention, "branch", jnp.concatenate([x, y], -1), train)
+
+
+class DenseBlock(nn.Module):
+    """Dense layers one after the other: [B,H,W,C] → [B,H,W,C + layers·growth].
+
+    Attributes:
+      attention: of each layer.
+      layer: factory.
+    """
+
+    attention: list[Attention | None]
+    layer: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        for index, attention in enumerate(self.attention, 1):
+            x = self.layer(attention=attention, name=f"denselayer{index}")(x, train)
+        return x
+
+
+class Transition(nn.Module):
+    """norm, ReLU, conv 1×1 to half the channels, average 2×2/2: [B,H,W,C] → [B,H/2,W/2,C/2].
+
+    Attributes:
+      pool: in place of the average, after one more norm and ReLU (Kobayashi 2019); None: average.
+      skip: the convolution has stride 2 and nothing follows.
+      conv, norm: factories.
+    """
+
+    pool: Callable[..., nn.Module] | None
+    skip: bool
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        norm = partial(self.norm, use_running_average=not train)
+        strides = 2 if self.skip else 1
+        x = nn.relu(norm(name="norm")(x))
+        x = self.conv(x.shape[-1] // 2, (1, 1), strides, name="conv")(x)
+        if self.skip:
+            return x
+        if self.pool is None:
+            return nn.avg_pool(x, (2, 2), (2, 2))
+        x = nn.relu(norm(name="norm2")(x))
+        return self.pool(window=2, strides=2, name="pool")(x, train)
+
+
+class DenseNet(nn.Module):
+    """Stem, four dense blocks with transitions between, norm, ReLU: [B,H,W,3] → [B,H/32,W/32,C].
+
+    Attributes:
+      attention: for each block, the attention of each of its layers.
+      width: channels of the stem.
+      stem: 'max', conv 7×7/2 and max-pool 3×3/2; 'pool', conv 7×7/1 and `pool` 2×2/2 and 3×3/2;
+        'skip', conv 7×7/4.
+      pool: see there.
+      layer, transition, conv, norm: factories.
+    """
+
+    attention: list[list[Attention | None]]
+    width: int
+    stem: str
+    pool: Callable[..., nn.Module] | None
+    layer: Callable[..., nn.Module]
+    transition: Callable[..., nn.Module]
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        norm = partial(self.norm, use_running_average=not train)
+        strides = {"max": 2, "pool": 1, "skip": 4}[self.stem]
+        x = self.conv(self.width, (7, 7), strides, padding=3, name="conv0")(images)
+        x = nn.relu(norm(name="norm0")(x))
+        if self.stem == "max":
+            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        elif self.stem == "pool":
+            x = self.pool(window=2, strides=2, name="pool00")(x, train)
+            x = self.pool(window=3, strides=2, padding=1, name="pool0")(x, train)
+        for index, layers in enumerate(self.attention, 1):
+            x = DenseBlock(layers, self.layer, name=f"denseblock{index}")(x, train)
+            if index < len(self.attention):
+                x = self.transition(name=f"transition{index}")(x, train)
+        return nn.relu(norm(name="norm5")(x))
+
+
+def densenet(
+    parts: Parts, stage_sizes: tuple[int, ...], width: int = 64, growth: int = 32
+) -> Network:
+    """DenseNet; a local pooling named in the config gives GFGP's form of it.
+
+    'average' leaves the published stem; 'skip' strides the convolutions of stem and transitions.
+
+    Args:
+      stage_sizes: number of layers of each dense block.
+      width: channels of the stem.
+      growth: channels that each layer adds.
+    """
+    conv = partial(nn.Conv, use_bias=False, kernel_init=kaiming_fan_in, dtype=parts.dtype)
+    norm = partial(BatchNorm, dtype=parts.dtype, axis_name=parts.axis_name)
+    pool = parts.strided_pool
+    if parts.pool_name == "gfgp":
+        pool = partial(pool, kernel_init=kaiming_fan_in)
+    stem = {None: "max", "average": "max", "skip": "skip"}.get(parts.pool_name, "pool")
+    features = DenseNet(
+        attention=parts.blocks(stage_sizes, last_stage=parts.representation_name != "mpncov"),
+        width=width,
+        stem=stem,
+        pool=pool,
+        layer=partial(DenseLayer, growth=growth, conv=conv, norm=norm),
+        transition=partial(
+            Transition, pool=pool, skip=parts.pool_name == "skip", conv=conv, norm=norm
+        ),
+        conv=conv,
+        norm=norm,
+    )
+    return parts.network(
+        features,
+        published={"mpncov": {"reduction": 256, "num_iters": 5}},
+        classifier=partial(Linear, bias_init=nn.initializers.zeros),
+        min_size={"max": 29, "pool": 30, "skip": 1}[stem],
+    )

@@ -1,0 +1,96 @@
+"""Pieces of networks without shortcuts: a convolution layer and fully connected classifiers."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from sop import ops
+from sop.models.network import Linear
+from sop.models.parts import Attention, attend
+
+# U(−1/√fan_in, 1/√fan_in), PyTorch's default for a kernel, whose shape tells the fan-in.
+torch_kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+class ConvLayer(nn.Module):
+    """Convolution, norm if any, ReLU: [B,H,W,C] → [B,H',W',features].
+
+    Attributes:
+      features: channels of the output.
+      kernel_size, strides, padding: of the convolution.
+      attention: see `sop.models.parts.attend`; 'branch' stands before the ReLU.
+      conv, norm: factories; no norm if None.
+    """
+
+    features: int
+    kernel_size: tuple[int, int]
+    strides: int = 1
+    padding: Any = 0
+    attention: Attention | None = None
+    conv: Callable[..., nn.Module] = nn.Conv
+    norm: Callable[..., nn.Module] | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        x = self.conv(
+            self.features, self.kernel_size, self.strides, padding=self.padding, name="conv"
+        )(x)
+        x = attend(self.attention, "conv", x, train)
+        if self.norm is not None:
+            x = self.norm(use_running_average=not train, name="bn")(x)
+        return nn.relu(attend(self.attention, "branch", x, train))
+
+
+class FlatMap(nn.Module):
+    """A feature map as one vector, after adaptive average pooling: [B,H,W,C] → [B,size²·C].
+
+    Attributes:
+      size: height and width after pooling; at this size the map stays as it is.
+      dtype: compute type; None: that of the input.
+    """
+
+    size: int
+    dtype: Any = None
+
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        x = ops.adaptive_average_pool(x, (self.size, self.size))
+        return x.reshape(x.shape[0], -1)
+
+
+class MultilayerClassifier(nn.Module):
+    """Fully connected layers, each but the last followed by norm, if any, and ReLU.
+
+    [B,D] → [B,num_classes], called with (x, train).
+
+    Attributes:
+      num_classes: width of the last layer.
+      hidden: widths of the others.
+      dropout: rate before each layer.
+      norm: factory; no norm if None.
+      kernel_init, bias_init: of all layers; None: U(−1/√D, 1/√D), as PyTorch's Linear.
+      dtype: compute type.
+    """
+
+    num_classes: int
+    hidden: tuple[int, ...]
+    dropout: tuple[float, ...]
+    norm: Callable[..., nn.Module] | None = None
+    kernel_init: Callable[..., jax.Array] | None = None
+    bias_init: Callable[..., jax.Array] | None = None
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        widths = (*self.hidden, self.num_classes)
+        for layer, (width, dropout) in enumerate(zip(widths, self.dropout, strict=True), 1):
+            linear = Linear(
+                width, dropout, self.kernel_init, self.bias_init, self.dtype, name=f"fc{layer}"
+            )
+            x = linear(x, train)
+            if layer < len(widths):
+                if self.norm is not None:
+                    x = self.norm(use_running_average=not train, name=f"bn{layer}")(x)
+                x = nn.relu(x)
+        return x

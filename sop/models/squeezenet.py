@@ -1,0 +1,145 @@
+"""SqueezeNet 1.0 (Iandola et al. 2016, table 1) and 1.1, and CGD's form of them."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sop.layers import MaxPool
+from sop.models.network import BatchNorm, Conv, Linear, Network
+from sop.models.parts import Attention, Parts, attend
+
+# Channels, kernel size of the first convolution; squeeze widths of the Fire modules between
+# poolings. A Fire module gives eight times the channels it squeezes to.
+VERSIONS = {
+    "1.0": (96, 7, ((16, 16, 32), (32, 48, 48, 64), (64,))),
+    "1.1": (64, 3, ((16, 16), (32, 32), (48, 48, 64, 64))),
+}
+
+
+class Fire(nn.Module):
+    """conv 1×1, ReLU, then conv 1×1 and conv 3×3 side by side, ReLU: [B,H,W,C] → [B,H,W,8·squeeze].
+
+    Attributes:
+      squeeze: channels of the first convolution.
+      attention: 'conv' stands after it and is followed by a norm that the plain module lacks (He et
+        al. 2019); 'branch' stands on the output.
+      conv, norm: factories.
+    """
+
+    squeeze: int
+    attention: Attention | None
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        x = self.conv(self.squeeze, (1, 1), name="squeeze")(x)
+        x = attend(self.attention, "conv", x, train)
+        if self.attention is not None and self.attention.where == "conv":
+            x = self.norm(use_running_average=not train, name="bn")(x)
+        x = nn.relu(x)
+        small = self.conv(4 * self.squeeze, (1, 1), name="expand1x1")(x)
+        large = self.conv(4 * self.squeeze, (3, 3), padding=1, name="expand3x3")(x)
+        x = nn.relu(jnp.concatenate([small, large], -1))
+        return attend(self.attention, "branch", x, train)
+
+
+class SqueezeNet(nn.Module):
+    """conv1, then Fire modules 2…9, a 3×3/2 pooling (ceil mode) before each group of them.
+
+    [B,H,W,3] → [B,H/16,W/16,512].
+
+    Attributes:
+      version: key of `VERSIONS`.
+      attention: for each group, the attention of each of its Fire modules.
+      fire, pool, conv: factories.
+    """
+
+    version: str
+    attention: list[list[Attention | None]]
+    fire: Callable[..., nn.Module]
+    pool: Callable[..., nn.Module]
+    conv: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        width, size, groups = VERSIONS[self.version]
+        x = nn.relu(self.conv(width, (size, size), 2, padding=0, name="conv1")(images))
+        fires = 1
+        for index, (group, attentions) in enumerate(zip(groups, self.attention, strict=True), 1):
+            x = self.pool(window=3, strides=2, ceil_mode=True, name=f"pool{index}")(x, train)
+            for squeeze, attention in zip(group, attentions, strict=True):
+                fires += 1
+                x = self.fire(squeeze, attention, name=f"fire{fires}")(x, train)
+        return x
+
+
+class ConvClassifier(nn.Module):
+    """Dropout, conv 1×1 to one map for each class, ReLU, mean: [B,H,W,C] → [B,num_classes].
+
+    Attributes:
+      num_classes: number of maps.
+      dropout: rate.
+      dtype: compute type.
+    """
+
+    num_classes: int
+    dropout: float
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        normal = nn.initializers.normal(0.01)
+        conv = nn.Conv(
+            self.num_classes, (1, 1), dtype=self.dtype, kernel_init=normal, name="conv10"
+        )
+        return nn.relu(conv(x)).mean((1, 2), dtype=jnp.float32)
+
+
+class ClassMaps(nn.Module):
+    """Leaves the map as it is: `ConvClassifier` averages after it has classified each position.
+
+    Attributes:
+      dtype: without effect.
+    """
+
+    dtype: Any = None
+
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        return x
+
+
+def squeezenet(parts: Parts, version: str, *, dropout: float = 0.5) -> Network:
+    """SqueezeNet.
+
+    Global average pooling ('gavp') is that of the class maps, as published.
+
+    Args:
+      version: '1.0' or '1.1'.
+      dropout: rate before the convolution that classifies.
+    """
+    conv = partial(Conv, use_bias=True, dtype=parts.dtype)
+    norm = partial(BatchNorm, dtype=parts.dtype, axis_name=parts.axis_name)
+    average = parts.representation_name in (None, "gavp")
+    features = SqueezeNet(
+        version=version,
+        attention=parts.blocks(
+            [len(group) for group in VERSIONS[version][2]],
+            last_stage=parts.representation_name != "mpncov",
+        ),
+        fire=partial(Fire, conv=conv, norm=norm),
+        pool=parts.pool or MaxPool,
+        conv=conv,
+    )
+    return parts.network(
+        features,
+        own={"gavp": ClassMaps},
+        published={"mpncov": {"reduction": 256, "num_iters": 5}},
+        classifier=partial(ConvClassifier, dropout=dropout) if average else Linear,
+        min_size={"1.0": 21, "1.1": 17}[version],
+    )

@@ -1,0 +1,134 @@
+"""VGG (Simonyan & Zisserman 2015, table 1), and the forms of it in GFGP and fast MPN-COV."""
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax
+
+from sop.layers import MaxPool
+from sop.models.network import BatchNorm, Conv, Linear, Network
+from sop.models.parts import Attention, Parts
+from sop.models.plain import ConvLayer, FlatMap, MultilayerClassifier
+
+WIDTHS = (64, 128, 256, 512, 512)
+STAGE_SIZES = {
+    11: (1, 1, 2, 2, 2),
+    13: (2, 2, 2, 2, 2),
+    16: (2, 2, 3, 3, 3),
+    19: (2, 2, 4, 4, 4),
+}
+normal = nn.initializers.normal(0.01)
+
+
+class VGG(nn.Module):
+    """Five stages of 3×3 convolutions: [B,H,W,3] → [B,H/16,W/16,512], H/32 with `last_pool`.
+
+    Attributes:
+      attention: for each stage, the attention of each of its convolutions.
+      layer: of one convolution, norm, ReLU.
+      pool: at the end of a stage, 2×2/2.
+      last_pool: the last stage has one too.
+      words: width of a 1×1 convolution at the end (GFGP's VGG-mod); None: there is none.
+    """
+
+    attention: list[list[Attention | None]]
+    layer: Callable[..., nn.Module]
+    pool: Callable[..., nn.Module]
+    last_pool: bool
+    words: int | None = None
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        x = images
+        for stage, (width, layers) in enumerate(zip(WIDTHS, self.attention, strict=True), 1):
+            for index, attention in enumerate(layers, 1):
+                name = f"conv{stage}_{index}"
+                x = self.layer(width, (3, 3), padding=1, attention=attention, name=name)(x, train)
+            if stage < len(WIDTHS) or self.last_pool:
+                x = self.pool(window=2, strides=2, name=f"pool{stage}")(x, train)
+        return self.layer(self.words, (1, 1), name="conv6")(x, train) if self.words else x
+
+
+def vgg(
+    parts: Parts,
+    depth: int,
+    batch_norm: bool,
+    *,
+    hidden: tuple[int, ...] | None = None,
+    dropout: float = 0.5,
+) -> Network:
+    """VGG as torchvision has it, and with a representation in place of its last pooling.
+
+    Args:
+      depth: layers with weights.
+      batch_norm: a BatchNorm follows each convolution.
+      hidden: widths of the fully connected layers before the last; by default (4096, 4096), or none
+        with B-CNN and CBP, as in their two-stage fine-tuning.
+      dropout: rate after each of these.
+    """
+    linear = parts.representation_name in ("bcnn", "compact_bilinear")
+    hidden = (() if linear else (4096, 4096)) if hidden is None else tuple(hidden)
+    conv = partial(Conv, use_bias=True, dtype=parts.dtype)
+    norm = partial(BatchNorm, dtype=parts.dtype, axis_name=parts.axis_name) if batch_norm else None
+    classifier = partial(
+        MultilayerClassifier,
+        hidden=hidden,
+        dropout=(0.0, *(dropout for _ in hidden)),
+        kernel_init=normal,
+        bias_init=nn.initializers.zeros,
+    )
+    return _network(parts, depth, conv, norm, classifier if hidden else Linear)
+
+
+def vgg_gfgp(parts: Parts, depth: int) -> Network:
+    """GFGP's VGG: BN (ε = 1e-4) after every convolution and in both hidden fully connected layers.
+
+    Kobayashi, "Global Feature Guided Local Pooling", ICCV 2019, §4.
+    """
+    return _network(parts, depth, *_normalized(parts, hidden=(4096, 4096)))
+
+
+def vgg_mod(parts: Parts, depth: int) -> Network:
+    """GFGP's VGG-mod: the last pooling gives way to a 1×1 convolution to 4096; global average.
+
+    Kobayashi, "Global Feature Guided Local Pooling", ICCV 2019, §4.
+    """
+    return _network(parts, depth, *_normalized(parts, hidden=(4096,)), words=4096)
+
+
+def _normalized(parts, hidden):
+    conv = partial(Conv, use_bias=True, kernel_init=normal, dtype=parts.dtype)
+    norm = partial(BatchNorm, epsilon=1e-4, dtype=parts.dtype, axis_name=parts.axis_name)
+    classifier = partial(
+        MultilayerClassifier,
+        hidden=hidden,
+        dropout=(0.0,) * (len(hidden) + 1),
+        norm=norm,
+        kernel_init=normal,
+        bias_init=nn.initializers.zeros,
+    )
+    return conv, norm, classifier
+
+
+def _network(parts, depth, conv, norm, classifier, words=None):
+    own = {} if words else {"flat": partial(FlatMap, size=7)}
+    representation = "gavp" if words else "flat"
+    last_pool = not words and parts.representation_name in (None, representation)
+    features = VGG(
+        attention=parts.blocks(
+            STAGE_SIZES[depth], last_stage=parts.representation_name != "mpncov"
+        ),
+        layer=partial(ConvLayer, conv=conv, norm=norm),
+        pool=parts.pool or MaxPool,
+        last_pool=last_pool,
+        words=words,
+    )
+    return parts.network(
+        features,
+        representation=representation,
+        published={"mpncov": {"reduction": 256, "num_iters": 5}},
+        own=own,
+        classifier=classifier,
+        min_size=32 if last_pool else 16,
+    )
