@@ -5,7 +5,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 import input_pipeline
@@ -53,13 +53,11 @@ def _prepare(config: ConfigDict):
 def _train(config: ConfigDict, workdir: str, model, stages: list[Stage]) -> None:
     reporter = Reporter(
         workdir,
-        enabled=jax.process_index() == 0,
-        total_steps=stages[-1].last_step,
-        steps_per_epoch=stages[0].train.steps_per_epoch,
-        batch_size=config.batch_size,
+        stages,
+        learning_rate_at(stages),
         log_every=config.log_every_steps,
-        learning_rate=learning_rate_at(stages),
         profile_steps=config.profile,
+        enabled=jax.process_index() == 0,
     )
     try:
         if train(config, workdir, model, stages, make_mesh(), reporter):
@@ -71,6 +69,7 @@ def _train(config: ConfigDict, workdir: str, model, stages: list[Stage]) -> None
 
 
 def main(_) -> None:
+    logging.set_verbosity(logging.WARNING)  # TFDS and Orbax narrate at INFO
     config = _CONFIG.value
     configuration.check(config, default.get_config())
     for stage in stage_configs(config):

@@ -11,7 +11,6 @@ A checkpoint that holds only `variables`, at step 0, is what weight conversion w
 """
 
 import json
-import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,11 +33,6 @@ def _top1(metrics: Mapping[str, float]) -> float:
     return metrics["top1"]
 
 
-def _quiet() -> None:
-    """Orbax narrates every save through absl at INFO; only its warnings are for users."""
-    logging.getLogger("absl").setLevel(logging.WARNING)
-
-
 class Checkpoints:
     """The checkpoints of one work folder.
 
@@ -57,7 +51,6 @@ class Checkpoints:
         read_only: bool = False,
         say: Callable[[str], None] = print,
     ):
-        _quiet()
         self._say = say
         self.directory = Path(workdir).absolute() / FOLDER
         if not read_only:
@@ -260,7 +253,6 @@ def save_variables(workdir: str | Path, variables: Mapping[str, Any]) -> None:
     Raises:
       UsageError: the folder already has checkpoints.
     """
-    _quiet()
     directory = Path(workdir).absolute() / FOLDER
     if directory.exists() and any(directory.iterdir()):
         raise UsageError(f"{directory} already has checkpoints; choose an empty work folder.")

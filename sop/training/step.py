@@ -60,6 +60,7 @@ def _frozen_batch_norm(is_frozen: Callable[[str], bool]):
         module = context.module
         if (
             isinstance(module, nn.BatchNorm)
+            and not module.use_running_average
             and context.method_name == "__call__"
             and is_frozen("/".join((*module.path, "scale")))
         ):
@@ -124,7 +125,7 @@ def make_train_step(
             "top1": hits(logits, labels, 1).mean(),
             "top5": hits(logits, labels, 5).mean(),
         }
-        metrics = {**lax.pmean(metrics, AXIS), "grad_norm": optax.global_norm(grads)}
+        metrics = {**lax.pmean(metrics, AXIS), "grad_norm": optax.tree.norm(grads)}
         new_state = TrainState(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),

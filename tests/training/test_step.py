@@ -1,0 +1,203 @@
+"""The data-parallel step: its mappings agree, its options do what they say."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from sop.data.normalization import normalize
+from sop.training.evaluation import evaluate
+from sop.training.state import init_state, init_variables
+from sop.training.step import (
+    AXIS,
+    data_parallel,
+    hits,
+    make_eval_step,
+    make_mesh,
+    make_train_step,
+    replicated,
+    to_devices,
+)
+
+PREPARE = partial(normalize, name="none")
+
+
+class Network(nn.Module):
+    """A little of everything that a step must handle."""
+
+    axis_name: str | None = None
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Conv(8, (3, 3), name="conv")(x)
+        x = nn.BatchNorm(use_running_average=not train, axis_name=self.axis_name, name="bn")(x)
+        x = nn.relu(x).mean((1, 2))
+        x = nn.Dropout(self.dropout)(x, deterministic=not train)
+        return nn.Dense(10, name="classifier")(x)
+
+
+def batch_of(rng, size=16):
+    return {
+        "image": rng.integers(0, 256, (size, 8, 8, 3), dtype=np.uint8),
+        "label": rng.integers(0, 10, size).astype(np.int32),
+    }
+
+
+def initial(model, tx):
+    return init_state(init_variables(model, 0, (8, 8, 3)), tx)
+
+
+def assert_close(a, b, tolerance):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance)
+
+
+TX = optax.sgd(0.1, momentum=0.9)
+
+
+def run(step, mesh, state, batches):
+    mapped = data_parallel(step, mesh)
+    state = jax.device_put(state, replicated(mesh))
+    for batch in batches:
+        state, metrics = mapped(state, to_devices(mesh, batch))
+    return jax.device_get(state), jax.device_get(metrics)
+
+
+def test_pmap_of_the_same_function_takes_the_same_step():
+    rng = np.random.default_rng(1)
+    model = Network(dropout=0.2)
+    step = make_train_step(model, TX, normalize=PREPARE, label_smoothing=0.1)
+    state, batch = initial(model, TX), batch_of(rng)
+    ours, our_metrics = run(step, make_mesh(), state, [batch])
+
+    copies = jax.tree.map(lambda x: jnp.stack([x] * 8), state)
+    shards = {k: v.reshape(8, 2, *v.shape[1:]) for k, v in batch.items()}
+    theirs, their_metrics = jax.pmap(step, axis_name=AXIS)(copies, shards)
+    assert_close(ours, jax.tree.map(lambda x: x[3], theirs), 1e-6)
+    assert_close(our_metrics, jax.tree.map(lambda x: x[0], their_metrics), 1e-6)
+
+
+def test_synchronised_batch_norm_makes_one_device_and_eight_agree():
+    rng = np.random.default_rng(2)
+    batches = [batch_of(rng) for _ in range(3)]
+    model = Network(axis_name=AXIS)
+    step = make_train_step(model, TX, normalize=PREPARE)
+    state = initial(model, TX)
+    eight, eight_metrics = run(step, make_mesh(), state, batches)
+    one, one_metrics = run(step, make_mesh(jax.devices()[:1]), state, batches)
+    assert_close(eight, one, 1e-5)
+    assert_close(eight_metrics, one_metrics, 1e-5)
+
+
+def test_batch_norm_per_device_averages_running_statistics():
+    rng = np.random.default_rng(3)
+    model, batch = Network(), batch_of(rng)
+    step = make_train_step(model, TX, normalize=PREPARE)
+    state, _ = run(step, make_mesh(), initial(model, TX), [batch])
+    features = np.asarray(
+        nn.Conv(8, (3, 3)).apply(
+            {"params": initial(model, TX).params["conv"]}, PREPARE(batch["image"])
+        )
+    ).reshape(8, -1, 8)
+    assert_close(state.model_state["batch_stats"]["bn"]["mean"], 0.01 * features.mean((0, 1)), 1e-6)
+    per_device = features.var(axis=1).mean(axis=0)
+    assert_close(state.model_state["batch_stats"]["bn"]["var"], 0.99 + 0.01 * per_device, 1e-5)
+
+
+def test_frozen_batch_norm_uses_and_keeps_its_running_statistics():
+    rng = np.random.default_rng(4)
+    model, batch = Network(), batch_of(rng)
+    state = initial(model, TX)
+    step = make_train_step(
+        model, TX, normalize=PREPARE, frozen_batch_norm=lambda name: name.startswith("bn/")
+    )
+    after, metrics = run(step, make_mesh(), state, [batch])
+    assert_close(after.model_state, state.model_state, 0)
+    logits = model.apply(state.variables, PREPARE(batch["image"]), train=False)
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
+
+
+def test_label_smoothing_is_pytorchs():
+    rng = np.random.default_rng(5)
+    model, batch = Network(), batch_of(rng)
+    step = make_train_step(
+        model, TX, normalize=PREPARE, label_smoothing=0.1, frozen_batch_norm=lambda name: True
+    )
+    state = initial(model, TX)
+    _, metrics = run(step, make_mesh(jax.devices()[:1]), state, [batch])
+    logits = model.apply(state.variables, PREPARE(batch["image"]), train=False)
+    logp = np.asarray(jax.nn.log_softmax(logits), np.float64)
+    right = logp[np.arange(16), batch["label"]]
+    expected = -(0.9 * right + 0.1 * logp.mean(axis=1)).mean()
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
+
+
+def test_a_donated_step_compiles_once():
+    rng = np.random.default_rng(6)
+    model, mesh = Network(), make_mesh()
+    mapped = data_parallel(make_train_step(model, TX, normalize=PREPARE), mesh, donate=True)
+    state = jax.device_put(initial(model, TX), replicated(mesh))
+    kept = state.params["conv"]["kernel"]
+    for _ in range(3):
+        state, _ = mapped(state, to_devices(mesh, batch_of(rng)))
+    assert mapped._cache_size() == 1
+    assert kept.is_deleted()
+
+
+def test_hits_break_ties_by_index():
+    logits = jnp.array([[1.0, 1.0, 0.0], [0.0, 2.0, 2.0]])
+    labels = jnp.array([1, 1])
+    assert hits(logits, labels, 1).tolist() == [False, True]
+    assert hits(logits, labels, 2).tolist() == [True, True]
+    assert hits(logits, labels, 5).tolist() == [True, True]
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_evaluation_counts_real_examples_only(devices):
+    rng = np.random.default_rng(7)
+    model, mesh = Network(), make_mesh(jax.devices()[:devices])
+    variables = init_variables(model, 0, (8, 8, 3))
+    data = batch_of(rng, 21)
+    padded = [
+        {
+            "image": np.concatenate([data["image"][:16]]),
+            "label": data["label"][:16],
+            "mask": np.ones(16, bool),
+        },
+        {
+            "image": np.concatenate([data["image"][16:], batch_of(rng, 11)["image"]]),
+            "label": np.concatenate([data["label"][16:], batch_of(rng, 11)["label"]]),
+            "mask": np.arange(16) < 5,
+        },
+    ]
+    step = data_parallel(make_eval_step(model, normalize=PREPARE), mesh)
+    scores = evaluate(step, mesh, jax.device_put(variables, replicated(mesh)), padded)
+    logits = model.apply(variables, PREPARE(data["image"]), train=False)
+    rank = (np.asarray(logits) > np.take_along_axis(logits, data["label"][:, None], 1)).sum(1)
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, data["label"])
+    assert scores["count"] == 21
+    np.testing.assert_allclose(scores["loss"], loss.mean(), rtol=1e-5)
+    np.testing.assert_allclose(scores["top1"], (rank < 1).mean(), rtol=1e-6)
+    np.testing.assert_allclose(scores["top5"], (rank < 5).mean(), rtol=1e-6)
+
+
+def test_views_share_the_mean_of_their_logits():
+    rng = np.random.default_rng(8)
+    model, mesh = Network(), make_mesh()
+    variables = init_variables(model, 0, (8, 8, 3))
+    batch = {
+        "image": rng.integers(0, 256, (8, 2, 8, 8, 3), dtype=np.uint8),
+        "label": rng.integers(0, 10, 8).astype(np.int32),
+        "mask": np.ones(8, bool),
+    }
+    step = data_parallel(make_eval_step(model, normalize=PREPARE), mesh)
+    sums = step(jax.device_put(variables, replicated(mesh)), to_devices(mesh, batch))
+    views = [model.apply(variables, PREPARE(batch["image"][:, i]), train=False) for i in (0, 1)]
+    loss = optax.softmax_cross_entropy_with_integer_labels(sum(views) / 2, batch["label"])
+    np.testing.assert_allclose(sums["loss"], loss.sum(), rtol=1e-5)
