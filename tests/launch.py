@@ -1,0 +1,81 @@
+"""Starts programs as users do: alone or as several processes of one run on this machine."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def environment(devices: int = 1, **variables: str) -> dict[str, str]:
+    """That of a process with so many simulated CPU devices, which finds `sop` and the tests."""
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "PYTHONPATH": str(ROOT),
+        "PYTHONUNBUFFERED": "1",
+        **variables,
+    }
+
+
+def launch(
+    *arguments: str, devices: int = 1, cwd: Path = ROOT, **variables: str
+) -> subprocess.Popen[str]:
+    """Starts `python ARGUMENTS…`; stderr goes into stdout."""
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        env=environment(devices, **variables),
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(processes: Sequence[subprocess.Popen[str]], timeout: float = 300) -> list[str]:
+    """What each process printed, once all have ended; none is left running."""
+    try:
+        return [process.communicate(timeout=timeout)[0] for process in processes]
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+
+def run(*arguments: str, devices: int = 1, timeout: float = 300, **variables: str):
+    """`python ARGUMENTS…` to its end → (exit code, what it printed)."""
+    process = launch(*arguments, devices=devices, **variables)
+    [output] = finish([process], timeout)
+    return process.returncode, output
+
+
+def run_together(
+    *arguments: str, processes: int = 2, devices: int = 4, timeout: float = 300, **variables: str
+) -> list[tuple[int, str]]:
+    """`python ARGUMENTS…` as several processes that find each other on 127.0.0.1.
+
+    Returns:
+      For each process (exit code, what it printed).
+    """
+    shared = {
+        "COORDINATOR_ADDRESS": f"127.0.0.1:{_free_port()}",
+        "NUM_PROCESSES": str(processes),
+        **variables,
+    }
+    started = [
+        launch(*arguments, devices=devices, PROCESS_ID=str(index), **shared)
+        for index in range(processes)
+    ]
+    outputs = finish(started, timeout)
+    return [(p.returncode, output) for p, output in zip(started, outputs, strict=True)]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,145 @@
+"""The work folder: who may use it, and with which config."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+from ml_collections import ConfigDict
+
+from sop.errors import UsageError
+from sop.training import workdir
+from sop.training.workdir import WorkDir
+from tests.launch import environment
+
+
+def config(**changes):
+    config = ConfigDict(
+        {
+            "model": {"backbone": "resnet20", "num_classes": 10},
+            "input": {"num_workers": 2, "dataset": "digits"},
+            "schedule": {"name": "cosine", "boundaries": (1, 2)},
+            "checkpoint": {"keep": 3},
+            "num_epochs": 3,
+            "log_every_steps": 10,
+        }
+    )
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+@pytest.fixture
+def folder(tmp_path):
+    used = WorkDir(tmp_path / "deep" / "run")
+    yield used
+    used.close()
+
+
+def test_makes_the_folder_and_writes_the_config(folder):
+    folder.settle_config(config())
+    saved = json.loads((folder.path / "config.json").read_text())
+    assert saved["schedule"] == {"boundaries": [1, 2], "name": "cosine"}
+    assert workdir.read_config(folder.path) == saved
+
+
+def test_the_same_config_goes_on(folder):
+    folder.settle_config(config())
+    before = (folder.path / "config.json").stat().st_mtime_ns
+    folder.settle_config(config())
+    assert (folder.path / "config.json").stat().st_mtime_ns == before
+
+
+def test_free_keys_may_change_and_are_noted(folder):
+    folder.settle_config(config())
+    changes = {"input.num_workers": 0, "log_every_steps": 1, "checkpoint.keep": 9}
+    folder.settle_config(config(**changes))
+    saved = workdir.read_config(folder.path)
+    assert (saved["input"]["num_workers"], saved["checkpoint"]["keep"]) == (0, 9)
+
+
+def test_each_differing_key_is_named_with_both_values(folder):
+    folder.settle_config(config())
+    changes = {"model.backbone": "resnet32", "input.dataset": "cifar10", "log_every_steps": 1}
+    with pytest.raises(UsageError) as refusal:
+        folder.settle_config(config(**changes))
+    sentence = str(refusal.value)
+    assert 'model.backbone was "resnet20", is "resnet32"' in sentence
+    assert 'input.dataset was "digits", is "cifar10"' in sentence
+    assert "log_every_steps" not in sentence
+    assert workdir.read_config(folder.path)["log_every_steps"] == 10
+
+
+def test_a_key_that_only_one_config_has_is_named(folder):
+    folder.settle_config(config())
+    more = config()
+    more.model.dropout = 0.5
+    with pytest.raises(UsageError, match=r"model\.dropout was not set, is 0\.5"):
+        folder.settle_config(more)
+
+
+@pytest.mark.parametrize(("schedule", "allowed"), [("cosine", False), ("step", True)])
+def test_a_run_may_be_prolonged_where_the_schedule_does_not_stretch(folder, schedule, allowed):
+    folder.settle_config(config(**{"schedule.name": schedule}))
+    longer = config(**{"schedule.name": schedule, "num_epochs": 5})
+    if allowed:
+        folder.settle_config(longer)
+        assert workdir.read_config(folder.path)["num_epochs"] == 5
+    else:
+        with pytest.raises(UsageError, match=r"num_epochs was 3, is 5"):
+            folder.settle_config(longer)
+
+
+def test_evaluation_needs_the_same_model_only(folder):
+    folder.settle_config(config())
+    workdir.check_same_model(folder.path, config(**{"input.dataset": "cifar10"}))
+    with pytest.raises(UsageError, match=r"model\.num_classes was 10, is 100"):
+        workdir.check_same_model(folder.path, config(**{"model.num_classes": 100}))
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"holds no run"):
+        workdir.read_config(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UsageError, match=r"config\.json cannot be read"):
+        workdir.read_config(tmp_path)
+
+
+@pytest.mark.parametrize("path", ["file", "file/below", "/proc/none", "gs://bucket/run"])
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path, path):
+    (tmp_path / "file").touch()
+    where = path if path.startswith(("/", "gs:")) else tmp_path / path
+    with pytest.raises(UsageError, match=r"another --workdir|local or mounted"):
+        WorkDir(where)
+
+
+def test_a_live_run_keeps_others_out_and_a_killed_one_does_not(tmp_path):
+    program = (
+        "import sys, time\n"
+        "from sop.training.workdir import WorkDir\n"
+        "folder = WorkDir(sys.argv[1])\n"
+        "print('in', flush=True)\n"
+        "time.sleep(100)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout.readline() == "in\n"
+        with pytest.raises(UsageError, match=rf"in use by a live run \(process {process.pid} on"):
+            WorkDir(tmp_path)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+    WorkDir(tmp_path).close()
+
+
+def test_a_file_is_replaced_whole(tmp_path):
+    workdir.write_atomically(tmp_path / "a", "one")
+    workdir.write_json(tmp_path / "a", {"two": 2})
+    assert json.loads((tmp_path / "a").read_text()) == {"two": 2}
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
