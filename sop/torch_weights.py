@@ -9,6 +9,7 @@ family's aliases; `to_state_dict` writes them.
 """
 
 import dataclasses
+import math
 import re
 import sys
 from collections.abc import Iterable, Mapping
@@ -23,8 +24,13 @@ from absl import app, flags, logging
 from flax import traverse_util
 from ml_collections import config_flags
 
+import sop.layers
 from sop.errors import UsageError
 from sop.models import create_model
+from sop.models.inception import STAGES, STEM
+from sop.models.parts import entry
+from sop.models.squeezenet import VERSIONS
+from sop.models.vgg import STAGE_SIZES
 from sop.training.checkpoints import save_variables
 
 Rules = tuple[tuple[str, str], ...]
@@ -44,6 +50,9 @@ class Family:
     aliases: Rules = ()
     unused: tuple[str, ...] = ()
 
+
+# Places in GFGP's path from features to λ, which its original numbers.
+GFGP_NUMBERS = {"squeeze": 1, "squeeze_norm": 2, "excite": 4, "excite_norm": 5}
 
 # Inside a layer of sop.layers; 'attention', 'pool…' and 'representation' are where it stands.
 LAYERS: Rules = (
@@ -66,10 +75,7 @@ LAYERS: Rules = (
     (r"\battention/row_norm\b", "attention.row_wise_conv.1"),
     (r"\battention/expand\b", "attention.conv2.0"),
     (r"\battention/expand_norm\b", "attention.conv2.1"),
-    (r"\b(pool\w*)/squeeze\b", r"\1.ToParam.1"),
-    (r"\b(pool\w*)/squeeze_norm\b", r"\1.ToParam.2"),
-    (r"\b(pool\w*)/excite\b", r"\1.ToParam.4"),
-    (r"\b(pool\w*)/excite_norm\b", r"\1.ToParam.5"),
+    *((rf"\b(pool\w*)/{place}\b", rf"\1.ToParam.{i}") for place, i in GFGP_NUMBERS.items()),
     (r"\brepresentation/reduce\b", "representation.conv_dr_block.0"),
     (r"\brepresentation/reduce_norm\b", "representation.conv_dr_block.1"),
 )
@@ -112,11 +118,86 @@ WIDE_RESNET = Family(
     )
 )
 
+DENSENET = Family(
+    # Early files separate the number by a dot.
+    aliases=((r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2."),),
+)
+MOBILENET = Family(
+    names=(
+        (r"^features/", ""),
+        (r"^classifier\b", "linear"),
+        (r"^layers_(\d+)", r"layers.\1"),
+    )
+)
+INCEPTION = Family(
+    names=((r"^features/", ""), (r"^classifier\b", "fc")),
+    aliases=(
+        *(
+            (rf"^features\.{number}\.", f"{name}.")
+            for number, name in enumerate(
+                [step[0] for step in STEM] + [block[0] for stage in STAGES for block in stage]
+            )
+        ),
+        (r"^classifier\.", "fc."),
+    ),
+    unused=(r"^AuxLogits\.",),
+)
+
+
+def numbered(features: Iterable[tuple], classifier: Iterable[tuple]) -> Family:
+    """A family whose original numbers its layers: (place in Flax, number) of both parts."""
+    names = [(rf"^features/{place}\b", f"features.{number}") for place, number in features]
+    names += [(rf"^classifier/{place}\b", f"classifier.{number}") for place, number in classifier]
+    return Family(names=tuple(names))
+
+
+def vgg_family(depth: int, norm: bool) -> Family:
+    """conv, norm if any and ReLU count as layers, and so do the poolings and 'conv6' of VGG-mod."""
+    places, number = [], 0
+    for stage, size in enumerate(STAGE_SIZES[depth], 1):
+        for index in range(1, size + 1):
+            places.append((f"conv{stage}_{index}/conv", number))
+            places.append((f"conv{stage}_{index}/bn", number + 1))
+            number += 3 if norm else 2
+        for place, inner in GFGP_NUMBERS.items():
+            places.append((f"pool{stage}/{place}", f"{number}.ToParam.{inner}"))
+        number += 1
+    # In VGG-mod it stands in place of the last pooling.
+    places += [("conv6/conv", number - 1), ("conv6/bn", number)]
+    layers = [(f"fc{i}", 3 * (i - 1)) for i in (1, 2, 3)] + [("bn1", 1), ("bn2", 4)]
+    return numbered(places, layers)
+
+
+def squeezenet_family(version: str) -> Family:
+    """conv1 and its ReLU, then a pooling before each group of Fire modules."""
+    places, number, fire = [("conv1", 0)], 2, 2
+    for group in VERSIONS[version][2]:
+        for offset in range(1, len(group) + 1):
+            places.append((f"fire{fire}", number + offset))
+            fire += 1
+        number += len(group) + 1
+    return numbered(places, [("conv10", 1)])
+
+
+# conv and ReLU count as layers, and so do the poolings after conv1 and conv2.
+ALEXNET = numbered(
+    [(f"conv{i}/conv", number) for i, number in enumerate((0, 3, 6, 8, 10), 1)],
+    [("fc1", 1), ("fc2", 4), ("fc3", 6)],
+)
+
 # Backbone name → family.
 FAMILIES = {
     r"resnet\d+|resnext.*": RESNET,
     r"(pre)?resnet\d+_cifar": CIFAR_RESNET,
     r"wrn.*": WIDE_RESNET,
+    **{f"vgg{depth}": vgg_family(depth, norm=False) for depth in STAGE_SIZES},
+    **{rf"vgg{depth}_\w+": vgg_family(depth, norm=True) for depth in STAGE_SIZES},
+    r"densenet\d+": DENSENET,
+    r"mobilenet": MOBILENET,
+    r"squeezenet1_0": squeezenet_family("1.0"),
+    r"squeezenet1_1": squeezenet_family("1.1"),
+    r"alexnet": ALEXNET,
+    r"inception_v3": INCEPTION,
 }
 
 
@@ -170,6 +251,9 @@ def convert(
         names = ", ".join(torch_name(path, family) for path in fresh)
         logging.info("Not in the file, so as in a new network: %s.", names)
         values |= initial(model, fresh)
+    head = "params/classifier/kernel"
+    if gsop_net2(model, config) and head in values and head not in fresh:
+        values[head] = values[head][columns_by_rows(len(values[head]))]
     variables = values | published_constants(model)
     return traverse_util.unflatten_dict(variables, sep="/")
 
@@ -178,11 +262,12 @@ def to_state_dict(variables: Mapping[str, Any], config: Mapping[str, Any]) -> di
     """The way back: variables of `create_model(config)` under the original's names and layouts."""
     family = family_of(config["backbone"])
     flat = traverse_util.flatten_dict(dict(variables), sep="/")
-    return {
-        torch_name(path, family): to_torch(path, as_array(value))
-        for path, value in flat.items()
-        if not path.startswith("constants/")
-    }
+    flat = {path: as_array(x) for path, x in flat.items() if not path.startswith("constants/")}
+    if gsop_net2(create_model(config), config):
+        kernel = flat["params/classifier/kernel"]
+        order = np.argsort(columns_by_rows(len(kernel)))
+        flat["params/classifier/kernel"] = kernel[order]
+    return {torch_name(path, family): to_torch(path, value) for path, value in flat.items()}
 
 
 def convert_layer(
@@ -288,11 +373,27 @@ def published_constants(model: nn.Module) -> dict[str, np.ndarray]:
         for end in ("hash_1", "hash_2", "sign_1", "sign_2")
     }
     return {
-        path: (drawn[end] % projected_dim if end.startswith("hash") else drawn[end] % 2 * 2.0 - 1.0)
-        .astype(like.dtype)
+        path: (
+            drawn[end] % projected_dim if end.startswith("hash") else drawn[end] % 2 * 2.0 - 1.0
+        ).astype(like.dtype)
         for path, like in flat.items()
         for end in [path.rpartition("/")[2]]
     }
+
+
+def gsop_net2(model: nn.Module, config: Mapping[str, Any]) -> bool:
+    """Whether the original is GSoP-Net2, which reads the upper triangle column by column."""
+    name, _ = entry(config, "attention")
+    covariance = isinstance(model.representation, sop.layers.MPNCOV)
+    return name == "gsop" and covariance and model.representation.vectorize
+
+
+def columns_by_rows(length: int) -> np.ndarray:
+    """Where in the upper triangle read by columns each entry of the one read by rows stands."""
+    size = math.isqrt(2 * length)
+    place = np.zeros((size, size), int)
+    place.T[np.tril_indices(size)] = np.arange(length)
+    return place[np.triu_indices(size)]
 
 
 def as_array(value: Any) -> np.ndarray:
