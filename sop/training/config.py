@@ -29,7 +29,7 @@ def check(config: ConfigDict, default: ConfigDict) -> None:
     Raises:
       UsageError: for the first unknown key, value of another type, or value that no run can have.
     """
-    _check_keys(config, default, "")
+    _check_keys(config, default, "", _paths(default))
     for key, (condition, meaning) in _CONDITIONS.items():
         value = _lookup(config, key)
         if value is not None and not condition(value):
@@ -94,13 +94,13 @@ def flatten(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[st
     return flat
 
 
-def _check_keys(config: ConfigDict, default: ConfigDict, prefix: str) -> None:
+def _check_keys(config: ConfigDict, default: ConfigDict, prefix: str, known: Sequence[str]) -> None:
     for key in config:
         path = prefix + key
         if key not in default:
             if prefix[:-1] in _OPEN:
                 continue
-            raise UsageError(f"There is no config key '{path}'.{_closest(path, default)}")
+            raise UsageError(f"There is no config key '{path}'.{_closest(path, known)}")
         value, expected = config[key], default.get_type(key)
         if isinstance(default[key], ConfigDict):
             if value is None and path in _OPEN:
@@ -109,7 +109,7 @@ def _check_keys(config: ConfigDict, default: ConfigDict, prefix: str) -> None:
                 raise UsageError(
                     f"config.{path} is {value!r} but must hold the keys {sorted(default[key])}."
                 )
-            _check_keys(value, default[key], f"{path}.")
+            _check_keys(value, default[key], f"{path}.", known)
         elif not ((value is None and default[key] is None) or _is_a(value, expected)):
             raise UsageError(
                 f"config.{path} is {value!r} but must be {_describe(expected)}"
@@ -117,12 +117,11 @@ def _check_keys(config: ConfigDict, default: ConfigDict, prefix: str) -> None:
             )
 
 
-def _closest(path: str, default: ConfigDict) -> str:
+def _closest(path: str, known: Sequence[str]) -> str:
     """The known key most like `path`, as a remedy: by its last name, wherever that stands."""
-    paths = _paths(default)
     last = path.rpartition(".")[2]
-    elsewhere = [p for p in paths if p.rpartition(".")[2] == last]
-    close = difflib.get_close_matches(path, paths, n=1) or elsewhere[:1]
+    elsewhere = [p for p in known if p.rpartition(".")[2] == last]
+    close = difflib.get_close_matches(path, known, n=1) or elsewhere[:1]
     if close:
         return f" Did you mean '{close[0]}'?"
     return " configs/default.py lists all of them."
@@ -250,7 +249,7 @@ def _check_command_line(argv: Sequence[str], default: ConfigDict) -> None:
             raise UsageError(f"{argument} needs --config=configs/NAME.py before it.")
         path = override[1]
         if path not in known and path.rpartition(".")[0] not in _OPEN:
-            raise UsageError(f"There is no config key '{path}'.{_closest(path, default)}")
+            raise UsageError(f"There is no config key '{path}'.{_closest(path, known)}")
 
 
 def _explain(error: BaseException) -> str | None:
