@@ -1,0 +1,280 @@
+"""Every golden case of the layers: what computes it here, and how far it is from the original.
+
+`python -m tests.golden.layer_cases` prints the table for the copies in tests/golden/layers;
+`--golden=DIR` takes another folder, `--copy` first fills tests/golden/layers from it. Copies keep
+only every k-th entry of large outputs and gradients, to keep the repository light.
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import numpy as np
+from flax import traverse_util
+
+from sop import layers, ops
+
+FOLDER = Path(__file__).parent / "layers"
+OUTPUT_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
+KEPT = 4096  # entries, at most, of an output or a gradient in the copies
+
+GSOP_CHANNEL = {
+    "conv_for_DR": "channel/reduce",
+    "bn_for_DR": "channel/reduce_norm",
+    "row_bn": "channel/row_norm",
+    "row_conv_group": "channel/row_conv",
+    "fc_adapt_channels": "channel/expand",
+}
+GSOP_POSITION = {
+    "conv_for_DR_spatial": "position/reduce",
+    "bn_for_DR_spatial": "position/reduce_norm",
+    "row_bn_for_spatial": "position/row_norm",
+    "row_conv_group_for_spatial": "position/row_conv",
+    "fc_adapt_channels_for_spatial": "position/expand",
+}
+GSOP_CONCAT = {
+    "dilate_conv_for_concat1": "channel_conv",
+    "dilate_conv_for_concat2": "position_conv",
+    "bn_for_concat": "concat_norm",
+}
+GSOP_COMPACT = {
+    "conv1.0": "reduce",
+    "conv1.1": "reduce_norm",
+    "row_wise_conv.0": "row_conv",
+    "row_wise_conv.1": "row_norm",
+    "conv2.0": "expand",
+    "conv2.1": "expand_norm",
+}
+GFGP = {
+    "ToParam.1": "squeeze",
+    "ToParam.2": "squeeze_norm",
+    "ToParam.4": "excite",
+    "ToParam.5": "excite_norm",
+}
+MPNCOV = {"conv_dr_block.0": "reduce", "conv_dr_block.1": "reduce_norm"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A module, or a function without parameters.
+
+    Attributes:
+      module: Flax module, or what makes one of a `LocalPool`'s fields.
+      names: PyTorch module → Flax module.
+      train: mode of the module.
+      function: (x, lam, geometry of the window) → y, in the place of a module.
+    """
+
+    module: nn.Module | Callable[..., nn.Module] | None = None
+    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    train: bool = False
+    function: Callable | None = None
+
+
+def cases() -> dict[str, Case]:
+    """Name of the golden file → case."""
+    found = {
+        "covariance": Case(function=lambda x, *_: ops.covariance(x)),
+        "matrix_sqrt_n5": Case(function=lambda a, *_: ops.matrix_sqrt(a, 5)),
+        "bilinear": Case(layers.BilinearCNN()),
+        "compact_bilinear": Case(layers.CompactBilinear(projected_dim=64)),
+        "mpncov_plain": Case(layers.MPNCOV(normalization="none", vectorize=False)),
+        "cgd": Case(layers.CGD()),
+        "cgd_spatial": Case(layers.SpatialCGD()),
+        "cgd_toy": Case(layers.ToyCGD()),
+        "gsop_fusion_average_eval": Case(
+            layers.GSoP(16, "fusion_avg"), {**GSOP_CHANNEL, **GSOP_POSITION}
+        ),
+        "gsop_fusion_max_eval": Case(
+            layers.GSoP(16, "fusion_max"), {**GSOP_CHANNEL, **GSOP_POSITION}
+        ),
+        "gsop_fusion_concat_eval": Case(
+            layers.GSoP(16, "fusion_concat"), {**GSOP_CHANNEL, **GSOP_POSITION, **GSOP_CONCAT}
+        ),
+    }
+    for n in (1, 2, 3, 5):
+        for size in ("c12_5x6", "c24_3x4"):
+            found[f"isqrt_cov_n{n}_{size}"] = Case(layers.MPNCOV(num_iters=n))
+    for train in (False, True):
+        mode = "train" if train else "eval"
+        found[f"mpncov_reduce_{mode}"] = Case(layers.MPNCOV(reduction=8), MPNCOV, train)
+        found[f"gsop_channel_{mode}"] = Case(layers.GSoP(16), GSOP_CHANNEL, train)
+        found[f"gsop_position_{mode}"] = Case(layers.GSoP(16, "position"), GSOP_POSITION, train)
+        found[f"gsop_compact_{mode}"] = Case(layers.CompactGSoP(8), GSOP_COMPACT, train)
+        for activation in ("sigmoid", "softplus"):
+            module = partial(layers.GFGP, activation=activation)
+            found[f"gfgp_{activation}_{mode}"] = Case(module, GFGP, train)
+    for window in ("2x2s2", "3x2s2ceil", "3x3s2p1", "3x3s2p1ceil", "4x4s4"):
+        for shape in ("constant", "channel", "sample", "sample_channel", "position"):
+            found[f"maxent_{window}_{shape}"] = Case(function=_max_entropy)
+    return dict(sorted(found.items()))
+
+
+def _max_entropy(x, lam, geometry):
+    return ops.max_entropy_pool(x, lam, **geometry)
+
+
+def geometry_of(golden) -> dict:
+    pairs = {"window": "kernel", "strides": "stride", "padding": "padding"}
+    geometry = {ours: tuple(golden[theirs].tolist()) for ours, theirs in pairs.items()}
+    return {**geometry, "ceil_mode": bool(golden["ceil_mode"])}
+
+
+def flax_leaf(name: str, value, names) -> tuple[tuple[str, ...], np.ndarray]:
+    """PyTorch tensor → (collection, *path), array."""
+    owner, _, leaf = name.rpartition(".")
+    path = tuple(names[owner].split("/")) if owner else ()
+    if leaf in ("running_mean", "running_var"):
+        return ("batch_stats", *path, leaf.removeprefix("running_")), value
+    if not owner:
+        return ("params", leaf), value.ravel()
+    if leaf == "weight" and value.ndim == 4:
+        return ("params", *path, "kernel"), value.transpose(2, 3, 1, 0)
+    return ("params", *path, "scale" if leaf == "weight" else leaf), value
+
+
+def variables_of(case: Case, golden) -> dict:
+    flat = {}
+    for key, value in golden.items():
+        if key.startswith("param/"):
+            path, leaf = flax_leaf(key.removeprefix("param/"), value, case.names)
+            flat[path] = leaf
+        elif key.startswith(("hash_", "sign_")):
+            flat["constants", key] = value.astype(np.int32 if key[0] == "h" else np.float32)
+    return traverse_util.unflatten_dict(flat)
+
+
+def computed(case: Case, golden) -> dict[str, np.ndarray]:
+    """The arrays `y` and `grad/…` of a golden file, computed here, in PyTorch's layout."""
+    inputs = {key: golden[key] for key in ("x", "lam") if key in golden}
+    geometry = geometry_of(golden) if "kernel" in golden else {}
+    module = case.module
+    if module is not None:
+        variables = variables_of(case, golden)
+        inputs["params"] = variables.pop("params", {})
+        module = module if isinstance(module, nn.Module) else module(**geometry)
+
+    def apply(inputs):
+        if module is None:
+            return case.function(inputs["x"], inputs.get("lam"), geometry)
+        given = {**variables, "params": inputs["params"]}
+        return module.apply(given, inputs["x"], case.train, mutable=["batch_stats"])[0]
+
+    @jax.jit
+    def outputs(inputs, cotangent):
+        y, pullback = jax.vjp(apply, inputs)
+        return y, pullback(cotangent)[0]
+
+    y, gradients = outputs(inputs, golden["cotangent"])
+    params = traverse_util.flatten_dict({"params": gradients.pop("params", {})})
+    found = {"y": y, **{f"grad/{key}": value for key, value in gradients.items()}}
+    for key in golden:
+        if key.startswith("grad/param/"):
+            name = key.removeprefix("grad/param/")
+            path, _ = flax_leaf(name, golden[f"param/{name}"], case.names)
+            found[key] = (
+                params[path].transpose(3, 2, 0, 1) if path[-1] == "kernel" else params[path]
+            )
+    return {key: np.asarray(value) for key, value in found.items()}
+
+
+def compact_bilinear_float64(golden) -> dict[str, np.ndarray]:
+    """The compact-bilinear case from its equation, in float64.
+
+    No pair of channels reaches some of its 64 bins: they are zero. The original sums FFTs per
+    position, leaves ±1e-7 there, and its root √(|y| + 1e-8) makes 1e-4 of it; its gradient
+    multiplies rounding by as much. So the original is no nearer to this than 2e-4.
+    """
+    batch, height, width, channels = golden["x"].shape
+    x = golden["x"].astype(np.float64).reshape(batch, height * width, channels)
+    bins = (golden["hash_1"][:, None] + golden["hash_2"]) % golden["projected_dim"]
+    one_hot = np.eye(int(golden["projected_dim"]))[bins]
+    sketch = one_hot * (golden["sign_1"][:, None] * golden["sign_2"])[..., None]
+    raw = np.einsum("bnc,bnd,cdk->bk", x, x, sketch, optimize=True)
+    root = np.sqrt(np.abs(raw) + 1e-8)
+    norm = np.linalg.norm(np.sign(raw) * root, axis=1, keepdims=True)
+    y = np.sign(raw) * root / norm
+    v = golden["cotangent"]
+    g = (v - y * np.sum(v * y, 1, keepdims=True)) / norm * np.sign(raw) ** 2 / (2 * root)
+    pairs = np.einsum("bk,cdk->bcd", g, sketch)
+    gradient = np.einsum("bnd,bcd->bnc", x, pairs + pairs.transpose(0, 2, 1))
+    return {"y": y, "grad/x": gradient.reshape(golden["x"].shape)}
+
+
+def errors(name: str, folder: Path = FOLDER) -> dict[str, float]:
+    """Key of the golden file → largest difference over largest entry, of `y` and each `grad/…`."""
+    golden = load(name, folder)
+    return differences(computed(cases()[name], golden), golden)
+
+
+def differences(found, golden) -> dict[str, float]:
+    """Key → largest difference over largest entry.
+
+    A gradient that is rounding error in the original, that of a bias whose effect the next batch
+    norm removes, is measured against the largest entry of all the case's gradients.
+    """
+    largest = {key: np.abs(golden[key]).max() for key in found}
+    gradient = max(largest[key] for key in found if key != "y")
+    result = {}
+    for key, ours in found.items():
+        ours = ours.ravel()[:: int(golden.get(f"every/{key}", 1))]
+        zero = key != "y" and largest[key] < 1e-5 * gradient
+        scale = gradient if zero else largest[key]
+        result[key] = float(np.abs(ours - golden[key].ravel()).max() / scale)
+    return result
+
+
+def _is_gradient(key):
+    return key.startswith("grad/")
+
+
+def load(name: str, folder: Path = FOLDER) -> dict[str, np.ndarray]:
+    with np.load(folder / f"{name}.npz") as file:
+        return dict(file)
+
+
+def copy(source: Path) -> None:
+    FOLDER.mkdir(exist_ok=True)
+    for name in cases():
+        kept = {}
+        for key, value in load(name, source).items():
+            kept[key] = value
+            if (key == "y" or _is_gradient(key)) and value.size > KEPT:
+                # An odd step meets all channels, whose number is even.
+                step = value.size // KEPT | 1
+                kept |= {key: value.ravel()[::step], f"every/{key}": np.asarray(step)}
+        np.savez_compressed(FOLDER / f"{name}.npz", **kept)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--golden", type=Path, default=FOLDER, metavar="DIR")
+    parser.add_argument("--copy", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.copy:
+        copy(arguments.golden)
+    print(f"On {jax.devices()[0].device_kind}; errors relative to the largest entry.")
+    print(f"{'case':31} {'output':>8} {'gradients':>10}  of")
+    for name in cases():
+        _print_row(name, errors(name, arguments.golden))
+    golden = load("compact_bilinear", arguments.golden)
+    exact = compact_bilinear_float64(golden)
+    ours = computed(cases()["compact_bilinear"], golden)
+    _print_row("compact_bilinear to float64", differences(ours, exact))
+    original = {key: golden[key] for key in exact}
+    _print_row("  the original to float64", differences(original, exact))
+
+
+def _print_row(name, found):
+    gradients = {key: error for key, error in found.items() if key != "y"}
+    key = max(gradients, key=gradients.get)
+    worst = key.removeprefix("grad/").removeprefix("param/")
+    print(f"{name:31} {found['y']:8.1e} {gradients[key]:10.1e}  {worst}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
