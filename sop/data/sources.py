@@ -12,11 +12,14 @@ from typing import Protocol
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import file_adapters, naming, registered
 
+from sop.data.aircraft import FgvcAircraft
 from sop.data.digits import Digits
 from sop.errors import UsageError
 
-# Builders of ours (importing them registers their names) that are prepared on first use.
-_SELF_PREPARING = (Digits.name,)
+# Names that importing the builders has made known to TFDS; they are prepared without TensorFlow.
+OWN_BUILDERS = (Digits.name, FgvcAircraft.name)
+RANDOM_ACCESS = file_adapters.FileFormat.ARRAY_RECORD
+_PREPARED_ON_USE = (Digits.name,)
 _FOLDER = "folder:"
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -59,7 +62,7 @@ class TFDSSource:
 
     def __init__(self, dataset: str, split: str, data_dir: str | None = None):
         builder = _open_builder(dataset, data_dir)
-        _check_random_access(builder, dataset, data_dir)
+        check_random_access(builder, dataset, data_dir)
         self._name = f"{builder.info.full_name}, split {split!r}"
         image_key, label_key = _supervised_keys(builder, dataset)
         features = builder.info.features
@@ -101,7 +104,12 @@ def prepare_command(dataset: str, data_dir: str | None, *options: str) -> str:
     return " ".join(["python -m sop.data.prepare", dataset, *where, *options])
 
 
-def _open_builder(dataset: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+def builder_name(dataset: str) -> str:
+    """'name/config:1.2.3' → 'name'.
+
+    Raises:
+      UsageError: It is no name, or one that TFDS does not know (other names close to it are given).
+    """
     try:
         name = naming.parse_builder_name_kwargs(dataset)[0].name
     except ValueError as error:
@@ -109,40 +117,68 @@ def _open_builder(dataset: str, data_dir: str | None) -> tfds.core.DatasetBuilde
             f"Data set {dataset!r} cannot be read as a name; write 'name', 'name/config', "
             "'name:1.2.3' or 'folder:/path' in config.input.dataset."
         ) from error
-    if name in _SELF_PREPARING:
-        return _prepare_quietly(dataset, data_dir)
+    known = tfds.list_builders(with_community_datasets=False)
+    if name in known:
+        return name
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}?" if close else "tfds.list_builders() lists all."
+    raise UsageError(f"There is no data set {dataset!r} for config.input.dataset; {hint}")
+
+
+def new_builder(dataset: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+    """The builder whose code TFDS or we have, whether its data are prepared or not.
+
+    Raises:
+      UsageError: The name, config or version is unknown.
+    """
+    name = builder_name(dataset)
+    try:
+        return tfds.builder(dataset, data_dir=data_dir)
+    except (ValueError, AssertionError) as error:
+        builder_class = tfds.builder_cls(name)
+        configs = ", ".join(builder_class.builder_configs) or "none"
+        raise UsageError(
+            f"There is no config or version {dataset.removeprefix(name)!r} of data set {name!r}; "
+            f"its configs are {configs}, its version is {builder_class.VERSION}."
+        ) from error
+
+
+def find_prepared(dataset: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+    """The data set as TFDS has prepared it, in any file format, read from its own description.
+
+    Raises:
+      UsageError: It is unknown or not prepared.
+    """
     try:
         return tfds.core.read_only_builder.builder_from_files(dataset, data_dir=data_dir)
-    except registered.DatasetNotFoundError as error:
-        known = tfds.list_builders(with_community_datasets=False)
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-            hint = f"did you mean {' or '.join(close)}?" if close else "see tfds.list_builders()."
-            raise UsageError(
-                f"Data set {dataset!r} in config.input.dataset is unknown to TFDS; {hint}"
-            ) from error
+    except (registered.DatasetNotFoundError, ValueError) as error:
+        builder_name(dataset)
         raise UsageError(
             f"Data set {dataset!r} is not prepared in {data_dir or tfds.core.constants.DATA_DIR}; "
             f"run: {prepare_command(dataset, data_dir)}"
         ) from error
 
 
-def _prepare_quietly(dataset: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
-    builder = tfds.builder(dataset, data_dir=data_dir, file_format="array_record")
-    if builder.data_path.exists():
-        return builder
+def _open_builder(dataset: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+    if dataset.split("/")[0].split(":")[0] not in _PREPARED_ON_USE:
+        return find_prepared(dataset, data_dir)
+    builder = new_builder(dataset, data_dir)
+    if not builder.data_path.exists():
+        _prepare_quietly(builder)
+    return tfds.builder_from_directory(builder.data_path)
+
+
+def _prepare_quietly(builder: tfds.core.DatasetBuilder) -> None:
     try:
         with contextlib.redirect_stdout(io.StringIO()), _no_progress_bars():
-            builder.download_and_prepare()
+            builder.download_and_prepare(file_format=RANDOM_ACCESS)
     except OSError as error:
         # TFDS writes beside the final folder and renames; only one of several processes can.
-        builder = tfds.builder(dataset, data_dir=data_dir, file_format="array_record")
         if not builder.data_path.exists():
             raise UsageError(
-                f"Data set {dataset!r} cannot be prepared ({error}); set config.input.data_dir to "
-                "a folder that can be written."
+                f"Data set {builder.name!r} cannot be prepared ({error}); set "
+                "config.input.data_dir to a folder that can be written."
             ) from error
-    return builder
 
 
 @contextlib.contextmanager
@@ -154,7 +190,7 @@ def _no_progress_bars():
         tfds.display_progress_bar(True)
 
 
-def _check_random_access(
+def check_random_access(
     builder: tfds.core.DatasetBuilder, dataset: str, data_dir: str | None
 ) -> None:
     formats = builder.info.available_file_formats()

@@ -380,13 +380,11 @@ class Pipeline:
           BadImageError: The bytes are not an image, or one cut short.
         """
         first = self.transforms[0] if self.transforms else None
-        if not isinstance(first, Sampling):
+        if not (isinstance(first, Sampling) and codec.is_jpeg(data)):
             return self(codec.decode(data)[None], draws[None])[0]
-        full = codec.image_size(data)
-        region = first.region(*full, draws[: first.num_draws])
-        image = sample(
-            codec.decode(data, reduction(region) if codec.is_jpeg(data) else 1), full, region
-        )
+        size = codec.image_size(data)
+        region = first.region(*size, draws[: first.num_draws])
+        image = sample(codec.decode(data, reduction(region)), size, region)
         return Pipeline(self.transforms[1:])(image[None], draws[None, first.num_draws :])[0]
 
     def split(self) -> tuple["Pipeline", "Pipeline"]:
