@@ -23,9 +23,10 @@ def draw_curves(path: str | os.PathLike, history: Sequence[dict[str, Any]], titl
       history: entries as in `history.jsonl`, see `Reporter`.
       title: above the picture.
     """
-    figure = Figure(figsize=(11, 7), layout="constrained")
+    figure = Figure(figsize=(11, 7.5))
     figure.suptitle(title)
     axes = figure.subplots(2, 2).flat
+    figure.subplots_adjust(0.08, 0.08, 0.98, 0.92, wspace=0.22, hspace=0.25)
     for panel, (key, label) in zip(axes, _PANELS.items(), strict=False):
         for split in ("train", "eval"):
             _plot(panel, history, split, key)
@@ -41,7 +42,7 @@ def draw_curves(path: str | os.PathLike, history: Sequence[dict[str, Any]], titl
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=120)
+    figure.savefig(picture, format="png", dpi=100)
     write_atomically(path, picture.getvalue())
 
 

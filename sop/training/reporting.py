@@ -114,8 +114,8 @@ class Reporter:
         self._history = [entry for entry in entries if entry["step"] <= step]
         lines = [json.dumps(entry) + "\n" for entry in self._history]
         write_atomically(self._workdir / HISTORY, "".join(lines))
-        # The number of the process keeps two starts within a second apart.
-        self._events = EventsWriter(str(self._workdir / "events"), f".{os.getpid()}")
+        # The library names files by the second; a kill and a restart may be closer than that.
+        self._events = EventsWriter(str(self._workdir / "events"), f".{time.time_ns()}")
         # TensorBoard forgets what older files say from this step on.
         self._event(step + 1, session_log=SessionLog(status=SessionLog.START))
         self._publish()
@@ -245,6 +245,22 @@ class Reporter:
             self._workdir / "results.json", {**last, "best": best, **self._about, "timing": timing}
         )
         draw_curves(self._workdir / "curves.png", self._history, title=str(self._workdir))
+
+
+def report_evaluation(workdir: str | os.PathLike, scores: Mapping[str, Any]) -> None:
+    """Writes the evaluation of one checkpoint over that in `results.json`, and says it.
+
+    Args:
+      scores: 'step', 'epoch', 'loss', 'top1', 'top5', 'count'.
+    """
+    path = Path(workdir) / "results.json"
+    before = json.loads(path.read_text()) if path.exists() else {}
+    write_json(path, {**before, **scores})
+    print(f"Results: {path}")
+    print(
+        f"Evaluated step {scores['step']}, epoch {scores['epoch']:.1f}: {describe(scores)} "
+        f"on the {scores['count']} examples of the evaluation split"
+    )
 
 
 def describe(metrics: Mapping[str, float]) -> str:
