@@ -15,8 +15,8 @@ from sop.models import create_model
 from sop.training import config as configuration
 from sop.training import distributed
 from sop.training.loop import evaluate_checkpoint, learning_rate_at, train
-from sop.training.reporting import Reporter
-from sop.training.stages import Stage, make_stages, stage_configs
+from sop.training.reporting import Reporter, report_evaluation
+from sop.training.stages import make_stages, stage_configs
 from sop.training.state import init_variables
 from sop.training.step import AXIS, make_mesh
 from sop.training.workdir import WorkDir, check_same_model
@@ -36,21 +36,28 @@ _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of this 
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 
 
-def _make_data(config: ConfigDict):
-    share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    return input_pipeline.create_train(config, **share), input_pipeline.create_eval(config, **share)
-
-
-def _prepare(config: ConfigDict):
-    """The model and the stages of its training, everything checked that costs no compilation."""
+def _make_model(config: ConfigDict):
     axis_name = AXIS if config.sync_batch_norm else None
-    model = create_model(config.model, dtype=jnp.dtype(config.dtype), axis_name=axis_name)
-    stages = make_stages(config, _make_data)
-    jax.eval_shape(partial(init_variables, model, config.seed, stages[0].train.image_shape))
-    return model, stages
+    return create_model(config.model, dtype=jnp.dtype(config.dtype), axis_name=axis_name)
 
 
-def _train(config: ConfigDict, workdir: str, model, stages: list[Stage]) -> None:
+def _check_image_size(model, image_shape: tuple[int, int, int]) -> None:
+    """A network refuses images that it cannot take when it is traced: before any compilation."""
+    jax.eval_shape(partial(init_variables, model, 0, image_shape))
+
+
+def _train(config: ConfigDict, workdir: str) -> None:
+    share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+    def make_data(config):
+        train = input_pipeline.create_train(config, **share)
+        return train, input_pipeline.create_eval(config, **share)
+
+    model, stages = _make_model(config), make_stages(config, make_data)
+    for stage in stages:
+        _check_image_size(model, stage.train.image_shape)
+        _check_image_size(model, stage.evaluation.image_shape)
+    distributed.on_first_process(lambda: WorkDir(workdir).settle_config(config))
     reporter = Reporter(
         workdir,
         stages,
@@ -68,8 +75,19 @@ def _train(config: ConfigDict, workdir: str, model, stages: list[Stage]) -> None
         reporter.close()
 
 
+def _evaluate(config: ConfigDict, workdir: str, checkpoint: str) -> None:
+    check_same_model(workdir, config)
+    config = stage_configs(config)[-1]
+    evaluation = input_pipeline.create_eval(config, jax.process_index(), jax.process_count())
+    model = _make_model(config)
+    _check_image_size(model, evaluation.image_shape)
+    scores = evaluate_checkpoint(config, workdir, checkpoint, model, evaluation, make_mesh())
+    if jax.process_index() == 0:
+        report_evaluation(workdir, scores)
+
+
 def main(_) -> None:
-    logging.set_verbosity(logging.WARNING)  # TFDS and Orbax narrate at INFO
+    logging.set_verbosity(logging.ERROR)  # TFDS and Orbax narrate
     config = _CONFIG.value
     configuration.check(config, default.get_config())
     for stage in stage_configs(config):
@@ -77,24 +95,10 @@ def main(_) -> None:
     distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     for stage in stage_configs(config):
         configuration.check_batch(stage, jax.device_count())
-    if _MODE.value == "eval":
-        check_same_model(_WORKDIR.value, config)
-    model, stages = _prepare(config)
     if _MODE.value == "train":
-        workdir = None
-
-        def open_workdir():
-            nonlocal workdir
-            workdir = WorkDir(_WORKDIR.value)
-            workdir.settle_config(config)
-
-        distributed.on_first_process(open_workdir)
-        _train(config, _WORKDIR.value, model, stages)
+        _train(config, _WORKDIR.value)
     else:
-        scores = evaluate_checkpoint(
-            config, _WORKDIR.value, _CHECKPOINT.value, model, stages, make_mesh()
-        )
-        print(scores)
+        _evaluate(config, _WORKDIR.value, _CHECKPOINT.value)
 
 
 def _run() -> None:

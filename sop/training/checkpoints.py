@@ -139,14 +139,14 @@ class Checkpoints:
             )
         return None
 
-    def restore_variables(self, which: str, template: Mapping[str, Any]) -> tuple[Any, int]:
+    def restore_variables(self, which: str, template: Mapping[str, Any]) -> tuple[Any, int, float]:
         """The variables of one checkpoint, for evaluation.
 
         Args:
           which: 'best' (the latest where nothing was evaluated), 'latest', or a step.
           template: variables to fill: `jax.ShapeDtypeStruct`s with shardings.
         Returns:
-          (variables, step).
+          (variables, step, epoch).
         Raises:
           UsageError: no such checkpoint, a damaged one asked for by name, or one of another model.
         """
@@ -168,7 +168,7 @@ class Checkpoints:
             candidates = ([best] if best is not None else []) + [s for s in steps if s != best]
         for step in candidates:
             try:
-                return self._restore_variables(step, template), step
+                return self._restore_variables(step, template), step, self._epoch(step)
             except UsageError:
                 raise
             except Exception as error:  # as in restore_newest
@@ -193,11 +193,21 @@ class Checkpoints:
         args = ocp.args.Composite(variables=ocp.args.StandardRestore(dict(template)))
         return self._manager.restore(step, args=args)["variables"]
 
-    def _restore(self, step: int, template) -> tuple[TrainState, dict[str, Any]]:
+    def _epoch(self, step: int) -> float:
+        """Of a trained checkpoint; 0 for one that holds only variables."""
+        if not (self.directory / str(step) / "progress").exists():
+            return 0.0
+        return self._progress(step)["epoch"]
+
+    def _progress(self, step: int) -> dict[str, Any]:
         args = ocp.args.Composite(progress=ocp.args.JsonRestore())
         progress = self._manager.restore(step, args=args)["progress"]
         if progress is None:
             raise FileNotFoundError("its item 'progress' is missing")
+        return progress
+
+    def _restore(self, step: int, template) -> tuple[TrainState, dict[str, Any]]:
+        progress = self._progress(step)
         like = template(progress)
         variables = self._restore_variables(step, like.variables)
         optimizer = {"step": like.step, "opt_state": like.opt_state}

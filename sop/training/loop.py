@@ -20,7 +20,7 @@ from sop.training.evaluation import evaluate, is_finite
 from sop.training.optimizer import make_optimizer, make_schedule, matches_any
 from sop.training.reporting import Reporter
 from sop.training.signals import StopRequest
-from sop.training.stages import Stage, stage_of
+from sop.training.stages import EvalData, Stage, stage_of
 from sop.training.state import TrainState, init_state, init_variables
 from sop.training.step import (
     data_parallel,
@@ -158,6 +158,7 @@ class _StageRun:
                 scores = self._evaluate(state, step) if evaluates else None
                 progress = {
                     "stage": stage.index,
+                    "epoch": stage.epoch_at(step),
                     "data": batches.get_state(),
                     "report": self._reporter.state(),
                 }
@@ -202,25 +203,24 @@ def evaluate_checkpoint(
     workdir: Path,
     which: str,
     model: nn.Module,
-    stages: Sequence[Stage],
+    evaluation: EvalData,
     mesh: Mesh,
     say: Callable[[str], None] = print,
 ) -> dict[str, float]:
-    """Evaluates one checkpoint of a work folder on the evaluation split of the last stage.
+    """Evaluates one checkpoint of a work folder.
 
     Args:
       which: 'best', 'latest' or a step.
+      evaluation: see `sop.training.stages.EvalData`.
     Returns:
       'step', 'epoch', 'loss', 'top1', 'top5' and 'count'.
     """
-    make_variables = partial(init_variables, model, config.seed, stages[0].train.image_shape)
+    make_variables = partial(init_variables, model, config.seed, evaluation.image_shape)
     checkpoints = Checkpoints(workdir, read_only=True, say=say)
-    variables, step = checkpoints.restore_variables(which, _abstract(make_variables, mesh))
-    config = stages[-1].config
+    variables, step, epoch = checkpoints.restore_variables(which, _abstract(make_variables, mesh))
     prepare = partial(normalize, name=config.input.normalization, dtype=jnp.dtype(config.dtype))
     eval_step = data_parallel(make_eval_step(model, normalize=prepare), mesh)
-    scores = evaluate(eval_step, mesh, variables, stages[-1].evaluation)
-    return {"step": step, "epoch": stage_of(stages, step).epoch_at(step), **scores}
+    return {"step": step, "epoch": epoch, **evaluate(eval_step, mesh, variables, evaluation)}
 
 
 def learning_rate_at(stages: Sequence[Stage]) -> Callable[[int], float]:

@@ -32,6 +32,8 @@ class TrainData(Protocol):
 class EvalData(Protocol):
     """This process's share of the evaluation examples, in padded and masked batches."""
 
+    image_shape: tuple[int, int, int]
+
     def __iter__(self) -> Iterator[dict[str, Any]]: ...
 
 
