@@ -44,7 +44,9 @@ class ConvLayer(nn.Module):
 
 
 class FlatMap(nn.Module):
-    """A feature map as one vector, after adaptive average pooling: [B,H,W,C] → [B,size²·C].
+    """A feature map as one vector, after adaptive average pooling: [B,H,W,C] → [B,C·size²].
+
+    Channel after channel, the order that published weights of the next layer expect.
 
     Attributes:
       size: height and width after pooling; at this size the map stays as it is.
@@ -56,7 +58,7 @@ class FlatMap(nn.Module):
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         x = ops.adaptive_average_pool(x, (self.size, self.size))
-        return x.reshape(x.shape[0], -1)
+        return x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
 
 
 class MultilayerClassifier(nn.Module):
