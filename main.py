@@ -2,6 +2,7 @@
 
 import sys
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +22,11 @@ from sop.training.state import init_variables
 from sop.training.step import AXIS, make_mesh
 from sop.training.workdir import WorkDir, check_same_model
 
+_DEFAULT_CONFIG = Path(__file__).with_name("configs") / "digits.py"
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
-    "configs/digits.py",
-    "The experiment; --config.KEY=VALUE changes a key of it.",
+    None,
+    f"The experiment, {_DEFAULT_CONFIG} if not given; --config.KEY=VALUE changes a key of it.",
     lock_config=False,
     accept_new_attributes=True,  # options of config.model.attention and the like
 )
@@ -102,8 +104,11 @@ def main(_) -> None:
 
 
 def _run() -> None:
+    parse = partial(
+        configuration.parse_flags, default=default.get_config(), file=str(_DEFAULT_CONFIG)
+    )
     try:
-        app.run(main, flags_parser=partial(configuration.parse_flags, default=default.get_config()))
+        app.run(main, flags_parser=parse)
     except UsageError as error:
         print(error, file=sys.stderr)
         sys.exit(2)

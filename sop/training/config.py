@@ -53,24 +53,28 @@ def check_batch(config: ConfigDict, device_count: int) -> None:
             )
 
 
-def parse_flags(argv: Sequence[str], default: ConfigDict) -> list[str]:
+def parse_flags(argv: Sequence[str], default: ConfigDict, file: str) -> list[str]:
     """Parses a command line with a flag `--config`, or says in one sentence what is wrong.
 
-    For `absl.app.run(main, flags_parser=functools.partial(parse_flags, default=…))`, with
+    For `absl.app.run(main, flags_parser=functools.partial(parse_flags, …))`, with
     `DEFINE_config_file('config', lock_config=False, accept_new_attributes=True)`, so that options
-    of `model.attention` and the like can be given there as well.
+    of `model.attention` and the like can be given there as well. That flag itself has no default:
+    ml_collections would read it, and fail, before anything could catch that.
 
     Args:
       argv: program name and arguments.
       default: the schema, as for `check`.
+      file: the config file where `--config` is left out.
     Returns:
       The program name; other arguments that are not flags are refused.
     Raises:
       SystemExit: with status 2, after the sentence on stderr. Where a config file fails for another
         reason than a key or value of its config, that is a bug there and its traceback is kept.
     """
+    if not any(re.match(r"--?config(=|$)", argument) for argument in argv[1:]):
+        argv = [argv[0], f"--config={file}", *argv[1:]]
     try:
-        _check_command_line(argv, default)
+        _check_command_line(argv[1:], default)
         rest = flags.FLAGS(argv)
         if len(rest) > 1:
             raise UsageError(f"{rest[1]!r} is not a flag: write --NAME=VALUE.")
@@ -121,7 +125,7 @@ def _closest(path: str, known: Sequence[str]) -> str:
     """The known key most like `path`, as a remedy: by its last name, wherever that stands."""
     last = path.rpartition(".")[2]
     elsewhere = [p for p in known if p.rpartition(".")[2] == last]
-    close = difflib.get_close_matches(path, known, n=1) or elsewhere[:1]
+    close = difflib.get_close_matches(path, known, n=1, cutoff=0.7) or elsewhere[:1]
     if close:
         return f" Did you mean '{close[0]}'?"
     return " configs/default.py lists all of them."
@@ -226,9 +230,8 @@ _CONDITIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def _check_command_line(argv: Sequence[str], default: ConfigDict) -> None:
+def _check_command_line(arguments: Sequence[str], default: ConfigDict) -> None:
     """Refuses a missing config file, and overrides of keys that the schema does not have."""
-    arguments = list(argv[1:])
     files = [a.partition("=")[2] for a in arguments if re.match(r"--?config=", a)]
     files += [b for a, b in pairwise(arguments) if re.fullmatch(r"--?config", a)]
     for file in files:
@@ -245,8 +248,6 @@ def _check_command_line(argv: Sequence[str], default: ConfigDict) -> None:
         override = re.match(r"--?(?:no)?config\.([^=]*)", argument)
         if not override:
             continue
-        if not files:
-            raise UsageError(f"{argument} needs --config=configs/NAME.py before it.")
         path = override[1]
         if path not in known and path.rpartition(".")[0] not in _OPEN:
             raise UsageError(f"There is no config key '{path}'.{_closest(path, known)}")

@@ -98,18 +98,20 @@ from configs import default
 from sop.training import config
 
 CONFIG = config_flags.DEFINE_config_file("config", lock_config=False, accept_new_attributes=True)
-flags.mark_flag_as_required("config")
+flags.DEFINE_string("workdir", None, "", required=True)
 
 def main(argv):
     print(CONFIG.value.model.attention.to_dict(), CONFIG.value.schedule.boundaries)
 
-app.run(main, flags_parser=functools.partial(config.parse_flags, default=default.get_config()))
+parse = functools.partial(
+    config.parse_flags, default=default.get_config(), file="configs/default.py")
+app.run(main, flags_parser=parse)
 """
 CONFIG = f"--config={ROOT}/configs/default.py"
 
 
 def parse(*arguments):
-    return run("-c", PROGRAM, *arguments, timeout=60)
+    return run("-c", PROGRAM, "--workdir=x", *arguments, timeout=60)
 
 
 def test_overrides_of_schema_keys_and_of_module_options():
@@ -120,6 +122,16 @@ def test_overrides_of_schema_keys_and_of_module_options():
         "--config.schedule.boundaries=3,4",
     )
     assert (code, output) == (0, "{'name': 'gsop', 'reduction': 64} (3, 4)\n")
+
+
+def test_the_config_file_may_be_left_out():
+    code, output = parse("--config.schedule.boundaries=(5,)")
+    assert (code, output) == (0, "{'name': 'none'} (5,)\n")
+
+
+def test_a_missing_flag_is_named():
+    code, output = run("-c", PROGRAM, timeout=60)
+    assert (code, output) == (2, "Flag --workdir is missing: give --workdir=VALUE.\n")
 
 
 @pytest.mark.parametrize(
@@ -134,7 +146,8 @@ def test_overrides_of_schema_keys_and_of_module_options():
         ([CONFIG, "eval"], "'eval' is not a flag: write --NAME=VALUE."),
         (["--config.seed=1", CONFIG], "Found --config.seed=1 in argv before"),
         ([f"--config={ROOT}/configs/defualt.py"], "configs/default.py?"),
-        ([], "Flag --config is missing"),
+        (["--config.modle.backbone=a"], "Did you mean 'model.backbone'?"),
+        (["--workdir"], "Missing value for flag --workdir"),
     ],
 )
 def test_a_wrong_command_line_ends_with_one_sentence(arguments, sentence):
