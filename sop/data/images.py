@@ -20,6 +20,7 @@ _REDUCED = {
 _EXIF_ORIENTATION = 0x0112
 _JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
 _PNG_START, _PNG_END = b"\x89PNG", b"IEND"
+_NO_IMAGE = "its bytes are not an image"
 
 
 class BadImageError(ValueError):
@@ -37,7 +38,7 @@ def image_size(data: bytes) -> tuple[int, int]:
             width, height = image.size
             turned = image.getexif().get(_EXIF_ORIENTATION, 1) >= 5
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise BadImageError(str(error)) from error
+        raise BadImageError(_NO_IMAGE) from error
     return (width, height) if turned else (height, width)
 
 
@@ -56,19 +57,18 @@ def decode(data: bytes, reduction: int = 1) -> np.ndarray:
       BadImageError: The bytes are no image, or one cut short.
     """
     # OpenCV fills the missing part of a truncated JPEG with grey and says nothing.
-    whole = (
-        data.rfind(_JPEG_END) > data.rfind(_JPEG_SCAN)
-        if is_jpeg(data)
-        else not data.startswith(_PNG_START) or _PNG_END in data[-16:]
-    )
+    if is_jpeg(data):
+        whole = data.rfind(_JPEG_END) > data.rfind(_JPEG_SCAN)
+    else:
+        whole = not data.startswith(_PNG_START) or _PNG_END in data
     if not whole:
-        raise BadImageError("the image is cut short")
+        raise BadImageError("it is cut short")
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED[reduction])
     except cv2.error as error:
-        raise BadImageError(str(error)) from error
+        raise BadImageError(_NO_IMAGE) from error
     if image is None:
-        raise BadImageError("the bytes are not an image")
+        raise BadImageError(_NO_IMAGE)
     return image
 
 

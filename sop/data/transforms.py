@@ -59,21 +59,14 @@ class Sampling(Transform):
 
     def __call__(self, images: np.ndarray, draws: np.ndarray) -> np.ndarray:
         size = images.shape[1:3]
-        return np.stack(
-            [
-                sample(image, size, self.region(*size, row))
-                for image, row in zip(images, draws, strict=True)
-            ]
-        )
+        regions = [self.region(*size, row) for row in draws]
+        return np.stack([sample(*each) for each in zip(images, regions, strict=True)])
 
 
-def sample(image: np.ndarray, full: Size, region: Region) -> np.ndarray:
-    """Cuts `region`, given in pixels of the full-size image, out of a perhaps reduced `image`."""
-    vertical, horizontal = image.shape[0] / full[0], image.shape[1] / full[1]
-    top, left = region.top * vertical, region.left * horizontal
-    # The minimum keeps rounding errors inside.
-    bottom = min((region.top + region.height) * vertical, image.shape[0])
-    right = min((region.left + region.width) * horizontal, image.shape[1])
+def sample(image: np.ndarray, region: Region, factor: int = 1) -> np.ndarray:
+    """Resizes `region`, in pixels of the full size, of an image reduced by `factor`."""
+    top, left = region.top / factor, region.left / factor
+    bottom, right = (region.top + region.height) / factor, (region.left + region.width) / factor
     return codec.resize(image, region.size, (top, left, bottom, right))
 
 
@@ -281,8 +274,8 @@ class Lighting(Transform):
     )
 
     def __call__(self, images: np.ndarray, draws: np.ndarray) -> np.ndarray:
-        inverse = NormalDist(sigma=self.deviation or 1e-300).inv_cdf
-        alphas = np.array([[inverse(max(u, 2.0**-54)) for u in row] for row in draws])
+        normals = [[NormalDist().inv_cdf(max(u, 2.0**-54)) for u in row] for row in draws]
+        alphas = self.deviation * np.array(normals)
         shifts = 255 * (alphas * self.eigenvalues) @ self.eigenvectors.T
         levels = np.arange(256)[:, None] + shifts[:, None]  # [B, 256, 3]
         tables = np.rint(levels).clip(0, 255).astype(np.uint8)
@@ -382,9 +375,9 @@ class Pipeline:
         first = self.transforms[0] if self.transforms else None
         if not (isinstance(first, Sampling) and codec.is_jpeg(data)):
             return self(codec.decode(data)[None], draws[None])[0]
-        size = codec.image_size(data)
-        region = first.region(*size, draws[: first.num_draws])
-        image = sample(codec.decode(data, reduction(region)), size, region)
+        region = first.region(*codec.image_size(data), draws[: first.num_draws])
+        factor = reduction(region)
+        image = sample(codec.decode(data, factor), region, factor)
         return Pipeline(self.transforms[1:])(image[None], draws[None, first.num_draws :])[0]
 
     def split(self) -> tuple["Pipeline", "Pipeline"]:

@@ -22,5 +22,5 @@ def test_normalize_gives_the_compute_type():
 
 
 def test_unknown_statistics_are_refused():
-    with pytest.raises(UsageError, match="'imagnet' is unknown.*imagenet"):
+    with pytest.raises(UsageError, match=r"'imagnet' is unknown.*imagenet"):
         normalize(jnp.zeros((1, 2, 2, 3), jnp.uint8), "imagnet")

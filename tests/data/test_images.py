@@ -1,0 +1,112 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from sop.data import images
+
+
+@pytest.fixture(scope="module")
+def picture():
+    rows, columns = np.mgrid[0:48, 0:64]
+    channels = [4 * columns % 256, 5 * rows % 256, 128 + 100 * np.sin(rows / 7 + columns / 9)]
+    return Image.fromarray(np.stack(channels, -1).astype(np.uint8))
+
+
+def encode(image, kind="PNG", **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1"])
+def test_png_of_any_mode_becomes_rgb(picture, mode):
+    data = encode(picture.convert(mode))
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    np.testing.assert_array_equal(images.decode(data), expected)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_jpeg_of_any_mode_becomes_rgb(picture, mode):
+    data = encode(picture.convert(mode), "JPEG")
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+    assert np.abs(images.decode(data) - expected).max() <= 1
+
+
+def test_sixteen_bit_samples_keep_their_brightness(picture):
+    grey = np.asarray(picture.convert("L"))
+    data = encode(Image.fromarray(grey.astype(np.uint16) * 257))
+    np.testing.assert_array_equal(images.decode(data)[..., 0], grey)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_exif_orientation_is_obeyed(picture, kind, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(picture, kind, exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+    decoded = images.decode(data)
+    np.testing.assert_array_equal(decoded, expected)
+    assert images.image_size(data) == decoded.shape[:2]
+    if kind == "JPEG":
+        assert images.decode(data, 2).shape == (decoded.shape[0] // 2, decoded.shape[1] // 2, 3)
+
+
+@pytest.mark.parametrize("reduction", [2, 4, 8])
+def test_reduced_jpeg_is_the_mean_of_its_blocks(picture, reduction):
+    data = encode(picture, "JPEG", quality=98, subsampling=0)
+    full, reduced = images.decode(data), images.decode(data, reduction)
+    height, width = 48 // reduction, 64 // reduction
+    blocks = full.reshape(height, reduction, width, reduction, 3).mean((1, 3))
+    assert reduced.shape == (height, width, 3)
+    assert np.abs(reduced - blocks).mean() < 4
+
+
+def broken(data, kind):
+    return {
+        "nothing": b"",
+        "text": b"not an image at all",
+        "half": data[: len(data) // 2],
+        "almost all": data[:-10],
+        "start": data[:20],
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["nothing", "text", "half", "almost all", "start"])
+@pytest.mark.parametrize("codec", ["JPEG", "PNG"])
+def test_broken_images_are_noticed(picture, codec, kind):
+    with pytest.raises(images.BadImageError):
+        images.decode(broken(encode(picture, codec), kind))
+
+
+def test_a_truncated_jpeg_with_a_whole_thumbnail_is_noticed(picture):
+    exif = Image.Exif()
+    exif[0x010E] = "x" + encode(picture.resize((16, 12)), "JPEG").decode("latin-1")
+    data = encode(picture, "JPEG", exif=exif)
+    assert images.decode(data).shape == (48, 64, 3)
+    with pytest.raises(images.BadImageError, match="cut short"):
+        images.decode(data[:-20])
+
+
+@pytest.mark.parametrize("codec", ["JPEG", "PNG"])
+def test_bytes_after_the_image_do_not_matter(picture, codec):
+    data = encode(picture, codec)
+    np.testing.assert_array_equal(images.decode(data + b"\0" * 99), images.decode(data))
+
+
+@pytest.mark.parametrize("size", [(48, 64), (20, 30), (96, 100), (20, 100)])
+def test_resize_equals_pillow_on_the_whole_and_on_a_cut(picture, size):
+    array = np.asarray(picture)
+    expected = picture.resize(size[::-1], Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(images.resize(array, size), expected)
+    cut = picture.crop((5, 7, 45, 40)).resize(size[::-1], Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(images.resize(array, size, (7, 5, 40, 45)), cut)
+
+
+def test_resize_of_a_box_between_pixels_keeps_its_place():
+    ramp = np.repeat(np.arange(0, 240, 3, dtype=np.uint8)[None, :, None], 80, 0).repeat(3, 2)
+    resized = images.resize(ramp, (20, 20), (10.5, 20.5, 50.5, 60.5))
+    centers = 20.5 + 2 * np.arange(20) + 1 - 0.5  # of the results' pixels, in pixels of the ramp
+    np.testing.assert_allclose(resized[10, 1:-1, 0], 3 * centers[1:-1], atol=1)

@@ -1,0 +1,26 @@
+import numpy as np
+
+from sop.data import randomness
+
+
+def test_one_example_alone_draws_its_row_of_the_epoch():
+    for count in (1, 4, 7):
+        epoch = randomness.epoch_uniforms(5, 3, 20, count)
+        alone = [randomness.uniforms(5, 3, example, count) for example in range(20)]
+        np.testing.assert_array_equal(epoch, alone)
+
+
+def test_seed_epoch_and_example_each_matter():
+    keys = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
+    drawn = np.array([randomness.uniforms(*key, 8) for key in keys])
+    assert len(np.unique(drawn)) == drawn.size
+    assert (
+        len({randomness.shuffle_seed(seed, epoch) for seed in range(9) for epoch in range(9)}) == 81
+    )
+
+
+def test_numbers_are_uniform():
+    numbers = randomness.epoch_uniforms(0, 0, 20_000, 2)
+    assert numbers.min() >= 0 and numbers.max() < 1
+    histogram = np.histogram(numbers, bins=10, range=(0, 1))[0]
+    np.testing.assert_allclose(histogram, numbers.size / 10, rtol=0.06)

@@ -1,0 +1,102 @@
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import cv2
+import numpy as np
+import pytest
+
+from sop.data import sources
+from sop.errors import UsageError
+
+
+def make_folder(root, splits):
+    """splits: {split: {class: file names}}; each file gets its own grey."""
+    for split, classes in splits.items():
+        for name, files in classes.items():
+            (root / split / name).mkdir(parents=True)
+            for value, file in enumerate(files):
+                cv2.imwrite(str(root / split / name / file), np.full((4, 4, 3), value, np.uint8))
+    return f"folder:{root}"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    classes = {"cat": ["a.jpg", "b.PNG"], "ant": ["c.jpeg"], "dog": ["d.png"]}
+    return make_folder(tmp_path / "own", {"train": classes, "test": classes})
+
+
+def refuse(message, dataset, split="train", data_dir=None):
+    with pytest.raises(UsageError, match=message) as refusal:
+        sources.open_source(dataset, split, data_dir)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_folder_is_numbered_by_the_names_of_its_classes(folder, tmp_path):
+    (tmp_path / "own" / "train" / "cat" / "notes.txt").write_text("no image")
+    (tmp_path / "own" / ".hidden").mkdir()
+    source = sources.open_source(folder, "train")
+    assert source.class_names == ["ant", "cat", "dog"]
+    assert [source[index][1] for index in range(len(source))] == [0, 1, 1, 2]
+    assert source.describe(2).endswith("train/cat/b.PNG")
+    assert source[2][0] == (tmp_path / "own" / "train" / "cat" / "b.PNG").read_bytes()
+
+
+def test_a_folder_that_cannot_be_used_is_refused(folder, tmp_path):
+    refuse("has no split 'validation'; .*one of test, train", folder, "validation")
+    refuse("does not exist", "folder:/no/such/folder")
+    (tmp_path / "empty" / "train" / "cat").mkdir(parents=True)
+    refuse("has no images", f"folder:{tmp_path / 'empty'}")
+    (tmp_path / "own" / "test" / "dog" / "d.png").unlink()
+    refuse("test has no images of class 'dog', which another split has", folder)
+    (tmp_path / "own" / "test" / "dog").rmdir()
+    refuse("test has no images of class 'dog'", folder, "test")
+
+
+def test_unknown_names_are_refused_with_names_like_them(tmp_path):
+    refuse("no data set 'cifar11' .*did you mean cifar10", "cifar11", data_dir=str(tmp_path))
+    refuse("no data set 'digist' .*did you mean digits", "digist", data_dir=str(tmp_path))
+    refuse("no data set 'qqqqq'.*list_builders", "qqqqq", data_dir=str(tmp_path))
+    refuse("cannot be read as a name", "two words", data_dir=str(tmp_path))
+    refuse("no config or version '/7' .*all, 0-4, 5-9", "digits/7", data_dir=str(tmp_path))
+    refuse("no config or version ':9.9.9' .*1.0.0", "digits:9.9.9", data_dir=str(tmp_path))
+
+
+def test_what_is_not_prepared_is_refused_with_the_command(tmp_path):
+    for name in ("cifar10", "cifar10:3.0.2", "imagenet2012", "fgvc_aircraft"):
+        command = f"run: python -m sop.data.prepare {name} --data_dir={tmp_path}$"
+        refuse(f"{name}' is not prepared in .*{command}", name, data_dir=str(tmp_path))
+
+
+def test_an_unknown_split_is_refused_with_those_there_are(tmp_path):
+    refuse("no split 'validation'.* test, train", "digits", "validation", str(tmp_path))
+    assert len(sources.open_source("digits", "train[:10%]+test", str(tmp_path))) == 144 + 360
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    refuse("cannot be prepared .*config.input.data_dir", "digits", data_dir=f"{tmp_path}/file")
+
+
+def test_processes_that_prepare_at_once_all_succeed(tmp_path):
+    program = (
+        "from sop.data import sources;"
+        f"print(len(sources.open_source('digits', 'test', {str(tmp_path)!r})))"
+    )
+
+    def run(_):
+        return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+
+    with ThreadPoolExecutor() as pool:
+        results = list(pool.map(run, range(2)))
+    assert [result.stdout for result in results] == ["360\n"] * 2, results
+    assert not [path for path in tmp_path.rglob("*") if "incomplete" in path.name]
+
+
+def test_tensorflow_is_not_imported(tmp_path):
+    program = (
+        "import sys; from sop.data import sources, prepare;"
+        f"sources.open_source('digits', 'test', {str(tmp_path)!r})[0];"
+        "sys.exit('tensorflow' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,0 +1,270 @@
+import io
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageEnhance
+
+from sop.data import images as codec
+from sop.data import randomness, transforms
+from sop.errors import UsageError
+
+
+def batch(height=12, width=10, count=5, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), np.uint8)
+
+
+def draws_for(pipeline, count, seed=0):
+    return randomness.epoch_uniforms(seed, 0, count, pipeline.num_draws)
+
+
+def photograph(height, width):
+    rows, columns = np.mgrid[0:height, 0:width] / max(height, width)
+    waves = [np.sin(9 * rows + k * 5 * columns) * np.cos(7 * columns * (k + 1)) for k in range(3)]
+    return (127 + 120 * np.stack(waves, -1)).astype(np.uint8)
+
+
+def jpeg(image):
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=95)
+    return file.getvalue()
+
+
+def test_pad_crop_takes_every_place_of_the_padded_image():
+    images = batch(6, 6, 4000)
+    images[:] = np.arange(1, 37, dtype=np.uint8).reshape(6, 6, 1)
+    pipeline = transforms.parse("pad_crop(6, 2)", training=True)
+    crops = pipeline(images, draws_for(pipeline, len(images)))
+    padded = np.pad(images[0], [(2, 2), (2, 2), (0, 0)])
+    places = {(i, j): padded[i : i + 6, j : j + 6] for i in range(5) for j in range(5)}
+    found = [next(k for k, crop in places.items() if np.array_equal(crop, got)) for got in crops]
+    counts = np.unique(found, axis=0, return_counts=True)[1]
+    assert len(counts) == 25
+    np.testing.assert_allclose(counts, 160, rtol=0.35)
+
+
+def test_flip_mirrors_half_of_the_images():
+    images = batch(count=400)
+    pipeline = transforms.parse("flip", training=True)
+    flipped = pipeline(images, draws_for(pipeline, 400))
+    same = (flipped == images).all((1, 2, 3))
+    mirrored = (flipped == images[:, :, ::-1]).all((1, 2, 3))
+    assert (same ^ mirrored).all()
+    assert 160 < mirrored.sum() < 240
+
+
+@given(st.integers(1, 900), st.integers(1, 900), st.integers(0, 10_000), st.sampled_from([16, 224]))
+@settings(max_examples=150, deadline=None)
+def test_random_resized_crop_stays_inside_with_allowed_area_and_ratio(height, width, seed, size):
+    crop = transforms.RandomResizedCrop(size)
+    region = crop.region(height, width, randomness.uniforms(seed, 0, 0, crop.num_draws))
+    assert 0 <= region.top <= region.top + region.height <= height
+    assert 0 <= region.left <= region.left + region.width <= width
+    assert region.height >= 1 and region.width >= 1
+    if min(height, width) >= 100 and max(height, width) < 1.3 * min(height, width):
+        # Rounding moves each side by half a pixel at most.
+        area, ratio = region.height * region.width, region.width / region.height
+        assert 0.07 * height * width <= area <= 1.01 * height * width
+        assert 0.75 * 0.94 <= ratio <= 4 / 3 * 1.06
+
+
+def test_random_resized_crop_has_uniform_area_and_log_uniform_ratio():
+    crop = transforms.RandomResizedCrop(8, area=(0.1, 0.5))
+    regions = [
+        crop.region(1000, 1000, randomness.uniforms(0, 0, example, crop.num_draws))
+        for example in range(4000)
+    ]
+    areas = np.array([r.height * r.width for r in regions]) / 1e6
+    ratios = np.log([r.width / r.height for r in regions])
+    np.testing.assert_allclose(
+        np.quantile(areas, [0, 0.25, 0.5, 0.75, 1]), [0.1, 0.2, 0.3, 0.4, 0.5], atol=0.012
+    )
+    limit = math.log(4 / 3)
+    np.testing.assert_allclose(
+        np.quantile(ratios, [0, 0.25, 0.5, 0.75, 1]), limit * np.linspace(-1, 1, 5), atol=0.02
+    )
+    free = np.array([r.top / (1000 - r.height) for r in regions])
+    np.testing.assert_allclose(np.quantile(free, [0.25, 0.5, 0.75]), [0.25, 0.5, 0.75], atol=0.04)
+
+
+@pytest.mark.parametrize("size", [(10, 1000), (1000, 10)])
+def test_random_resized_crop_of_a_strip_falls_back_to_its_centre(size):
+    crop = transforms.RandomResizedCrop(8, area=(1.0, 1.0))
+    region = crop.region(*size, randomness.uniforms(0, 0, 0, crop.num_draws))
+    assert min(region.height, region.width) == 10
+    assert max(region.height, region.width) == 13
+    assert abs(region.top + region.height / 2 - size[0] / 2) <= 0.5
+    assert abs(region.left + region.width / 2 - size[1] / 2) <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "size", "expected"),
+    [
+        ("resize_short(256)", (375, 500), (256, 341)),
+        ("resize_short(256)", (500, 375), (341, 256)),
+        ("resize_short(256) | center_crop(224)", (375, 500), (224, 224)),
+        ("resize(448, 400)", (375, 500), (448, 400)),
+        ("resize_short(64) | center_crop(100)", (375, 500), (100, 100)),
+        ("", (3, 4), (3, 4)),
+    ],
+)
+def test_sizes_are_known_before_and_right_after(text, size, expected):
+    pipeline = transforms.parse(text, training=False)
+    assert pipeline.output_size(size) == expected
+    assert pipeline(batch(*size, count=1), np.zeros((1, 0))).shape == (1, *expected, 3)
+
+
+def test_test_time_transform_equals_the_published_one():
+    """As torchvision does it with Pillow: resize the short side, cut the centre."""
+    image = photograph(375, 500)
+    data = jpeg(image)
+    pipeline = transforms.parse("resize_short(256) | center_crop(224)", training=False)
+    picture = Image.open(io.BytesIO(data)).resize((341, 256), Image.Resampling.BILINEAR)
+    expected = np.asarray(picture)[16:240, 58:282]
+    np.testing.assert_array_equal(pipeline.decode(data, np.zeros(0)), expected)
+
+
+def test_center_crop_pads_what_is_too_small():
+    image = batch(5, 20, 1)
+    cropped = transforms.CenterCrop(9)(image, np.zeros((1, 0)))[0]
+    np.testing.assert_array_equal(cropped[2:7], image[0, :, 6:15])
+    assert not cropped[:2].any() and not cropped[7:].any()
+
+
+def test_views_are_crops_and_mirror_images():
+    images = batch(9, 12, 2)
+    views = transforms.parse("ten_crop(6)", training=False)(images, np.zeros((2, 0)))
+    assert views.shape == (2, 10, 6, 6, 3)
+    corners = [(0, 0), (0, 6), (3, 0), (3, 6), (2, 3)]
+    for view, (top, left) in enumerate(corners):
+        crop = images[:, top : top + 6, left : left + 6]
+        np.testing.assert_array_equal(views[:, view], crop)
+        np.testing.assert_array_equal(views[:, view + 5], crop[:, :, ::-1])
+    mirrored = transforms.parse("mirror_views", training=False)(images, np.zeros((2, 0)))
+    np.testing.assert_array_equal(mirrored, np.stack([images, images[:, :, ::-1]], 1))
+
+
+@pytest.mark.parametrize("which", ["brightness", "contrast", "saturation"])
+def test_color_jitter_does_what_pillow_does(which):
+    names = ["brightness", "contrast", "saturation"]
+    enhance = [ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color]
+    jitter = transforms.ColorJitter(**{name: 0.4 * (name == which) for name in names})
+    image = photograph(40, 50)
+    for draw in (0.0, 0.3, 0.9):
+        got = jitter(image[None], np.full((1, 4), draw))[0].astype(int)
+        factor = 0.6 + 0.8 * draw
+        expected = enhance[names.index(which)](Image.fromarray(image)).enhance(factor)
+        assert np.abs(got - np.asarray(expected)).max() <= 2
+        assert np.abs(got - image).max() > 10
+
+
+def test_color_jitter_applies_its_three_changes_in_every_order():
+    image = photograph(20, 30)
+    jitter = transforms.ColorJitter(0.4, 0.4, 0.4)
+    draws = np.array([[0.9, 0.1, 0.8, (order + 0.5) / 6] for order in range(6)])
+    results = jitter(np.repeat(image[None], 6, 0), draws)
+    assert len(np.unique(results.reshape(6, -1), axis=0)) >= 3
+    untouched = transforms.ColorJitter(0, 0, 0)(image[None], draws[:1])
+    np.testing.assert_array_equal(untouched[0], image)
+
+
+def test_lighting_shifts_along_the_principal_axes():
+    lighting = transforms.Lighting(0.1)
+    grey = np.full((4000, 1, 1, 3), 128, np.uint8)
+    shifted = lighting(grey, randomness.epoch_uniforms(0, 0, 4000, 3))[:, 0, 0] / 255.0
+    vectors, values = lighting.eigenvectors, lighting.eigenvalues
+    covariance = vectors @ np.diag((0.1 * values) ** 2) @ vectors.T
+    rounding = np.eye(3) / 12 / 255**2
+    np.testing.assert_allclose(np.cov(shifted.T), covariance + rounding, rtol=0.1, atol=1e-6)
+    np.testing.assert_allclose(shifted.mean(0), 128 / 255, atol=1e-3)
+    np.testing.assert_array_equal(transforms.Lighting(0)(grey[:2], np.zeros((2, 3))), grey[:2])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "pad_crop(8, 2) | flip",
+        "random_resized_crop(6) | flip | color_jitter(0.4, 0.4, 0.4) | lighting(0.1)",
+    ],
+)
+def test_a_batch_equals_its_images_one_by_one(text):
+    images = batch(8, 9, 6)
+    pipeline = transforms.parse(text, training=True)
+    draws = draws_for(pipeline, 6)
+    alone = [pipeline(images[i : i + 1], draws[i : i + 1])[0] for i in range(6)]
+    np.testing.assert_array_equal(pipeline(images, draws), alone)
+    assert images.max() <= 255 and pipeline(images, draws).dtype == np.uint8
+
+
+def test_only_what_is_needed_of_a_jpeg_is_decoded(monkeypatch):
+    data = jpeg(photograph(900, 1200))
+    reductions = []
+
+    def decode(data, reduction=1, *, original=codec.decode):
+        reductions.append(reduction)
+        return original(data, reduction)
+
+    monkeypatch.setattr(codec, "decode", decode)
+    for size, reduction in [(112, 4), (200, 2), (448, 1), (50, 8), (900, 1)]:
+        pipeline = transforms.parse(f"resize_short({size})", training=False)
+        small = pipeline.decode(data, np.zeros(0))
+        assert reductions[-1] == reduction
+        full = pipeline(codec.decode(data)[None], np.zeros((1, 0)))[0]
+        assert np.abs(small.astype(int) - full).mean() < 1
+
+
+def test_a_crop_of_a_reduced_jpeg_shows_the_same_place():
+    data = jpeg(photograph(901, 1203))
+    pipeline = transforms.parse("random_resized_crop(40)", training=True)
+    for example in range(8):
+        draws = randomness.uniforms(0, 0, example, pipeline.num_draws)
+        full = pipeline(codec.decode(data)[None], draws[None])[0]
+        # Half a pixel of displacement would be 5 grey levels here.
+        assert np.abs(pipeline.decode(data, draws).astype(int) - full).mean() < 1
+
+
+def test_what_is_fixed_can_be_done_before():
+    pipeline = transforms.parse("resize(9, 8) | pad_crop(8, 1) | center_crop(6)", training=True)
+    fixed, rest = pipeline.split()
+    assert fixed == transforms.parse("resize(9, 8)", training=True)
+    images, draws = batch(count=3), draws_for(pipeline, 3)
+    np.testing.assert_array_equal(rest(fixed(images, draws[:, :0]), draws), pipeline(images, draws))
+    fixed, rest = transforms.parse("center_crop(8) | ten_crop(6)", training=False).split()
+    assert len(fixed.transforms) == len(rest.transforms) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "training", "message"),
+    [
+        (
+            "blur(3) | flip",
+            True,
+            r"train_transforms: there is no transform 'blur'; .*pad_crop\(size, padding\)",
+        ),
+        ("__import__('os').system('x')", True, "there is no transform"),
+        ("flip |", True, "cannot be read"),
+        ("pad_crop(32)", True, r"pad_crop\(32\) does not fit; write pad_crop\(size, padding\)"),
+        ("pad_crop(32, '4')", True, "does not fit"),
+        ("pad_crop(32.5, 4)", True, "does not fit"),
+        ("resize_short(True)", False, "does not fit"),
+        ("resize_short(0)", False, "does not fit"),
+        ("resize_short(open('x'))", False, "does not fit"),
+        ("lighting(-1)", True, "does not fit"),
+        ("random_resized_crop(224, area=(1, 0.5))", True, "does not fit"),
+        ("random_resized_crop(224, scale=(0.5, 1))", True, "does not fit"),
+        ("ten_crop(224)", True, "ten_crop makes views for evaluation"),
+        ("flip", False, "eval_transforms: flip is random"),
+        ("mirror_views | center_crop(8)", False, "must stand last"),
+    ],
+)
+def test_ill_formed_transforms_are_refused_in_a_sentence(text, training, message):
+    with pytest.raises(UsageError, match=message) as refusal:
+        transforms.parse(text, training=training)
+    assert "\n" not in str(refusal.value) and str(refusal.value).endswith(".")
+
+
+def test_arguments_may_be_named():
+    named = transforms.parse("random_resized_crop(size=8, area=(0.2, 1))", training=True)
+    assert named.transforms == (transforms.RandomResizedCrop(8, (0.2, 1)),)
