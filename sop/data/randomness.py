@@ -19,7 +19,7 @@ def uniforms(seed: int, epoch: int, example: int, count: int) -> np.ndarray:
     return np.random.Generator(generator).random(count)
 
 
-@functools.lru_cache(maxsize=2)  # prefetching threads may stand on both sides of an epoch's end
+@functools.lru_cache(maxsize=4)  # around the end of an epoch, in training and in evaluation
 def epoch_uniforms(seed: int, epoch: int, num_examples: int, count: int) -> np.ndarray:
     """[num_examples, count] float64: row i equals `uniforms(seed, epoch, i, count)`."""
     blocks = -(-count // _PER_BLOCK)
