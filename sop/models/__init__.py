@@ -81,7 +81,9 @@ def create_model(
       UsageError: for unknown names and options, ill-typed values, and parts that do not fit.
     """
     config = given(config)
-    name = config.get("backbone")
+    if "backbone" not in config:
+        raise UsageError(f"config.model needs a backbone: one of {listed(BACKBONES)}.")
+    name = config["backbone"]
     check_type("config.model.backbone", name, str)
     constructor = match(name, BACKBONES)
     if constructor is None:

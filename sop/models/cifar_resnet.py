@@ -55,44 +55,49 @@ def cifar_resnet(
 
     Args:
       depth: 6n+2 with basic blocks, 9n+2 with bottlenecks.
-      block: by default bottlenecks in depth 164 and 1001, basic blocks in others; with CGD, as in
-        its code, bottlenecks from depth 44.
-      stage_size: blocks of each of the three stages; by default n; with CGD, as in its code, the n
-        of 6n+2 for bottlenecks too.
-      last_stride: of the third stage; by default 1 with MPN-COV and 2 with others.
+      block: by default bottlenecks in depth 164 and 1001, basic blocks in others; with
+        pre-activation and CGD, as in its code, bottlenecks from depth 44.
+      stage_size: blocks of each of the three stages; by default n; with pre-activation and CGD, as
+        in its code, the n of 6n+2 for bottlenecks too.
+      last_stride: of the third stage; by default 1 with MPN-COV or GSoP and 2 with others.
     """
-    cgd = parts.attention is not None and parts.attention.attention.name == "cgd"
+    cgd = preactivation and parts.attention_name.startswith("cgd")
     if block is None:
         block = "bottleneck" if depth in (164, 1001) or (cgd and depth >= 44) else "basic"
     if stage_size is None:
         layers = 3 if block == "bottleneck" and not cgd else 2
         stage_size, rest = divmod(depth - 2, 3 * layers)
-        if rest or not stage_size:
+        if rest or stage_size < 1:
             raise UsageError(
                 f"A CIFAR ResNet of {block} blocks has depth {3 * layers}n+2, not {depth}; choose "
                 f"such a depth, the other block, or set stage_size."
             )
+    if stage_size < 1:
+        raise UsageError(f"stage_size is {stage_size}; give a positive number of blocks.")
     module = {
         ("basic", False): residual.BasicBlock,
         ("basic", True): residual.PreactivationBasicBlock,
         ("bottleneck", False): residual.Bottleneck,
         ("bottleneck", True): residual.PreactivationBottleneck,
     }[block, preactivation]
-    second_order = parts.representation_name == "mpncov"
+    gsop = parts.attention_name == "gsop"
+    mpncov = parts.representation_name == "mpncov"
     pool = parts.strided_pool
     conv = partial(Conv, dtype=parts.dtype)
     norm = partial(BatchNorm, dtype=parts.dtype, axis_name=parts.axis_name)
     features = CifarResNet(
-        attention=parts.blocks((stage_size,) * 3, last_stage=not second_order),
+        attention=parts.blocks((stage_size,) * 3, last_stage=not mpncov),
         block=partial(module, conv=conv, norm=norm, pool=pool),
-        last_stride=last_stride or (1 if second_order else 2),
+        last_stride=last_stride or (1 if gsop or mpncov else 2),
         preactivation=preactivation,
         conv=conv,
         norm=norm,
     )
     return parts.network(
         features,
-        published={"mpncov": {"reduction": 128, "num_iters": 5, "dropout": 0.5}},
+        published={
+            "mpncov": {"reduction": 128, "num_iters": 3 if gsop else 5, "dropout": 0.5},
+        },
         image_size=32,
         min_size=4 if pool else 1,
     )

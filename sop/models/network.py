@@ -1,5 +1,6 @@
 """The frame of every network, and the pieces that all families are built of."""
 
+import traceback
 from functools import partial
 from typing import Any
 
@@ -26,7 +27,8 @@ class Network(nn.Module):
       min_size: smallest height and width for which every feature map has a position.
 
     Raises:
-      UsageError: for images of another rank or of less than `min_size`, when traced.
+      UsageError: when traced, for images of another rank or of less than `min_size`, and for parts
+        that refuse the feature maps they get.
     """
 
     features: nn.Module
@@ -47,9 +49,24 @@ class Network(nn.Module):
                 f"{self.backbone} needs images of at least {self.min_size}×{self.min_size} pixels "
                 f"with these options, not {images.shape[1]}×{images.shape[2]}."
             )
-        x = self.features(images, train)
-        x = self.representation(x, train)
+        try:
+            x = self.representation(self.features(images, train), train)
+        except ValueError as error:
+            if isinstance(error, UsageError) or not refused_by_a_layer(error):
+                raise
+            raise UsageError(f"{self.backbone} cannot hold these parts: {error}") from error
+        if x.ndim != 2:
+            raise UsageError(
+                f"The representation of {self.backbone} has shape {x.shape}; choose its options "
+                f"so that it gives one vector per image."
+            )
         return self.classifier(x, train).astype(jnp.float32)
+
+
+def refused_by_a_layer(error: ValueError) -> bool:
+    """Whether the error was raised, not just passed on, in sop.layers or sop.ops."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals["__name__"].startswith(("sop.layers.", "sop.ops."))
 
 
 class Linear(nn.Module):

@@ -30,7 +30,8 @@ class AttentionKind:
       where: 'conv', after the convolution its paper names and before that one's norm, or 'branch',
         at the end of a residual branch, before the shortcut is added.
       placement: 'all' blocks or the 'last' one of each stage.
-      symbols: characters of a placement string, besides 0 and 1, and the options they stand for.
+      symbols: characters of a placement string, besides 0 and 1, and the options they stand for,
+        as in the flag `attpos` of GSoP's published code.
     """
 
     module: str
@@ -150,6 +151,7 @@ class Parts:
       pool: factory of local pooling modules, called with `window`, `strides` and, where needed,
         `padding`, `ceil_mode` and `name`; None: what the network has by itself.
       pool_name: its name in the config, for networks that change around it; None as above.
+      strided_pool: `pool`, but None for 'skip', which means strided convolutions.
       representation_name: its name in the config; None: the network's own.
       representation_options: options that the config gives it.
       dtype, axis_name: compute type; mapped axis that BatchNorm statistics are averaged over.
@@ -170,7 +172,9 @@ class Parts:
         """Looks up and checks the entries `attention`, `pool` and `representation`."""
         if "num_classes" not in config:
             raise UsageError("config.model needs num_classes, the number of classes.")
-        check_type("num_classes", config["num_classes"], int)
+        check_type("config.model.num_classes", config["num_classes"], int)
+        if config["num_classes"] < 1:
+            raise UsageError(f"num_classes is {config['num_classes']}; give a positive number.")
         where = {"dtype": dtype, "axis_name": axis_name}
         pool_name, pool_options = entry(config, "pool")
         pool = None
@@ -192,8 +196,11 @@ class Parts:
 
     @property
     def strided_pool(self) -> Callable[..., nn.Module] | None:
-        """`pool` for networks that go down by strided convolutions, which is what 'skip' means."""
         return None if self.pool_name == "skip" else self.pool
+
+    @property
+    def attention_name(self) -> str:
+        return "none" if self.attention is None else self.attention.attention.name
 
     def blocks(self, stage_sizes, **options) -> list[list[Attention | None]]:
         """`AttentionPlan.blocks`, all None without attention."""

@@ -73,7 +73,7 @@ def resnet(
       stem: '7x7', or 'p': GFGP's, which goes down by 4 at once.
     """
     pool = parts.strided_pool
-    gsop = parts.attention is not None and parts.attention.attention.name == "gsop"
+    gsop = parts.attention_name == "gsop"
     mpncov = parts.representation_name == "mpncov"
     conv = partial(Conv, dtype=parts.dtype)
     norm = partial(BatchNorm, dtype=parts.dtype, axis_name=parts.axis_name)
