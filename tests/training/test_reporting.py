@@ -257,3 +257,14 @@ def test_config_table():
     assert config_table(ConfigDict({"b": {"c": (1, "x")}, "a": None})) == (
         "  a    None\n  b.c  (1, 'x')"
     )
+
+
+def test_an_evaluation_on_its_own_updates_the_results(tmp_path, capsys):
+    go_on(tmp_path)
+    scores = {"step": 8, "epoch": 2.0, "loss": 0.5, "top1": 0.91, "top5": 0.99, "count": 359}
+    reporting.report_evaluation(tmp_path, scores)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results | scores == results
+    assert results["best"]["step"] == 12
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("Evaluated step 8, epoch 2.0: loss 0.5000, top-1 91.00%, top-5 99.00%")
