@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -71,23 +72,26 @@ def train(
         return _abstract(lambda: init_state(make_variables(), tx), mesh)
 
     checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep, say=reporter.say)
-    restored = checkpoints.restore_newest(template)
-    if restored is None:
-        variables = jax.jit(make_variables, out_shardings=replicated(mesh))()
-        if config.init_from:
-            loaded = load_variables(config.init_from)
-            variables = pretrained.merge(variables, loaded, config.init_from, reporter.say)
-            variables = jax.device_put(variables, replicated(mesh))
-        begin = jax.jit(lambda v: init_state(v, optimizers[0]), out_shardings=replicated(mesh))
-        state, progress = begin(variables), {"stage": 0}
-    else:
-        state, progress = restored
-    step = int(state.step)
-    reporter.start(config, state.variables, mesh.devices, step=step, saved=progress.get("report"))
-    if step:
-        reporter.say(f"Going on from the checkpoint at step {step}.")
+    with closing(checkpoints), StopRequest(mesh) as stop:
+        restored = checkpoints.restore_newest(template)
+        if restored is None:
+            variables = jax.jit(make_variables, out_shardings=replicated(mesh))()
+            if config.init_from:
+                loaded = load_variables(config.init_from)
+                variables = pretrained.merge(variables, loaded, config.init_from, reporter.say)
+                variables = jax.device_put(variables, replicated(mesh))
+            begin = partial(init_state, tx=optimizers[0])
+            state = jax.jit(begin, out_shardings=replicated(mesh))(variables)
+            progress = {"stage": 0}
+        else:
+            state, progress = restored
+        step = int(state.step)
+        reporter.start(
+            config, state.variables, mesh.devices, step=step, saved=progress.get("report")
+        )
+        if step:
+            reporter.say(f"Going on from the checkpoint at step {step}.")
 
-    with StopRequest(mesh) as stop:
         for stage in stages[progress["stage"] :]:
             if stage.index != progress["stage"]:
                 progress = {"stage": stage.index}
@@ -96,9 +100,7 @@ def train(
             run = _StageRun(model, optimizers[stage.index], stage, mesh, checkpoints, reporter)
             state, finished = run(state, progress, stop)
             if not finished:
-                checkpoints.close()
                 return False
-    checkpoints.close()
     return True
 
 

@@ -1,0 +1,116 @@
+"""Kills a run at random moments until it is through, and compares it with one never stopped.
+
+`python tests/kill_and_resume.py [--kills=5] [--seed=0] [main.py arguments]` prints where each kill
+fell and exits with 1 unless parameters, optimizer state and metrics are equal bit for bit. Without
+arguments for main.py the run is six epochs of a small network on the digits, with a checkpoint
+every third step, so that kills fall into saves as well.
+"""
+
+import argparse
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+ROOT = Path(__file__).resolve().parent.parent
+DIGITS = (
+    "--config=configs/digits.py",
+    "--config.model.backbone=resnet8_cifar",
+    "--config.num_epochs=6",
+    "--config.checkpoint.every_steps=3",
+)
+
+
+def launch(workdir: Path, arguments: list[str]) -> subprocess.Popen:
+    command = [sys.executable, "main.py", f"--workdir={workdir}", *arguments]
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def newest_step(workdir: Path) -> int:
+    """Of the whole checkpoints."""
+    steps = (path.name for path in (workdir / "checkpoints").glob("*") if path.name.isdigit())
+    return max(map(int, steps), default=0)
+
+
+def finish(process: subprocess.Popen) -> str:
+    output, _ = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"The run failed with {process.returncode}:\n{output}")
+    return output
+
+
+def final_state(workdir: Path) -> dict[str, np.ndarray]:
+    """Every array of the newest checkpoint, by item and name."""
+    step = workdir / "checkpoints" / str(newest_step(workdir))
+    arrays = {}
+    for item in ("variables", "optimizer"):
+        with ocp.PyTreeCheckpointer() as reader:
+            tree = reader.metadata(step / item).item_metadata.tree
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            saved = reader.restore(step / item, restore_args=as_numpy)
+        for name, array in ocp.tree.to_flat_dict(saved, sep="/").items():
+            arrays[f"{item}/{name}"] = array
+    return arrays
+
+
+def unequal(a: Path, b: Path) -> list[str]:
+    """What differs between the ends of two runs: names of arrays and of files of metrics."""
+    first, second = final_state(a), final_state(b)
+    found = [f"state has {name} in one run only" for name in first.keys() ^ second.keys()]
+    found += [
+        f"{name} differs"
+        for name in first.keys() & second.keys()
+        if first[name].tobytes() != second[name].tobytes()
+    ]
+    if (a / "history.jsonl").read_text() != (b / "history.jsonl").read_text():
+        found.append("history.jsonl differs")
+    results = [json.loads((run / "results.json").read_text()) for run in (a, b)]
+    found += [
+        f"results.json differs in {key}"
+        for key in ("step", "epoch", "loss", "top1", "top5", "best")
+        if results[0][key] != results[1][key]
+    ]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    options, arguments = parser.parse_known_args()
+    arguments = arguments or list(DIGITS)
+    rng = random.Random(options.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        whole, broken = Path(folder, "whole"), Path(folder, "broken")
+        print(finish(launch(whole, arguments)).splitlines()[-1], flush=True)
+        # The first checkpoints may be gone at the end; the moments spread over the whole run.
+        last = newest_step(whole)
+        targets = sorted(rng.sample(range(1, last), options.kills))
+        for target in targets:
+            process = launch(broken, arguments)
+            while newest_step(broken) < target and process.poll() is None:
+                time.sleep(0.001)
+            time.sleep(rng.uniform(0, 0.3))
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            print(f"Killed after checkpoint {newest_step(broken)} of {last} steps.", flush=True)
+        print(finish(launch(broken, arguments)).splitlines()[-1], flush=True)
+        found = unequal(whole, broken)
+        shutil.rmtree(broken)
+    print("\n".join(found) or "Equal bit for bit: parameters, optimizer state and metrics.")
+    sys.exit(bool(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,324 @@
+"""The loop on a tiny network and made-up data: stopping, going on, damage, divergence, stages."""
+
+import json
+import os
+import shutil
+import signal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs.default import get_config
+from sop.errors import UsageError
+from sop.training.checkpoints import Checkpoints, load_variables, save_variables
+from sop.training.loop import evaluate_checkpoint, learning_rate_at, train
+from sop.training.reporting import Reporter, read_history
+from sop.training.stages import make_stages, stage_configs
+from sop.training.state import init_variables
+from sop.training.step import make_mesh
+
+EXAMPLES, CLASSES = 40, 4
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (EXAMPLES, 4, 4, 3), dtype=np.uint8)
+LABELS = RNG.integers(0, CLASSES, EXAMPLES).astype(np.int32)
+
+
+class Features(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Conv(4, (3, 3), name="conv")(x)
+        return nn.relu(nn.BatchNorm(use_running_average=not train, name="bn")(x))
+
+
+class Network(nn.Module):
+    classes: int = CLASSES
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = Features(name="features")(x, train).mean((1, 2))
+        return nn.Dense(self.classes, name="classifier")(x)
+
+
+class Batches:
+    """Shuffled as a function of (seed, step); `on_step(step)` is called before each batch."""
+
+    def __init__(self, config, on_step):
+        self.step, self.config, self.on_step = 0, config, on_step
+
+    def __next__(self):
+        self.on_step(self.step)
+        rng = np.random.default_rng((self.config.seed, self.step))
+        rows = rng.permutation(EXAMPLES)[: self.config.batch_size]
+        self.step += 1
+        return {"image": IMAGES[rows], "label": LABELS[rows]}
+
+    def get_state(self):
+        return {"step": self.step}
+
+    def set_state(self, state):
+        self.step = state["step"]
+
+
+class Train:
+    image_shape = (4, 4, 3)
+
+    def __init__(self, config, on_step):
+        self.config, self.on_step = config, on_step
+        self.steps_per_epoch = EXAMPLES // config.batch_size
+
+    def iterator(self):
+        return Batches(self.config, self.on_step)
+
+
+class Evaluation:
+    image_shape = (4, 4, 3)
+
+    def __iter__(self):
+        yield {"image": IMAGES, "label": LABELS, "mask": np.ones(EXAMPLES, bool)}
+
+
+def make_config(**changes):
+    config = get_config()
+    config.update(
+        batch_size=8,
+        num_epochs=3,
+        log_every_steps=2,
+        model={"num_classes": CLASSES},
+        input={"normalization": "none"},
+        schedule={"name": "constant"},
+        checkpoint={"every_steps": 2},
+        optimizer={"learning_rate": 0.05},
+    )
+    config.update(changes)
+    return config
+
+
+def run(workdir, config=None, on_step=lambda step: None, devices=8, model=None):
+    """Trains; returns whether it came to the end, and what was said."""
+    config = config or make_config()
+    workdir.mkdir(exist_ok=True)
+    stages = make_stages(config, lambda c: (Train(c, on_step), Evaluation()))
+    reporter = Reporter(workdir, stages, learning_rate_at(stages), log_every=2)
+    said = []
+    reporter.say = said.append
+    mesh = make_mesh(jax.devices()[:devices])
+    try:
+        done = train(config, workdir, model or Network(), stages, mesh, reporter)
+    finally:
+        reporter.close()
+    return done, "\n".join(said)
+
+
+def variables_of(workdir):
+    shutil.rmtree(workdir.parent / "copy", ignore_errors=True)
+    return load_variables(workdir / "checkpoints" / str(newest(workdir)))
+
+
+def newest(workdir):
+    names = os.listdir(workdir / "checkpoints")
+    return max(int(name) for name in names if name.isdigit())
+
+
+def assert_same_run(a, b):
+    jax.tree.map(np.testing.assert_array_equal, variables_of(a), variables_of(b))
+    assert (a / "history.jsonl").read_text() == (b / "history.jsonl").read_text()
+    first, second = (json.loads((w / "results.json").read_text()) for w in (a, b))
+    first.pop("timing"), second.pop("timing")
+    assert first == second
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing disturbed."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    assert run(workdir)[0]
+    return workdir
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, whole, number):
+    def interrupt(step):
+        if step == 6:
+            os.kill(os.getpid(), number)
+
+    done, _ = run(tmp_path / "run", on_step=interrupt)
+    assert not done
+    assert newest(tmp_path / "run") == 7  # the step under way was finished and saved
+    done, said = run(tmp_path / "run")
+    assert done and "Going on from the checkpoint at step 7" in said
+    assert_same_run(whole, tmp_path / "run")
+
+
+def test_a_crash_between_checkpoints_changes_nothing(tmp_path, whole):
+    def crash(step):
+        if step == 11:
+            raise KeyError("crash")
+
+    with pytest.raises(KeyError, match="crash"):
+        run(tmp_path / "run", on_step=crash)
+    assert newest(tmp_path / "run") == 10
+    assert run(tmp_path / "run")[0]
+    assert_same_run(whole, tmp_path / "run")
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path, whole):
+    shutil.copytree(whole, tmp_path / "run")
+
+    def refuse(step):
+        raise AssertionError("trained again")
+
+    assert run(tmp_path / "run", on_step=refuse)[0]
+    assert_same_run(whole, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "victim", ["variables/manifest.ocdbt", "progress/metadata", "metrics/metrics"]
+)
+def test_a_damaged_checkpoint_is_reported_and_passed_over(tmp_path, whole, victim):
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "15" / victim).write_bytes(b"\x00\xff")
+    done, said = run(tmp_path / "run")
+    assert done
+    assert "Checkpoint 15" in said and "is damaged" in said and "step 14" in said
+    assert (tmp_path / "run" / "checkpoints" / "damaged-15").is_dir()
+    assert_same_run(whole, tmp_path / "run")
+
+
+def test_when_every_checkpoint_is_damaged_nothing_is_overwritten(tmp_path, whole):
+    shutil.copytree(whole, tmp_path / "run")
+    for path in (tmp_path / "run" / "checkpoints").glob("*/progress/metadata"):
+        path.write_bytes(b"")
+    with pytest.raises(UsageError, match="None of the checkpoints"):
+        run(tmp_path / "run")
+
+
+def test_the_newest_and_the_best_are_kept(whole):
+    names = {int(n) for n in os.listdir(whole / "checkpoints") if n.isdigit()}
+    evaluations = [e for e in read_history(whole) if e["split"] == "eval"]
+    best = max(evaluations, key=lambda e: (e["top1"], e["step"]))["step"]
+    assert names == {12, 14, 15} | {best}
+    assert Checkpoints(whole, read_only=True).best_step() == best
+
+
+def test_a_checkpoint_of_eight_devices_goes_on_on_one_and_back(tmp_path, whole):
+    shutil.copytree(whole, tmp_path / "run")
+    for step in ("14", "15"):
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / step)
+    assert run(tmp_path / "run", devices=1)[0]
+    for step in ("14", "15"):
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / step)
+    assert run(tmp_path / "run", devices=8)[0]
+    assert_same_run(whole, tmp_path / "run")
+
+
+def test_a_diverged_run_stops_names_the_step_and_keeps_the_good_checkpoint(tmp_path):
+    config = make_config(optimizer={"learning_rate": 1e30}, checkpoint={"every_steps": 1})
+    with pytest.raises(UsageError, match=r"in training step \d+ .*last good checkpoint is 1 "):
+        run(tmp_path / "run", config)
+    assert newest(tmp_path / "run") == 1
+    for leaf in jax.tree.leaves(variables_of(tmp_path / "run")):
+        assert np.isfinite(leaf).all()
+
+
+def test_another_model_is_refused(tmp_path, whole):
+    shutil.copytree(whole, tmp_path / "run")
+    with pytest.raises(UsageError, match=r"of another model: .*classifier.*shape"):
+        run(tmp_path / "run", model=Network(classes=7))
+    assert newest(tmp_path / "run") == 15
+
+
+def test_evaluating_checkpoints(whole):
+    config, mesh = make_config(), make_mesh()
+    entries = {e["step"]: e for e in read_history(whole) if e["split"] == "eval"}
+    for which in ("latest", "15"):
+        scores = evaluate_checkpoint(config, whole, which, Network(), Evaluation(), mesh)
+        assert scores["epoch"] == 3.0
+        for name in ("step", "loss", "top1", "top5", "count"):
+            assert scores[name] == entries[15][name]
+    with pytest.raises(UsageError, match="no checkpoint '3'"):
+        evaluate_checkpoint(config, whole, "3", Network(), Evaluation(), mesh)
+
+
+def test_evaluating_an_empty_folder(tmp_path):
+    with pytest.raises(UsageError, match="no checkpoint in"):
+        evaluate_checkpoint(make_config(), tmp_path, "best", Network(), Evaluation(), make_mesh())
+    assert not any(tmp_path.iterdir())
+
+
+STAGES = (
+    {"num_epochs": 2, "optimizer": {"frozen": ("features",), "learning_rate": 0.5}},
+    {"num_epochs": 1, "batch_size": 16},
+)
+
+
+def test_two_stages_and_stopping_at_the_border(tmp_path):
+    config = make_config(stages=STAGES)
+    assert run(tmp_path / "whole", config)[0]
+    assert newest(tmp_path / "whole") == 2 * 5 + 2  # batches of 8, then of 16
+    border = load_variables(tmp_path / "whole" / "checkpoints" / "10")
+    start = init_variables(Network(), config.seed, (4, 4, 3))
+    jax.tree.map(
+        np.testing.assert_array_equal, border["params"]["features"], start["params"]["features"]
+    )
+    jax.tree.map(np.testing.assert_array_equal, border["batch_stats"], start["batch_stats"])
+    after = variables_of(tmp_path / "whole")["params"]["features"]["conv"]["kernel"]
+    assert not np.array_equal(after, border["params"]["features"]["conv"]["kernel"])
+
+    for last in (9, 10):  # a stop in the last step of the first stage; in the first of the second
+        calls = iter(range(100))
+
+        def interrupt(step, calls=calls, last=last):
+            if next(calls) == last:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        workdir = tmp_path / f"stopped{last}"
+        assert not run(workdir, config, on_step=interrupt)[0]
+        assert run(workdir, config)[0]
+        assert_same_run(tmp_path / "whole", workdir)
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [({"modle": 1}, "no key"), ({"model": {}}, "whole run"), ({"num_epochs": "x"}, "does not fit")],
+)
+def test_stages_that_cannot_be_meant_are_refused(stage, message):
+    with pytest.raises(UsageError, match=message):
+        stage_configs(make_config(stages=(stage,)))
+
+
+def test_starting_from_another_runs_weights(tmp_path, whole):
+    config = make_config(
+        init_from=str(whole), optimizer={"frozen": ("features",)}, model={"num_classes": 6}
+    )
+    done, said = run(tmp_path / "run", config, model=Network(classes=6))
+    assert done and "classifier is of another shape there and starts anew" in said
+    best = load_variables(whole)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        variables_of(tmp_path / "run")["params"]["features"],
+        best["params"]["features"],
+    )
+
+
+def test_weights_of_another_backbone_are_refused(tmp_path):
+    variables = init_variables(Network(), 0, (4, 4, 3))
+    variables["params"]["features"]["conv"]["kernel"] = jnp.zeros((5, 5, 3, 4))
+    save_variables(tmp_path / "other", jax.device_get(variables))
+    config = make_config(init_from=str(tmp_path / "other"))
+    with pytest.raises(UsageError, match=r"does not fit this model: in features, .*conv/kernel"):
+        run(tmp_path / "run", config)
+
+
+def test_converted_variables_can_be_evaluated(tmp_path, whole):
+    save_variables(tmp_path / "converted", variables_of(whole))
+    scores = evaluate_checkpoint(
+        make_config(), tmp_path / "converted", "best", Network(), Evaluation(), make_mesh()
+    )
+    entry = [e for e in read_history(whole) if e["split"] == "eval"][-1]
+    assert (scores["step"], scores["epoch"]) == (0, 0.0)
+    assert scores["loss"] == entry["loss"]
+    with pytest.raises(UsageError, match="already has checkpoints"):
+        save_variables(tmp_path / "converted", variables_of(whole))
