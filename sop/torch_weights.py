@@ -1,6 +1,6 @@
 """PyTorch state dicts ↔ Flax variables.
 
-    python -m sop.torch_weights FILE --config=configs/NAME.py --workdir=DIR [--allow_missing=REGEX]
+    python -m sop.torch_weights FILE --config=configs/NAME.py --workdir=DIR [--allow-missing=REGEX]
 
 Each parameter's path in the Flax network is turned into the name that the original gives it, by
 rules (regular expression, replacement) applied in order. Both directions use the same names:
@@ -14,7 +14,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -34,6 +34,7 @@ from sop.models.vgg import STAGE_SIZES
 from sop.training.checkpoints import save_variables
 
 Rules = tuple[tuple[str, str], ...]
+HEAD = "params/classifier/kernel"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,6 +202,14 @@ FAMILIES = {
 }
 
 
+class Conversion(NamedTuple):
+    """Variables, and what did not come from the file or stayed there, by the original's names."""
+
+    variables: dict[str, Any]
+    unused: list[str]
+    fresh: list[str]
+
+
 def convert(
     state_dict: Mapping[str, Any], config: Mapping[str, Any], *, allow_missing: Iterable[str] = ()
 ) -> dict[str, Any]:
@@ -209,11 +218,11 @@ def convert(
     Args:
       state_dict: name → array or tensor, or a checkpoint that holds one under 'state_dict'; plain
         names of the original or of torchvision, with or without 'module.', or fast-MPN-COV's
-        'features.N'.
+        'features.N'. BatchNorm's 'num_batches_tracked' is ignored.
       config: a config.model.
-      allow_missing: regular expressions searched in the original's names: tensors that may be
-        missing, left over or of another shape, as those of a new classifier; they keep the values
-        that a new network starts with.
+      allow_missing: regular expressions searched in the original's names and in Flax paths:
+        tensors that may be missing, left over or of another shape, as those of a new classifier;
+        they keep the values that a new network starts with.
 
     Returns:
       {'params', 'batch_stats', …}: NumPy arrays, float32.
@@ -222,40 +231,56 @@ def convert(
       UsageError: tensors are missing, left over or of another shape (lists them), or the config is
         refused by `create_model`.
     """
+    found = conversion(state_dict, config, allow_missing)
+    for what, names in (("Not used", found.unused), ("Not in the file, so new", found.fresh)):
+        if names:
+            logging.info("%s: %s.", what, ", ".join(names))
+    return found.variables
+
+
+def conversion(
+    state_dict: Mapping[str, Any], config: Mapping[str, Any], allow_missing: Iterable[str]
+) -> Conversion:
+    """`convert`, with a report."""
     model = create_model(config)
     family = family_of(config["backbone"])
     tensors = canonical(unwrapped(state_dict), family)
-    expected = {torch_name(path, family): (path, x) for path, x in leaves(model).items()}
-    missing, misshapen, values = [], [], {}
-    for name, (path, like) in expected.items():
-        allowed = any(re.search(pattern, name) for pattern in allow_missing)
-        if name not in tensors:
-            if not allowed:
-                missing.append(f"{name} {torch_shape(path, like.shape)}")
-            continue
-        value = to_flax(path, as_array(tensors[name]), like.shape)
-        if value is None:
-            if not allowed:
-                shape = tuple(tensors[name].shape)
-                misshapen.append(f"{name} {shape} instead of {torch_shape(path, like.shape)}")
-            continue
-        values[path] = value
-    rest = [name for name in tensors if name not in expected]
-    unused = [n for n in rest if any(re.search(p, n) for p in (*family.unused, *allow_missing))]
-    left_over = [f"{n} {tuple(tensors[n].shape)}" for n in rest if n not in unused]
-    refuse({"missing": missing, "left over": left_over, "of another shape": misshapen}, config)
-    if unused:
-        logging.info("Not used by %s: %s.", config["backbone"], ", ".join(unused))
-    fresh = [path for path in leaves(model) if path not in values]
-    if fresh:
-        names = ", ".join(torch_name(path, family) for path in fresh)
-        logging.info("Not in the file, so as in a new network: %s.", names)
-        values |= initial(model, fresh)
-    head = "params/classifier/kernel"
-    if gsop_net2(model, config) and head in values and head not in fresh:
-        values[head] = values[head][columns_by_rows(len(values[head]))]
-    variables = values | published_constants(model)
-    return traverse_util.unflatten_dict(variables, sep="/")
+    wanted = leaves(model)
+    paths = {torch_name(path, family): path for path in wanted}
+    shapes = {name: torch_shape(path, wanted[path].shape) for name, path in paths.items()}
+    missing = [name for name in paths if name not in tensors]
+    misshapen = [name for name in paths if name in tensors and tensors[name].shape != shapes[name]]
+    left_over = [name for name in tensors if name not in paths]
+
+    allowed = re.compile("|".join((*family.unused, *allow_missing)) or r"(?!)")
+
+    def refused(names, phrase):
+        names = [n for n in names if not allowed.search(n) and not allowed.search(paths.get(n, n))]
+        return [phrase(name) for name in names]
+
+    refuse(
+        config["backbone"],
+        {
+            "missing": refused(missing, lambda n: f"{n} {shapes[n]}"),
+            "left over": refused(left_over, lambda n: f"{n} {tensors[n].shape}"),
+            "of another shape": refused(
+                misshapen, lambda n: f"{n} {tensors[n].shape} instead of {shapes[n]}"
+            ),
+        },
+    )
+    fresh = [*missing, *misshapen]
+    values = {
+        path: to_flax(path, tensors[name], wanted[path].shape)
+        for name, path in paths.items()
+        if name not in fresh
+    }
+    if gsop_net2(model, config) and HEAD in values:
+        values[HEAD] = values[HEAD][columns_by_rows(len(values[HEAD]))]
+    values |= initial(model, [paths[name] for name in fresh])
+    values |= published_constants(model)
+    return Conversion(
+        traverse_util.unflatten_dict(values, sep="/"), [*left_over, *misshapen], fresh
+    )
 
 
 def to_state_dict(variables: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -264,9 +289,7 @@ def to_state_dict(variables: Mapping[str, Any], config: Mapping[str, Any]) -> di
     flat = traverse_util.flatten_dict(dict(variables), sep="/")
     flat = {path: as_array(x) for path, x in flat.items() if not path.startswith("constants/")}
     if gsop_net2(create_model(config), config):
-        kernel = flat["params/classifier/kernel"]
-        order = np.argsort(columns_by_rows(len(kernel)))
-        flat["params/classifier/kernel"] = kernel[order]
+        flat[HEAD] = flat[HEAD][np.argsort(columns_by_rows(len(flat[HEAD])))]
     return {torch_name(path, family): to_torch(path, value) for path, value in flat.items()}
 
 
@@ -300,18 +323,24 @@ def family_of(backbone: str) -> Family:
     raise UsageError(f"There are no rules for PyTorch weights of '{backbone}'.")
 
 
-def unwrapped(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+def unwrapped(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The state dict in a checkpoint, without the 'module.' of DataParallel and BN's counters."""
     while isinstance(state_dict.get("state_dict"), Mapping):
         state_dict = state_dict["state_dict"]
+    for name, value in state_dict.items():
+        if not hasattr(value, "shape"):
+            raise UsageError(
+                f"'{name}' is {type(value).__name__}, not a tensor; give a state dict, or a "
+                f"checkpoint that has it under 'state_dict'."
+            )
     return {
-        re.sub(r"(^|\.)module\.", r"\1", name): value
+        re.sub(r"(^|\.)module\.", r"\1", name): as_array(value)
         for name, value in state_dict.items()
         if not name.endswith("num_batches_tracked")
     }
 
 
-def canonical(tensors: Mapping[str, Any], family: Family) -> dict[str, Any]:
+def canonical(tensors: Mapping[str, np.ndarray], family: Family) -> dict[str, np.ndarray]:
     """The same tensors under the names of `torch_name`."""
     renamed = {}
     for name, value in tensors.items():
@@ -347,6 +376,8 @@ def start(model: nn.Module) -> dict[str, Any]:
 
 def initial(model: nn.Module, paths: list[str]) -> dict[str, np.ndarray]:
     """What a new network starts with at these paths; nothing else of it is computed."""
+    if not paths:
+        return {}
 
     @jax.jit
     def chosen():
@@ -421,10 +452,8 @@ def to_torch(path: str, value: np.ndarray) -> np.ndarray:
     return value
 
 
-def to_flax(path: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
-    """A PyTorch array in Flax's layout, or None where the shapes do not agree."""
-    if value.shape != torch_shape(path, shape):
-        return None
+def to_flax(path: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A PyTorch array in Flax's layout, of this shape."""
     if path.endswith("/kernel"):
         return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.transpose()
     return value.reshape(shape)
@@ -434,13 +463,13 @@ def torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return to_torch(path, np.broadcast_to(np.float32(0), shape)).shape
 
 
-def refuse(problems: Mapping[str, list[str]], config: Mapping[str, Any]) -> None:
+def refuse(backbone: str, problems: Mapping[str, list[str]]) -> None:
+    """Raises UsageError if there are any, listing them."""
     found = [f"{len(each)} {what}: {', '.join(each)}" for what, each in problems.items() if each]
     if found:
         raise UsageError(
-            f"The weights do not fit backbone '{config['backbone']}' and its parts ("
-            f"{'; '.join(found)}); choose the config they were trained with, or allow these names "
-            f"to be missing."
+            f"The weights do not fit {backbone} and its parts ({'; '.join(found)}); choose the "
+            f"config they were trained with, or allow these names with --allow-missing=REGEX."
         )
 
 
@@ -482,20 +511,23 @@ def main(arguments: list[str]) -> None:
     if len(arguments) != 2:
         raise app.UsageError("Give one file of weights.")
     config = _CONFIG.value.model
-    variables = convert(read(arguments[1]), config, allow_missing=_ALLOW_MISSING.value)
-    save_variables(_WORKDIR.value, variables)
-    count = sum(x.size for x in jax.tree.leaves(variables["params"]))
-    print(f"{config.backbone}, {count:,} parameters: {_WORKDIR.value}")
+    found = conversion(read(arguments[1]), config, _ALLOW_MISSING.value)
+    save_variables(_WORKDIR.value, found.variables)
+    for what, names in (("not used", found.unused), ("not in the file, so new", found.fresh)):
+        if names:
+            print(f"{what}: {', '.join(names)}")
+    count = sum(x.size for x in jax.tree.leaves(found.variables["params"]))
+    print(f"{config.backbone} with {count:,} parameters is in {_WORKDIR.value}")
 
 
 if __name__ == "__main__":
     _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=False)
     _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the checkpoint.", required=True)
     _ALLOW_MISSING = flags.DEFINE_multi_string(
-        "allow_missing", [], "Regular expression of names that may be missing, as '^fc\\.'."
+        "allow-missing", [], r"Regular expression of names that may be missing, as '^fc\.'."
     )
     flags.mark_flag_as_required("config")
     try:
         app.run(main)
     except UsageError as error:
-        sys.exit(f"{error}")
+        sys.exit(str(error))

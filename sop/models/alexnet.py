@@ -9,7 +9,7 @@ import jax
 from sop.layers import MaxPool
 from sop.layers.linear import torch_uniform
 from sop.models.network import Linear, Network
-from sop.models.parts import Attention, Parts
+from sop.models.parts import Parts, Stages
 from sop.models.plain import ConvLayer, FlatMap, MultilayerClassifier, torch_kernel
 
 # Channels, kernel size, stride and padding of each convolution, and whether a pooling follows.
@@ -32,7 +32,7 @@ class AlexNet(nn.Module):
       last_pool: see there.
     """
 
-    attention: list[list[Attention | None]]
+    attention: Stages
     conv: Callable[..., nn.Module]
     pool: Callable[..., nn.Module]
     last_pool: bool

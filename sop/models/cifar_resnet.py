@@ -10,7 +10,7 @@ import jax
 from sop.errors import UsageError
 from sop.models import residual
 from sop.models.network import BatchNorm, Conv, Network
-from sop.models.parts import Attention, Parts
+from sop.models.parts import Parts, Stages
 
 
 class CifarResNet(nn.Module):
@@ -24,7 +24,7 @@ class CifarResNet(nn.Module):
       conv, norm: factories.
     """
 
-    attention: list[list[Attention | None]]
+    attention: Stages
     block: Callable[..., nn.Module]
     last_stride: int
     preactivation: bool

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from sop.models.network import BatchNorm, Linear, Network
-from sop.models.parts import Attention, Parts, attend
+from sop.models.parts import Attention, Parts, Stages, attend
 
 kaiming_fan_in = nn.initializers.he_normal()
 
@@ -94,7 +94,7 @@ class DenseNet(nn.Module):
       layer, transition, conv, norm: factories.
     """
 
-    attention: list[list[Attention | None]]
+    attention: Stages
     width: int
     stem: str
     pool: Callable[..., nn.Module] | None

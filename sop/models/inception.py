@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from sop.layers import MaxPool
 from sop.models.network import BatchNorm, Linear, Network
-from sop.models.parts import Attention, Parts
+from sop.models.parts import Attention, Parts, Stages
 from sop.models.plain import ConvLayer
 
 # A branch is a tuple of steps: a convolution (name, channels, height, width), several side by
@@ -157,7 +157,7 @@ class InceptionV3(nn.Module):
       pool: 3×3/2, twice in the stem and in the two blocks that go down.
     """
 
-    attention: list[list[Attention | None]]
+    attention: Stages
     transform_input: bool
     layer: Callable[..., nn.Module]
     pool: Callable[..., nn.Module]

@@ -8,7 +8,7 @@ import jax
 
 from sop.errors import UsageError
 from sop.models.network import BatchNorm, Network
-from sop.models.parts import Attention, Parts, attend
+from sop.models.parts import Attention, Parts, Stages, attend
 from sop.models.plain import torch_kernel
 
 # Width and number of blocks at each resolution; all but the first begin with stride 2.
@@ -60,7 +60,7 @@ class MobileNet(nn.Module):
       block, conv, norm: factories.
     """
 
-    attention: list[list[Attention | None]]
+    attention: Stages
     multiplier: float
     block: Callable[..., nn.Module]
     conv: Callable[..., nn.Module]

@@ -87,6 +87,10 @@ class Attention:
     where: str
 
 
+# For each stage of a network, the attention of each of its blocks; None: no attention.
+Stages = tuple[tuple[Attention | None, ...], ...]
+
+
 def attend(attention: Attention | None, where: str, x, train: bool):
     """Applies `attention` as submodule 'attention' if this is `where` it stands, else returns x."""
     if attention is None or attention.where != where:
@@ -102,7 +106,7 @@ class AttentionPlan:
     placement: str
     kind: AttentionKind
 
-    def blocks(self, stage_sizes, *, last_stage: bool = True) -> list[list[Attention | None]]:
+    def blocks(self, stage_sizes, *, last_stage: bool = True) -> Stages:
         """For each stage the attention of each of its blocks.
 
         Args:
@@ -110,7 +114,7 @@ class AttentionPlan:
           last_stage: False keeps placement 'last' out of the last stage, as in GSoP-Net2.
         """
         words = self._words(stage_sizes, last_stage)
-        return [[self._of(symbol) for symbol in word] for word in words]
+        return tuple(tuple(self._of(symbol) for symbol in word) for word in words)
 
     def _words(self, stage_sizes, last_stage):
         last = ["0" * (size - 1) + "1" for size in stage_sizes]
@@ -202,10 +206,10 @@ class Parts:
     def attention_name(self) -> str:
         return "none" if self.attention is None else self.attention.attention.name
 
-    def blocks(self, stage_sizes, **options) -> list[list[Attention | None]]:
+    def blocks(self, stage_sizes, **options) -> Stages:
         """`AttentionPlan.blocks`, all None without attention."""
         if self.attention is None:
-            return [[None] * size for size in stage_sizes]
+            return tuple((None,) * size for size in stage_sizes)
         return self.attention.blocks(stage_sizes, **options)
 
     def network(

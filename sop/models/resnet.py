@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 
 from sop.models.network import BatchNorm, Conv, Network
-from sop.models.parts import Attention, Parts
+from sop.models.parts import Parts, Stages
 from sop.models.residual import Bottleneck, stages
 
 Pool = Callable[..., nn.Module]
@@ -27,7 +27,7 @@ class ResNet(nn.Module):
       conv, norm: factories.
     """
 
-    attention: list[list[Attention | None]]
+    attention: Stages
     block: Callable[..., nn.Module]
     last_stride: int
     pool: Pool | None

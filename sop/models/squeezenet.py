@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from sop.layers import MaxPool
 from sop.models.network import BatchNorm, Conv, Linear, Network
-from sop.models.parts import Attention, Parts, attend
+from sop.models.parts import Attention, Parts, Stages, attend
 
 # Channels, kernel size of the first convolution; squeeze widths of the Fire modules between
 # poolings. A Fire module gives eight times the channels it squeezes to.
@@ -60,7 +60,7 @@ class SqueezeNet(nn.Module):
     """
 
     version: str
-    attention: list[list[Attention | None]]
+    attention: Stages
     fire: Callable[..., nn.Module]
     pool: Callable[..., nn.Module]
     conv: Callable[..., nn.Module]

@@ -8,7 +8,7 @@ import jax
 
 from sop.layers import MaxPool
 from sop.models.network import BatchNorm, Conv, Linear, Network
-from sop.models.parts import Attention, Parts
+from sop.models.parts import Parts, Stages
 from sop.models.plain import ConvLayer, FlatMap, MultilayerClassifier
 
 WIDTHS = (64, 128, 256, 512, 512)
@@ -32,7 +32,7 @@ class VGG(nn.Module):
       words: width of a 1×1 convolution at the end (GFGP's VGG-mod); None: there is none.
     """
 
-    attention: list[list[Attention | None]]
+    attention: Stages
     layer: Callable[..., nn.Module]
     pool: Callable[..., nn.Module]
     last_pool: bool
@@ -115,12 +115,15 @@ def _network(parts, depth, conv, norm, classifier, words=None):
     own = {} if words else {"flat": partial(FlatMap, size=7)}
     representation = "gavp" if words else "flat"
     last_pool = not words and parts.representation_name in (None, representation)
+    pool = parts.pool or MaxPool
+    if parts.pool_name == "gfgp":
+        pool = partial(pool, kernel_init=normal)
     features = VGG(
         attention=parts.blocks(
             STAGE_SIZES[depth], last_stage=parts.representation_name != "mpncov"
         ),
         layer=partial(ConvLayer, conv=conv, norm=norm),
-        pool=parts.pool or MaxPool,
+        pool=pool,
         last_pool=last_pool,
         words=words,
     )

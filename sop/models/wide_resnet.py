@@ -9,7 +9,7 @@ import jax
 
 from sop.errors import UsageError
 from sop.models.network import BatchNorm, Conv, Linear, Network
-from sop.models.parts import Attention, Parts, attend
+from sop.models.parts import Attention, Parts, Stages, attend
 from sop.models.residual import stages
 
 
@@ -63,7 +63,7 @@ class WideResNet(nn.Module):
       conv, norm: factories.
     """
 
-    attention: list[list[Attention | None]]
+    attention: Stages
     widening: int
     last_stride: int
     block: Callable[..., nn.Module]
