@@ -55,11 +55,6 @@ class Network(nn.Module):
             if isinstance(error, UsageError) or not refused_by_a_layer(error):
                 raise
             raise UsageError(f"{self.backbone} cannot hold these parts: {error}") from error
-        if x.ndim != 2:
-            raise UsageError(
-                f"The representation of {self.backbone} has shape {x.shape}; choose its options "
-                f"so that it gives one vector per image."
-            )
         return self.classifier(x, train).astype(jnp.float32)
 
 
@@ -88,6 +83,11 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        if x.ndim != 2:
+            raise UsageError(
+                f"The representation has shape {x.shape}; choose its options so that it gives the "
+                f"classifier one vector per image."
+            )
         uniform = torch_uniform(x.shape[-1])
         shape = (x.shape[-1], self.num_classes)
         kernel = self.param("kernel", self.kernel_init or uniform, shape)
