@@ -27,13 +27,20 @@ def check(config: ConfigDict, default: ConfigDict) -> None:
         there is None (a placeholder) may be None. The options in `model.attention`, `model.pool`
         and `model.representation` are left to `sop.models`.
     Raises:
-      UsageError: for the first unknown key, value of another type, or value that no run can have.
+      UsageError: for the first unknown key, value of another type, or value that no run can have;
+        in what `config.stages` change, for the first two.
     """
-    _check_keys(config, default, "", _paths(default))
+    known = _paths(default)
+    _check_keys(config, default, "", known)
     for key, (condition, meaning) in _CONDITIONS.items():
         value = _lookup(config, key)
         if value is not None and not condition(value):
             raise UsageError(f"config.{key} is {value!r} but must be {meaning}.")
+    for index, changes in enumerate(config.stages):
+        try:
+            _check_keys(ConfigDict(changes), default, "", known)
+        except UsageError as error:
+            raise UsageError(f"In config.stages[{index}]: {error}") from None
 
 
 def check_batch(config: ConfigDict, device_count: int) -> None:
@@ -222,6 +229,10 @@ _CONDITIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "schedule.boundaries": _EPOCHS,
     "schedule.factor": _POSITIVE,
     "schedule.final_learning_rate": _at_least(0),
+    "stages": (
+        lambda value: all(isinstance(changes, dict | ConfigDict) for changes in value),
+        "a tuple of dicts of changed keys",
+    ),
     "checkpoint.keep": _at_least(1),
     "checkpoint.every_steps": _at_least(1),
     "eval_every_epochs": _at_least(1),

@@ -83,7 +83,7 @@ def detect(given: Mapping[str, Any], env: Mapping[str, str]) -> dict[str, Any] |
     missing = [key for key, value in settings.items() if value is None]
     if missing:
         known = ", ".join(f"{_FLAGS[k]}={v}" for k, v in settings.items() if v is not None)
-        remedy = " and ".join(f"{_FLAGS[k]} (or {_VARIABLES[k][-1]})" for k in missing)
+        remedy = " and ".join(f"{_FLAGS[k]} (or {_VARIABLES[k][1]})" for k in missing)
         raise UsageError(f"A run of several processes ({known}) also needs {remedy}.")
     if ":" not in settings["coordinator_address"]:
         raise UsageError(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sop.errors import UsageError
+from sop.training.checkpoints import FOLDER
 from sop.training.config import flatten
 
 # What may change between a run and its continuation: no part of the model, of the training and
@@ -101,9 +102,9 @@ class WorkDir:
     def settle_config(self, config: Mapping[str, Any]) -> None:
         """Ties the folder to `config`, in `config.json`; call it before the first step.
 
-        A folder with a `config.json` holds a run: `config` may then differ from it in `FREE_KEYS`
-        only (in `num_epochs` too where the schedule does not depend on it), and the file is brought
-        up to date.
+        A folder with checkpoints holds a run: `config` may then differ from `config.json` in
+        `FREE_KEYS` only (in `num_epochs` too where the schedule does not depend on it), and the
+        file is brought up to date.
 
         Args:
           config: a ConfigDict, or any nested mapping that JSON can hold.
@@ -111,7 +112,8 @@ class WorkDir:
           UsageError: naming each key that differs, with both values.
         """
         present = as_json(config)
-        if (self.path / "config.json").exists():
+        begun = any(path.name.isdigit() for path in (self.path / FOLDER).glob("*"))
+        if begun and (self.path / "config.json").exists():
             saved = read_config(self.path)
             free = FREE_KEYS
             if all(c["schedule"]["name"] in ("constant", "step") for c in (saved, present)):

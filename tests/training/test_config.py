@@ -37,6 +37,7 @@ def test_the_default_passes():
         {"num_epochs": 0},
         {"optimizer__lr_multipliers": (("^head/", 10), (".*bias", 2.0))},
         {"checkpoint__every_steps": 100},
+        {"stages": ({"optimizer": {"learning_rate": 1}}, {"num_epochs": 3})},
     ],
 )
 def test_what_can_be_meant_passes(changes):
@@ -68,6 +69,9 @@ def test_what_can_be_meant_passes(changes):
         ({"optimizer__clip_norm": 0.0}, "must be above 0"),
         ({"optimizer__frozen": ("(",)}, "must be a tuple of regular expressions"),
         ({"optimizer__lr_multipliers": (("a", "b"),)}, "pairs (regular expression, number)"),
+        ({"stages": (3,)}, "config.stages is (3,) but must be a tuple of dicts"),
+        ({"stages": ({"optimizer": {"momentun": 0}},)}, "In config.stages[0]: There is no config"),
+        ({"stages": ({}, {"seed": "x"})}, "In config.stages[1]: config.seed is 'x' but must"),
         ({"input__bad_images": "ignore"}, "must be one of 'stop', 'skip'"),
     ],
 )

@@ -31,7 +31,9 @@ def config(**changes):
 
 @pytest.fixture
 def folder(tmp_path):
+    """In use, with a checkpoint."""
     used = WorkDir(tmp_path / "deep" / "run")
+    (used.path / "checkpoints" / "22").mkdir(parents=True)
     yield used
     used.close()
 
@@ -68,6 +70,15 @@ def test_each_differing_key_is_named_with_both_values(folder):
     assert 'input.dataset was "digits", is "cifar10"' in sentence
     assert "log_every_steps" not in sentence
     assert workdir.read_config(folder.path)["log_every_steps"] == 10
+
+
+def test_a_run_that_never_saved_may_start_with_another_config(tmp_path):
+    folder = WorkDir(tmp_path)
+    folder.settle_config(config())
+    (tmp_path / "checkpoints" / "damaged-22").mkdir(parents=True)
+    folder.settle_config(config(**{"input.dataset": "cifar10"}))
+    assert workdir.read_config(tmp_path)["input"]["dataset"] == "cifar10"
+    folder.close()
 
 
 def test_a_key_that_only_one_config_has_is_named(folder):
