@@ -7,7 +7,7 @@ only every k-th entry of large outputs and gradients, to keep the repository lig
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -17,45 +17,11 @@ import numpy as np
 from flax import traverse_util
 
 from sop import layers, ops
+from sop.torch_weights import Family, convert_layer, to_torch, torch_name
 
 FOLDER = Path(__file__).parent / "layers"
 OUTPUT_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
 KEPT = 4096  # entries, at most, of an output or a gradient in the copies
-
-GSOP_CHANNEL = {
-    "conv_for_DR": "channel/reduce",
-    "bn_for_DR": "channel/reduce_norm",
-    "row_bn": "channel/row_norm",
-    "row_conv_group": "channel/row_conv",
-    "fc_adapt_channels": "channel/expand",
-}
-GSOP_POSITION = {
-    "conv_for_DR_spatial": "position/reduce",
-    "bn_for_DR_spatial": "position/reduce_norm",
-    "row_bn_for_spatial": "position/row_norm",
-    "row_conv_group_for_spatial": "position/row_conv",
-    "fc_adapt_channels_for_spatial": "position/expand",
-}
-GSOP_CONCAT = {
-    "dilate_conv_for_concat1": "channel_conv",
-    "dilate_conv_for_concat2": "position_conv",
-    "bn_for_concat": "concat_norm",
-}
-GSOP_COMPACT = {
-    "conv1.0": "reduce",
-    "conv1.1": "reduce_norm",
-    "row_wise_conv.0": "row_conv",
-    "row_wise_conv.1": "row_norm",
-    "conv2.0": "expand",
-    "conv2.1": "expand_norm",
-}
-GFGP = {
-    "ToParam.1": "squeeze",
-    "ToParam.2": "squeeze_norm",
-    "ToParam.4": "excite",
-    "ToParam.5": "excite_norm",
-}
-MPNCOV = {"conv_dr_block.0": "reduce", "conv_dr_block.1": "reduce_norm"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,50 +30,45 @@ class Case:
 
     Attributes:
       module: Flax module, or what makes one of a `LocalPool`'s fields.
-      names: PyTorch module → Flax module.
+      place: of the module in a network, which decides how PyTorch names its parameters.
       train: mode of the module.
       function: (x, lam, geometry of the window) → y, in the place of a module.
     """
 
     module: nn.Module | Callable[..., nn.Module] | None = None
-    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    place: str = "representation"
     train: bool = False
     function: Callable | None = None
 
 
 def cases() -> dict[str, Case]:
     """Name of the golden file → case."""
+    attention, pool = partial(Case, place="attention"), partial(Case, place="pool")
     found = {
         "covariance": Case(function=lambda x, *_: ops.covariance(x)),
         "matrix_sqrt_n5": Case(function=lambda a, *_: ops.matrix_sqrt(a, 5)),
         "bilinear": Case(layers.BilinearCNN()),
         "compact_bilinear": Case(layers.CompactBilinear(projected_dim=64)),
         "mpncov_plain": Case(layers.MPNCOV(normalization="none", vectorize=False)),
-        "cgd": Case(layers.CGD()),
-        "cgd_spatial": Case(layers.SpatialCGD()),
-        "cgd_toy": Case(layers.ToyCGD()),
-        "gsop_fusion_average_eval": Case(
-            layers.GSoP(16, "fusion_avg"), {**GSOP_CHANNEL, **GSOP_POSITION}
-        ),
-        "gsop_fusion_max_eval": Case(
-            layers.GSoP(16, "fusion_max"), {**GSOP_CHANNEL, **GSOP_POSITION}
-        ),
-        "gsop_fusion_concat_eval": Case(
-            layers.GSoP(16, "fusion_concat"), {**GSOP_CHANNEL, **GSOP_POSITION, **GSOP_CONCAT}
-        ),
+        "cgd": attention(layers.CGD()),
+        "cgd_spatial": attention(layers.SpatialCGD()),
+        "cgd_toy": attention(layers.ToyCGD()),
+        "gsop_fusion_average_eval": attention(layers.GSoP(16, "fusion_avg")),
+        "gsop_fusion_max_eval": attention(layers.GSoP(16, "fusion_max")),
+        "gsop_fusion_concat_eval": attention(layers.GSoP(16, "fusion_concat")),
     }
     for n in (1, 2, 3, 5):
         for size in ("c12_5x6", "c24_3x4"):
             found[f"isqrt_cov_n{n}_{size}"] = Case(layers.MPNCOV(num_iters=n))
     for train in (False, True):
         mode = "train" if train else "eval"
-        found[f"mpncov_reduce_{mode}"] = Case(layers.MPNCOV(reduction=8), MPNCOV, train)
-        found[f"gsop_channel_{mode}"] = Case(layers.GSoP(16), GSOP_CHANNEL, train)
-        found[f"gsop_position_{mode}"] = Case(layers.GSoP(16, "position"), GSOP_POSITION, train)
-        found[f"gsop_compact_{mode}"] = Case(layers.CompactGSoP(8), GSOP_COMPACT, train)
+        found[f"mpncov_reduce_{mode}"] = Case(layers.MPNCOV(reduction=8), train=train)
+        found[f"gsop_channel_{mode}"] = attention(layers.GSoP(16), train=train)
+        found[f"gsop_position_{mode}"] = attention(layers.GSoP(16, "position"), train=train)
+        found[f"gsop_compact_{mode}"] = attention(layers.CompactGSoP(8), train=train)
         for activation in ("sigmoid", "softplus"):
             module = partial(layers.GFGP, activation=activation)
-            found[f"gfgp_{activation}_{mode}"] = Case(module, GFGP, train)
+            found[f"gfgp_{activation}_{mode}"] = pool(module, train=train)
     for window in ("2x2s2", "3x2s2ceil", "3x3s2p1", "3x3s2p1ceil", "4x4s4"):
         for shape in ("constant", "channel", "sample", "sample_channel", "position"):
             found[f"maxent_{window}_{shape}"] = Case(function=_max_entropy)
@@ -124,28 +85,15 @@ def geometry_of(golden) -> dict:
     return {**geometry, "ceil_mode": bool(golden["ceil_mode"])}
 
 
-def flax_leaf(name: str, value, names) -> tuple[tuple[str, ...], np.ndarray]:
-    """PyTorch tensor → (collection, *path), array."""
-    owner, _, leaf = name.rpartition(".")
-    path = tuple(names[owner].split("/")) if owner else ()
-    if leaf in ("running_mean", "running_var"):
-        return ("batch_stats", *path, leaf.removeprefix("running_")), value
-    if not owner:
-        return ("params", leaf), value.ravel()
-    if leaf == "weight" and value.ndim == 4:
-        return ("params", *path, "kernel"), value.transpose(2, 3, 1, 0)
-    return ("params", *path, "scale" if leaf == "weight" else leaf), value
-
-
-def variables_of(case: Case, golden) -> dict:
-    flat = {}
-    for key, value in golden.items():
-        if key.startswith("param/"):
-            path, leaf = flax_leaf(key.removeprefix("param/"), value, case.names)
-            flat[path] = leaf
-        elif key.startswith(("hash_", "sign_")):
-            flat["constants", key] = value.astype(np.int32 if key[0] == "h" else np.float32)
-    return traverse_util.unflatten_dict(flat)
+def variables_of(module, place, golden) -> dict:
+    """The parameters and statistics of the golden file, by the mapping that converts weights."""
+    tensors = {
+        key.removeprefix("param/"): golden[key] for key in golden if key.startswith("param/")
+    }
+    if tensors:
+        return convert_layer(module, place, golden["x"], tensors)
+    drawn = {key: golden[key] for key in golden if key.startswith(("hash_", "sign_"))}
+    return {"constants": drawn, "params": {}}
 
 
 def computed(case: Case, golden) -> dict[str, np.ndarray]:
@@ -154,9 +102,9 @@ def computed(case: Case, golden) -> dict[str, np.ndarray]:
     geometry = geometry_of(golden) if "kernel" in golden else {}
     module = case.module
     if module is not None:
-        variables = variables_of(case, golden)
-        inputs["params"] = variables.pop("params", {})
         module = module if isinstance(module, nn.Module) else module(**geometry)
+        variables = variables_of(module, case.place, golden)
+        inputs["params"] = variables.pop("params")
 
     def apply(inputs):
         if module is None:
@@ -170,15 +118,12 @@ def computed(case: Case, golden) -> dict[str, np.ndarray]:
         return y, pullback(cotangent)[0]
 
     y, gradients = outputs(inputs, golden["cotangent"])
-    params = traverse_util.flatten_dict({"params": gradients.pop("params", {})})
+    params = traverse_util.flatten_dict(gradients.pop("params", {}), sep="/")
     found = {"y": y, **{f"grad/{key}": value for key, value in gradients.items()}}
-    for key in golden:
-        if key.startswith("grad/param/"):
-            name = key.removeprefix("grad/param/")
-            path, _ = flax_leaf(name, golden[f"param/{name}"], case.names)
-            found[key] = (
-                params[path].transpose(3, 2, 0, 1) if path[-1] == "kernel" else params[path]
-            )
+    for path, value in params.items():
+        name = torch_name(f"params/{case.place}/{path}", Family()).removeprefix(f"{case.place}.")
+        if f"grad/param/{name}" in golden:
+            found[f"grad/param/{name}"] = to_torch(f"params/{path}", value)
     return {key: np.asarray(value) for key, value in found.items()}
 
 
@@ -208,7 +153,9 @@ def compact_bilinear_float64(golden) -> dict[str, np.ndarray]:
 def errors(name: str, folder: Path = FOLDER) -> dict[str, float]:
     """Key of the golden file → largest difference over largest entry, of `y` and each `grad/…`."""
     golden = load(name, folder)
-    return differences(computed(cases()[name], golden), golden)
+    found = computed(cases()[name], golden)
+    assert found.keys() == {key for key in golden if key == "y" or _is_gradient(key)}
+    return differences(found, golden)
 
 
 def differences(found, golden) -> dict[str, float]:

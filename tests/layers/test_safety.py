@@ -1,0 +1,98 @@
+"""Outputs and gradients of every layer are finite for the inputs that break the originals."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.layers import zoo
+
+DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
+# Six positions are fewer than the eight channels.
+SHAPES = {"few positions": (2, 3), "one position": (1, 1), "one channel": (3, 3)}
+
+
+def hard_inputs(shape, dtype):
+    normal = np.random.default_rng(1).standard_normal(shape)
+    outlier = normal.copy()
+    outlier[0, 0, 0, 0] = 6e4 if dtype == jnp.float16 else 1e9
+    inputs = {
+        "normal": normal,
+        "zeros": np.zeros(shape),
+        "constant map": np.full(shape, 3.3),
+        "constant of each channel": np.broadcast_to(normal[:, :1, :1], shape),
+        "identical samples": np.broadcast_to(normal[:1], shape),
+        "times 1e-20": normal * 1e-20,
+        "times 1e-6": normal * 1e-6,
+        "times 1e4": normal * 1e4,
+        "one outlier": outlier,
+    }
+    if dtype != jnp.float16:
+        inputs["times 1e9"] = normal * 1e9
+    return list(inputs), jnp.stack([jnp.asarray(value, dtype) for value in inputs.values()])
+
+
+def assert_finite(names, tree):
+    """Leaves are [len(names), …]."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        finite = jnp.isfinite(leaf.astype(jnp.float32)).reshape(len(names), -1).all(1)
+        broken = [name for name, fine in zip(names, finite, strict=True) if not fine]
+        assert not broken, (jax.tree_util.keystr(path), broken)
+
+
+def outputs_and_gradients(module, train):
+    """(x, variables) → y, gradients of x and of every parameter, new batch statistics."""
+
+    def run(x, variables):
+        others = {key: value for key, value in variables.items() if key != "params"}
+
+        def apply(x, params):
+            given = {**others, "params": params}
+            return module.apply(given, x, train, mutable=["batch_stats"])
+
+        y, pullback, statistics = jax.vjp(apply, x, variables.get("params", {}), has_aux=True)
+        cotangent = jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
+        return y, pullback(cotangent.astype(y.dtype)), statistics
+
+    return run
+
+
+# Variants that meet a single position or channel as another layer of the list does.
+FEW_POSITIONS_ONLY = {
+    "MPNCOV matrix",
+    "MPNCOV eigh 0.3",
+    "GSoP channel",
+    "GSoP position",
+    "GSoP fusion_max",
+    "CGD linear",
+    "MaxEntropyPool",
+    "MaxEntropyPool channel",
+    "GFGP softplus",
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        (name, size)
+        for name in zoo.LAYERS
+        for size in SHAPES
+        if size == "few positions" or name not in FEW_POSITIONS_ONLY
+    ],
+)
+def test_finite(name, size, dtype):
+    channels = zoo.channels(name)
+    if size == "one channel" and channels == 8:
+        channels = 1
+    names, inputs = hard_inputs((3, *SHAPES[size], channels), dtype)
+    module = zoo.LAYERS[name]
+    variables = zoo.variables(module, inputs[0])
+    for train in (False, True) if zoo.changes_in_training(variables) else (False,):
+        run = outputs_and_gradients(module, train)
+        # Compiling takes nearly all of the time, so LLVM does not optimise.
+        found = jax.jit(
+            lambda xs, run=run: jax.lax.map(lambda x: run(x, variables), xs),
+            compiler_options={"xla_backend_optimization_level": 0},
+        )(inputs)
+        assert_finite(names, found)

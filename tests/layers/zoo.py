@@ -1,0 +1,72 @@
+"""Every layer in every manner, at a small size, with variables to run it on."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from sop import layers
+
+WINDOW = {"window": 3, "strides": 2, "padding": 1}
+
+REPRESENTATIONS: dict[str, Callable] = {
+    "GlobalAverage": layers.GlobalAverage(),
+    "MPNCOV": layers.MPNCOV(),
+    "MPNCOV reduced": layers.MPNCOV(reduction=4, num_iters=3),
+    "MPNCOV matrix": layers.MPNCOV(vectorize=False, num_iters=1),
+    "MPNCOV eigh": layers.MPNCOV(normalization="eigh"),
+    "MPNCOV eigh 0.3": layers.MPNCOV(reduction=4, normalization="eigh", alpha=0.3),
+    "MPNCOV none": layers.MPNCOV(normalization="none"),
+    "BilinearCNN": layers.BilinearCNN(),
+    "CompactBilinear": layers.CompactBilinear(projected_dim=16),
+}
+ATTENTIONS = {
+    "GSoP channel": layers.GSoP(4),
+    "GSoP position": layers.GSoP(4, "position"),
+    "GSoP fusion_avg": layers.GSoP(4, "fusion_avg", stride=2),
+    "GSoP fusion_max": layers.GSoP(4, "fusion_max"),
+    "GSoP fusion_concat": layers.GSoP(4, "fusion_concat"),
+    "CompactGSoP": layers.CompactGSoP(4),
+    "CGD": layers.CGD(),
+    "CGD linear": layers.CGD(use_bias=False, nonlinear=False),
+    "SpatialCGD": layers.SpatialCGD(),
+    "ToyCGD": layers.ToyCGD(),
+}
+LOCAL_POOLINGS = {
+    "MaxPool": layers.MaxPool(**WINDOW),
+    "AveragePool": layers.AveragePool(**WINDOW, ceil_mode=True),
+    "SkipPool": layers.SkipPool(**WINDOW),
+    "MaxEntropyPool": layers.MaxEntropyPool(**WINDOW),
+    "MaxEntropyPool constant": layers.MaxEntropyPool(**WINDOW, learned="constant"),
+    "MaxEntropyPool channel": layers.MaxEntropyPool(**WINDOW, learned="channel"),
+    "GFGP": layers.GFGP(**WINDOW),
+    "GFGP softplus": layers.GFGP(**WINDOW, activation="softplus"),
+}
+LAYERS = {**REPRESENTATIONS, **ATTENTIONS, **LOCAL_POOLINGS}
+
+
+def channels(name: str) -> int:
+    return 64 if name == "GSoP fusion_concat" else 8
+
+
+def variables(module, x) -> dict:
+    """As `module.init` gives them, but without compiling it and with no zeros among them."""
+    shapes = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, False), x)
+    if "constants" in shapes:
+        return module.init(jax.random.key(0), x, False)
+    generator = np.random.default_rng(0)
+
+    def draw(path, shape):
+        if path[-1] in ("scale", "var", "lam"):
+            return generator.uniform(0.5, 1.5, shape.shape).astype(np.float32)
+        # An accumulated product keeps the size of its factors.
+        size = np.prod(shape.shape[:-1], initial=1)
+        return (generator.standard_normal(shape.shape) / np.sqrt(size)).astype(np.float32)
+
+    flat = traverse_util.flatten_dict(shapes)
+    return traverse_util.unflatten_dict({path: draw(path, flat[path]) for path in flat})
+
+
+def changes_in_training(given: dict) -> bool:
+    return "batch_stats" in given
