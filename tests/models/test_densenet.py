@@ -1,0 +1,78 @@
+"""DenseNet and GFGP's forms of it."""
+
+import numpy as np
+import pytest
+
+from tests.models import tracing
+
+TRANSITIONS = {f"transition{i}/pool" for i in (1, 2, 3)}
+
+
+@pytest.mark.parametrize(
+    ("config", "count"),
+    [
+        ({"backbone": "densenet121"}, 7_978_856),
+        ({"backbone": "densenet121", "pool": "gfgp"}, 8_337_512),
+        pytest.param(
+            {"backbone": "densenet169", "pool": "gfgp"}, 14_656_424, marks=pytest.mark.heavy
+        ),
+        pytest.param(
+            {"backbone": "densenet169", "pool": "average"}, 14_151_528, marks=pytest.mark.heavy
+        ),
+        pytest.param(
+            {"backbone": "densenet169", "pool": "skip"}, 14_149_480, marks=pytest.mark.heavy
+        ),
+        pytest.param({"backbone": "densenet161"}, 28_681_000, marks=pytest.mark.heavy),
+        pytest.param({"backbone": "densenet169"}, 14_149_480, marks=pytest.mark.heavy),
+        pytest.param({"backbone": "densenet201"}, 20_013_928, marks=pytest.mark.heavy),
+    ],
+)
+def test_parameter_count_is_the_originals(config, count):
+    _, shapes, _, _ = tracing.trace(config, num_classes=1000)
+    assert tracing.parameters(shapes) == count
+
+
+@pytest.mark.parametrize("name", ["max", "average", "skip", "gfgp"])
+def test_pooling(name):
+    _, shapes, features, _ = tracing.trace({"backbone": "densenet121", "pool": name}, 224)
+    assert features == (2, 7, 7, 1024)
+    pools = {p.partition("/features/")[2].rpartition("/squeeze/")[0] for p in shapes}
+    assert pools - {""} == ({"pool00", "pool0"} | TRANSITIONS if name == "gfgp" else set())
+    norms = {path for path in shapes if "transition" in path and "norm2/scale" in path}
+    assert len(norms) == (0 if name == "skip" else 3)
+
+
+@pytest.mark.parametrize("name", ["mpncov", "bcnn"])
+def test_representations(name):
+    tracing.check_representation({"backbone": "densenet121"}, name)
+
+
+@pytest.mark.parametrize("name", ["gsop", "cgd"])
+def test_attention(name):
+    _, shapes, _, _ = tracing.trace({"backbone": "densenet121", "attention": name}, 64)
+    sizes = (6, 12, 24, 16)
+    last = {f"denseblock{i}/denselayer{size}" for i, size in enumerate(sizes, 1)}
+    every = {
+        f"denseblock{i}/denselayer{j}"
+        for i, size in enumerate(sizes, 1)
+        for j in range(1, size + 1)
+    }
+    assert tracing.places(shapes, "attention") == (every if name == "cgd" else last)
+    width = {"cgd": (128,), "gsop": (1, 1, 256, 128)}[name]
+    leaf = {"cgd": "w0", "gsop": "channel/reduce/kernel"}[name]
+    assert shapes[f"params/features/denseblock1/denselayer6/attention/{leaf}"] == width
+
+
+@pytest.mark.parametrize("config", [{}, {"pool": "max_entropy"}])
+def test_min_size(config):
+    tracing.check_min_size({"backbone": "densenet121", **config})
+
+
+def test_initialisation():
+    config = {"backbone": "densenet121", "pool": "gfgp"}
+    values = tracing.initial(config, 30, ("denselayer24/conv2", "transition3/pool", "classifier"))
+    layer = values["features/denseblock3/denselayer24/conv2/kernel"]
+    np.testing.assert_allclose(layer.std(), (2 / (9 * 128)) ** 0.5, rtol=0.02)
+    pool = values["features/transition3/pool/squeeze/kernel"]
+    np.testing.assert_allclose(pool.std(), (2 / 512) ** 0.5, rtol=0.02)
+    assert not values["classifier/bias"].any()

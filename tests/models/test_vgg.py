@@ -1,0 +1,135 @@
+"""VGG, VGG of GFGP, VGG-mod, VGG-16-BN of fast MPN-COV."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sop.errors import UsageError
+from sop.models import create_model
+from sop.models.plain import FlatMap, MultilayerClassifier
+from tests.models import tracing
+
+
+@pytest.mark.parametrize(
+    ("config", "count"),
+    [
+        ({"backbone": "vgg11"}, 132_863_336),
+        ({"backbone": "vgg11_bn"}, 132_868_840),
+        ({"backbone": "vgg13"}, 133_047_848),
+        ({"backbone": "vgg13_bn"}, 133_053_736),
+        ({"backbone": "vgg16"}, 138_357_544),
+        ({"backbone": "vgg16_bn"}, 138_365_992),
+        ({"backbone": "vgg19"}, 143_667_240),
+        ({"backbone": "vgg19_bn"}, 143_678_248),
+        ({"backbone": "vgg16_gfgp"}, 138_382_376),
+        ({"backbone": "vgg16_gfgp", "pool": "gfgp"}, 138_999_304),
+        ({"backbone": "vgg16_mod"}, 37_719_080),
+        ({"backbone": "vgg16_mod", "pool": "gfgp"}, 38_071_560),
+        ({"backbone": "vgg16_bn", "representation": "mpncov"}, 170_479_144),
+    ],
+)
+def test_parameter_count_is_the_originals(config, count):
+    _, shapes, _, logits = tracing.trace(config, num_classes=1000)
+    assert logits == (2, 1000)
+    assert tracing.parameters(shapes) == count
+
+
+def test_last_pooling_gives_way_to_a_representation():
+    assert tracing.trace({"backbone": "vgg16"}, 224)[2] == (2, 7, 7, 512)
+    config = {"backbone": "vgg16_bn", "representation": "mpncov"}
+    _, shapes, features, _ = tracing.trace(config, 224)
+    assert features == (2, 14, 14, 512)
+    assert shapes["params/representation/reduce/kernel"] == (1, 1, 512, 256)
+    assert shapes["params/classifier/fc1/kernel"] == (32896, 4096)
+    assert tracing.trace({"backbone": "vgg16_mod"}, 224)[2] == (2, 14, 14, 4096)
+
+
+@pytest.mark.parametrize("name", tracing.REPRESENTATIONS)
+def test_representations(name):
+    tracing.check_representation({"backbone": "vgg11_bn", "hidden": (16,)}, name)
+
+
+def test_bilinear_pooling_is_classified_by_one_layer():
+    _, shapes, _, _ = tracing.trace({"backbone": "vgg16", "representation": "bcnn"})
+    assert shapes["params/classifier/kernel"] == (512**2, 10)
+    _, shapes, _, _ = tracing.trace({"backbone": "vgg16", "hidden": ()})
+    assert shapes["params/classifier/kernel"] == (7 * 7 * 512, 10)
+
+
+@pytest.mark.parametrize("name", tracing.ATTENTIONS)
+def test_attention(name):
+    _, shapes, features, _ = tracing.trace({"backbone": "vgg11_bn", "attention": name}, 64)
+    assert features == (2, 2, 2, 512)
+    last = {"conv1_1", "conv2_1", "conv3_2", "conv4_2", "conv5_2"}
+    every = {*last, "conv3_1", "conv4_1", "conv5_1"}
+    assert tracing.places(shapes, "attention") == (last if "gsop" in name else every)
+
+
+@pytest.mark.parametrize("name", tracing.POOLS)
+@pytest.mark.parametrize(("backbone", "count"), [("vgg11_gfgp", 5), ("vgg11_mod", 4)])
+def test_pooling_stands_at_the_end_of_stages(backbone, count, name):
+    _, shapes, _, _ = tracing.trace({"backbone": backbone, "pool": name})
+    pools = {path.split("/")[2] for path in shapes if "/pool" in path}
+    expected = {f"pool{stage}" for stage in range(1, count + 1)}
+    assert pools == (expected if name in ("skip", "gfgp") else set())
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"backbone": "vgg11"},
+        {"backbone": "vgg16_mod", "pool": "gfgp"},
+        {"backbone": "vgg13_bn", "representation": "mpncov", "pool": "skip"},
+    ],
+)
+def test_min_size(config):
+    tracing.check_min_size(config)
+
+
+def test_batch_norm_of_gfgp_has_its_epsilon():
+    model = create_model({"backbone": "vgg16_gfgp", "num_classes": 10})
+    assert model.features.layer.keywords["norm"]().epsilon == 1e-4
+    assert model.classifier.norm().epsilon == 1e-4
+    model = create_model({"backbone": "vgg16_bn", "num_classes": 10})
+    assert model.features.layer.keywords["norm"]().epsilon == 1e-5
+
+
+def test_flat_map_goes_channel_after_channel():
+    x = jnp.arange(2 * 4 * 4 * 3.0).reshape(2, 4, 4, 3)
+    y = FlatMap(2).apply({}, x, False)
+    assert y.shape == (2, 12)
+    means = np.asarray(x).reshape(2, 2, 2, 2, 2, 3).mean((2, 4))
+    np.testing.assert_allclose(y, means.transpose(0, 3, 1, 2).reshape(2, -1), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("backbone", "deviation"), [("vgg11", 1 / 48), ("vgg11_gfgp", 0.01)])
+def test_initialisation(backbone, deviation):
+    config = {"backbone": backbone}
+    values = tracing.initial(config, 32, ("conv5_2/conv", "classifier/fc3"))
+    kernel = values["features/conv5_2/conv/kernel"]
+    # He with fan-out 9·512, or 0.01.
+    np.testing.assert_allclose(kernel.std(), deviation, rtol=0.01)
+    assert not values["features/conv5_2/conv/bias"].any()
+    np.testing.assert_allclose(values["classifier/fc3/kernel"].std(), 0.01, rtol=0.02)
+
+
+def test_classifier_drops_in_training_alone():
+    x = jax.random.normal(jax.random.key(0), (2, 32))
+    classifier = MultilayerClassifier(num_classes=3, hidden=(64, 64), dropout=(0.0, 0.5, 0.5))
+    variables = classifier.init(jax.random.key(1), x, False)
+
+    def logits(seed, train):
+        return classifier.apply(variables, x, train, rngs={"dropout": jax.random.key(seed)})
+
+    np.testing.assert_array_equal(logits(0, False), logits(1, False))
+    assert not np.array_equal(logits(0, True), logits(1, True))
+
+
+def test_refusals():
+    with pytest.raises(UsageError, match="vgg12"):
+        create_model({"backbone": "vgg12", "num_classes": 10})
+    with pytest.raises(UsageError, match="no option 'hidden'"):
+        create_model({"backbone": "vgg16_mod", "num_classes": 10, "hidden": (1,)})
+    with pytest.raises(UsageError, match="'flat'"):
+        create_model({"backbone": "vgg16_mod", "num_classes": 10, "representation": "flat"})

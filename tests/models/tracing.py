@@ -1,0 +1,94 @@
+"""Networks traced, not computed: shapes, parameter counts, what stands where."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import traverse_util
+
+from sop.errors import UsageError
+from sop.models import create_model
+
+ATTENTIONS = ("gsop", "gsop_compact", "cgd", "cgd_spatial", "cgd_toy")
+POOLS = ("max", "average", "skip", "max_entropy", "gfgp")
+REPRESENTATIONS = {
+    "gavp": lambda channels: channels,
+    "mpncov": lambda channels: 256 * 257 // 2,
+    "bcnn": lambda channels: channels**2,
+    "compact_bilinear": lambda channels: 8192,
+}
+
+
+def trace(config, size=None, num_classes=10):
+    """Model, its variables' shapes by path, shapes of features and of the logits of training."""
+    model = create_model({"num_classes": num_classes, **config})
+    size = size or model.min_size
+    images = jnp.zeros((2, size, size, 3))
+
+    def parts(model):
+        features = model.features(images, True)
+        return features, model.classifier(model.representation(features, True), True)
+
+    def run():
+        variables = model.init(jax.random.key(0), images, train=False)
+        rngs = {"dropout": jax.random.key(1)}
+        shapes, _ = model.apply(variables, method=parts, mutable=["batch_stats"], rngs=rngs)
+        return variables, *shapes
+
+    variables, features, logits = jax.eval_shape(run)
+    flat = traverse_util.flatten_dict(variables, sep="/")
+    return model, {path: leaf.shape for path, leaf in flat.items()}, features.shape, logits.shape
+
+
+def parameters(shapes):
+    """Number of trainable scalars."""
+    return sum(math.prod(shape) for path, shape in shapes.items() if path.startswith("params/"))
+
+
+def places(shapes, name):
+    """Paths in `features` of what holds a module called `name` with parameters."""
+    paths = (path.split("/") for path in shapes if path.startswith("params/features/"))
+    return {"/".join(path[2 : path.index(name)]) for path in paths if name in path}
+
+
+def check_min_size(config):
+    """`min_size` is the least that works, and less is refused by a sentence."""
+    model, _, features, _ = trace(config)
+    size = model.min_size
+    assert features[1:3] == (1, 1)
+    if size == 1:
+        return
+    with pytest.raises(UsageError, match=f"at least {size}×{size} pixels"):
+        trace(config, size - 1)
+    less = jnp.zeros((1, size - 1, size - 1, 3))
+    try:
+        features, _ = jax.eval_shape(
+            lambda: model.features.init_with_output(jax.random.key(0), less, False)
+        )
+    except (ValueError, TypeError, ZeroDivisionError):
+        return
+    assert 0 in features.shape
+
+
+def check_representation(config, name):
+    """The representation's width is that of the features; the classifier takes it."""
+    _, shapes, features, logits = trace({**config, "representation": name})
+    width = REPRESENTATIONS[name](features[-1])
+    assert logits == (2, 10)
+    first = next(shapes[p] for p in shapes if p.startswith("params/classifier/") and "kernel" in p)
+    assert first[0] == width
+
+
+def initial(config, size, chosen):
+    """Initial values of the parameters whose path holds one of `chosen`, by path."""
+    model = create_model({"num_classes": 10, **config})
+    images = jnp.zeros((1, size, size, 3))
+
+    @jax.jit
+    def start():
+        variables = model.init(jax.random.key(0), images, train=False)
+        flat = traverse_util.flatten_dict(variables["params"], sep="/")
+        return {path: x for path, x in flat.items() if any(each in path for each in chosen)}
+
+    return start()
