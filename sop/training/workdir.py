@@ -112,8 +112,7 @@ class WorkDir:
           UsageError: naming each key that differs, with both values.
         """
         present = as_json(config)
-        begun = any(path.name.isdigit() for path in (self.path / FOLDER).glob("*"))
-        if begun and (self.path / "config.json").exists():
+        if _has_checkpoints(self.path) and (self.path / "config.json").exists():
             saved = read_config(self.path)
             free = FREE_KEYS
             if all(c["schedule"]["name"] in ("constant", "step") for c in (saved, present)):
@@ -152,9 +151,13 @@ def read_config(path: str | os.PathLike) -> dict[str, Any]:
 def check_same_model(path: str | os.PathLike, config: Mapping[str, Any]) -> None:
     """Refuses to read the checkpoints of work folder `path` into another model than theirs.
 
+    Converted weights come without a `config.json`: their shapes alone can tell.
+
     Raises:
       UsageError: `config.model` differs from the folder's, or the folder holds no run.
     """
+    if _has_checkpoints(path) and not (Path(path) / "config.json").exists():
+        return
     saved, present = read_config(path).get("model", {}), as_json(config)["model"]
     _refuse_differences(path, differences({"model": saved}, {"model": present}))
 
@@ -171,6 +174,10 @@ def differences(
         if before.get(key) != now.get(key) and not is_free:
             changed[key] = values
     return changed
+
+
+def _has_checkpoints(path: str | os.PathLike) -> bool:
+    return any(step.name.isdigit() for step in (Path(path) / FOLDER).glob("*"))
 
 
 def _refuse_differences(path: str | os.PathLike, changed: dict[str, tuple[str, str]]) -> None:

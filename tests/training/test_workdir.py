@@ -108,9 +108,13 @@ def test_evaluation_needs_the_same_model_only(folder):
         workdir.check_same_model(folder.path, config(**{"model.num_classes": 100}))
 
 
+def test_converted_weights_have_no_config(folder):
+    workdir.check_same_model(folder.path, config())
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"holds no run"):
-        workdir.read_config(tmp_path)
+        workdir.check_same_model(tmp_path, config())
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UsageError, match=r"config\.json cannot be read"):
         workdir.read_config(tmp_path)
