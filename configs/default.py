@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
 
     config.model.attention = ConfigDict({"name": "none"})
     config.model.pool = ConfigDict({"name": placeholder(str)})
-    config.model.representation = ConfigDict({"name": "gavp"})
+    config.model.representation = ConfigDict({"name": placeholder(str)})
 
     config.input = ConfigDict()
     config.input.dataset = "imagenet2012"  # a TFDS name ('cifar10:3.0.2'), 'digits', 'folder:/path'

@@ -14,7 +14,8 @@ from ml_collections import ConfigDict, config_dict
 
 from sop.errors import UsageError
 
-# What is put into a network takes the options of its own module: `sop.models` checks those.
+# What is put into a network takes the options of its own module: `sop.models` checks those, and
+# those of the backbone, which stand in `model` itself.
 _OPEN = ("model.attention", "model.pool", "model.representation")
 
 
@@ -24,8 +25,9 @@ def check(config: ConfigDict, default: ConfigDict) -> None:
     Args:
       config: the experiment's, after overrides.
       default: the schema: every key that there is, with a value of its type. A key whose value
-        there is None (a placeholder) may be None. The options in `model.attention`, `model.pool`
-        and `model.representation` are left to `sop.models`.
+        there is None (a placeholder) may be None. The options of the backbone in `model`, and
+        those in `model.attention`, `model.pool` and `model.representation`, are left to
+        `sop.models`.
     Raises:
       UsageError: for the first unknown key, value of another type, or value that no run can have;
         in what `config.stages` change, for the first two.
@@ -109,7 +111,7 @@ def _check_keys(config: ConfigDict, default: ConfigDict, prefix: str, known: Seq
     for key in config:
         path = prefix + key
         if key not in default:
-            if prefix[:-1] in _OPEN:
+            if _may_be_option(path, known):
                 continue
             raise UsageError(f"There is no config key '{path}'.{_closest(path, known)}")
         value, expected = config[key], default.get_type(key)
@@ -126,6 +128,13 @@ def _check_keys(config: ConfigDict, default: ConfigDict, prefix: str, known: Seq
                 f"config.{path} is {value!r} but must be {_describe(expected)}"
                 f"{' or None' if default[key] is None else ''}."
             )
+
+
+def _may_be_option(path: str, known: Sequence[str]) -> bool:
+    """Whether a key is one for `sop.models` to check, rather than a misspelt one."""
+    parent = path.rpartition(".")[0]
+    misspelt = difflib.get_close_matches(path, known, n=1, cutoff=0.85)
+    return parent in _OPEN or (parent == "model" and not misspelt)
 
 
 def _closest(path: str, known: Sequence[str]) -> str:
@@ -260,7 +269,7 @@ def _check_command_line(arguments: Sequence[str], default: ConfigDict) -> None:
         if not override:
             continue
         path = override[1]
-        if path not in known and path.rpartition(".")[0] not in _OPEN:
+        if path not in known and not _may_be_option(path, known):
             raise UsageError(f"There is no config key '{path}'.{_closest(path, known)}")
 
 

@@ -34,6 +34,7 @@ def test_the_default_passes():
         {"input__data_dir": None},
         {"model__attention": ConfigDict({"name": "gsop", "reduction": 128})},
         {"model__representation": None},
+        {"model__last_stride": 1},  # an option of the backbone
         {"num_epochs": 0},
         {"optimizer__lr_multipliers": (("^head/", 10), (".*bias", 2.0))},
         {"checkpoint__every_steps": 100},
