@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from sop.ops.covariance import PRECISION, at_least_float32, require_feature_map
 
@@ -15,7 +16,9 @@ def _descriptor(mean, peak, weights, biases, inner_tanh):
     """The three second-order steps up to, but without, the last tanh: [B, C]."""
     b0, b1, b2 = (0.0, 0.0, 0.0) if biases is None else biases
     inner = jnp.tanh if inner_tanh else lambda a: a
-    s = jax.nn.softmax(mean, axis=1)
+    # Without the barrier XLA may compute the mean once for the softmax's exponent and once, rounded
+    # otherwise, for the maximum that is subtracted there: for means of 1e9 their difference is +64.
+    s = jax.nn.softmax(lax.optimization_barrier(mean), axis=1)
     psi = inner(s * _dot(mean, weights[0]) + b0)
     phi = inner(s * _dot(peak, weights[1]) + b1)
     return psi * _dot(phi, weights[2]) + b2
