@@ -1,0 +1,169 @@
+"""The layers under jit, vmap, repeated gradients, rematerialisation and shard_map."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+from jax.test_util import check_grads
+
+from sop import layers
+from tests.layers import zoo
+
+# One of each kind of layer whose gradient is more than that of a linear map.
+DIFFERENTIABLE = {
+    "MPNCOV": layers.MPNCOV(reduction=3, num_iters=3),
+    "MPNCOV eigh": layers.MPNCOV(reduction=3, normalization="eigh"),
+    "BilinearCNN": layers.BilinearCNN(),
+    "CompactBilinear": layers.CompactBilinear(projected_dim=32),
+    "GSoP": layers.GSoP(3, stride=2),
+    "CompactGSoP": layers.CompactGSoP(3),
+    "CGD": layers.CGD(),
+    "SpatialCGD": layers.SpatialCGD(),
+    "ToyCGD": layers.ToyCGD(),
+    "GFGP": layers.GFGP(2, 2),
+    "MaxEntropyPool": layers.MaxEntropyPool(2, 2, learned="channel"),
+}
+
+
+def features(shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def trained(module, variables, x):
+    """Output in training mode; BN statistics are dropped."""
+    return module.apply(variables, x, True, mutable=["batch_stats"])[0]
+
+
+def close(found, expected, tolerance=1e-5):
+    scale = max(np.abs(expected).max(), 1e-3)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * scale)
+
+
+@pytest.mark.parametrize("name", zoo.LAYERS)
+def test_vmap_equals_one_by_one_and_dtype_is_kept(name):
+    module = zoo.LAYERS[name]
+    xs = features((2, 3, 4, 5, zoo.channels(name)))
+    variables = zoo.variables(module, xs[0])
+
+    @jax.jit
+    def both(xs):
+        apply = partial(trained, module, variables)
+        return jax.vmap(apply)(xs), jax.lax.map(apply, xs)
+
+    found, expected = both(xs)
+    close(found, expected)
+    half = jax.eval_shape(partial(trained, module, variables), xs[0].astype(jnp.bfloat16))
+    representation = name in zoo.REPRESENTATIONS
+    assert half.dtype == (jnp.float32 if representation else jnp.bfloat16)
+    assert half.shape == expected.shape[1:]
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_gradients_equal_finite_differences(name):
+    """Twice, in float64, of the input and of every parameter."""
+    with jax.enable_x64(True):
+        module = DIFFERENTIABLE[name]
+        x = features((3, 4, 4, 4)).astype(np.float64)
+        variables = jax.tree.map(
+            lambda a: a.astype(np.float64) if a.dtype == np.float32 else a,
+            zoo.variables(module, x.astype(np.float32)),
+        )
+        params = variables.pop("params", {})
+
+        @jax.jit
+        def apply(x, params):
+            return trained(module, {**variables, "params": params}, x)
+
+        assert apply(x, params).dtype == np.float64
+        check_grads(apply, (x, params), order=1, modes=["rev"], atol=1e-5, rtol=1e-5)
+        gradient = jax.jit(jax.grad(lambda x: jnp.sum(apply(x, params) ** 2)))
+        check_grads(gradient, (x,), order=1, modes=["rev"], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["MPNCOV", "GSoP", "GFGP", "CompactBilinear"])
+def test_rematerialised_gradient_is_the_same(name):
+    module = DIFFERENTIABLE[name]
+    x = features((3, 4, 4, 4))
+    variables = zoo.variables(module, x)
+    fields = {key: getattr(module, key) for key in module.__dataclass_fields__ if key != "parent"}
+    rematerialised = nn.remat(type(module), static_argnums=(2,))(**fields)
+
+    def gradient(module):
+        return jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(trained(module, variables, x)))))(x)
+
+    close(gradient(rematerialised), gradient(module))
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        layers.MPNCOV(reduction=3, axis_name="batch"),
+        layers.GSoP(3, "fusion_avg", axis_name="batch"),
+        layers.CompactGSoP(3, axis_name="batch"),
+        layers.GFGP(2, axis_name="batch"),
+    ],
+    ids=lambda module: type(module).__name__,
+)
+def test_batch_statistics_are_those_of_all_devices(module):
+    """Under shard_map with `axis_name`, outputs and new statistics are those of one big batch."""
+    x = features((4, 4, 4, 4))
+    alone = module.clone(axis_name=None)
+    variables = zoo.variables(alone, x)
+
+    def apply(module, x):
+        return module.apply(variables, x, True, mutable=["batch_stats"])
+
+    mesh = jax.make_mesh((2,), ("batch",), devices=jax.devices()[:2])
+    sharded = jax.shard_map(
+        partial(apply, module), mesh=mesh, in_specs=P("batch"), out_specs=(P("batch"), P())
+    )
+    y, statistics = jax.jit(sharded)(x)
+    expected, expected_statistics = jax.jit(partial(apply, alone))(x)
+    close(y, expected, 2e-5)
+    jax.tree.map(close, statistics, expected_statistics)
+
+
+def test_sharded_batch_without_batch_norm():
+    module = layers.BilinearCNN()
+    mesh = jax.make_mesh((4,), ("batch",), devices=jax.devices()[:4])
+    x = features((4, 3, 3, 4))
+    apply = partial(module.apply, {}, train=False)
+    sharded = jax.shard_map(apply, mesh=mesh, in_specs=P("batch"), out_specs=P("batch"))
+    close(jax.jit(sharded)(x), apply(x))
+
+
+@pytest.mark.parametrize("name", ["MPNCOV reduced", "GSoP channel", "GFGP", "CompactBilinear"])
+def test_a_new_batch_is_not_compiled_again(name):
+    module = zoo.LAYERS[name]
+    traced = []
+
+    @jax.jit
+    def apply(variables, x):
+        traced.append(x.shape)
+        return trained(module, variables, x)
+
+    variables = zoo.variables(module, features((2, 3, 3, 8)))
+    for seed in range(3):
+        apply(variables, features((2, 3, 3, 8), seed))
+    assert len(traced) == 1
+
+
+@pytest.mark.parametrize("name", ["MPNCOV reduced", "MPNCOV", "GSoP channel", "BilinearCNN"])
+def test_bfloat16_covariance_is_accumulated_in_float32(name):
+    """A sum of 4096 products in bfloat16 would be wrong in the first digit."""
+    module = zoo.LAYERS[name]
+    x = jnp.asarray(features((1, 64, 64, 8)) + 1, jnp.bfloat16)
+    variables = zoo.variables(module, x)
+    variables["params"] = jax.tree.map(
+        lambda w: w.astype(jnp.bfloat16).astype(jnp.float32), variables.get("params", {})
+    )
+    apply = jax.jit(partial(module.apply, variables, train=False))
+    exact, found = apply(x.astype(jnp.float32)), apply(x)
+    if name in zoo.ATTENTIONS:  # the output itself is rounded to bfloat16
+        close(found.astype(jnp.float32), exact, 2**-8)
+    else:
+        close(found, exact, 1e-5)
