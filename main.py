@@ -103,7 +103,8 @@ def main(_) -> None:
         _evaluate(config, _WORKDIR.value, _CHECKPOINT.value)
 
 
-def _run() -> None:
+def run() -> None:
+    """Runs the command line; a refusal is one sentence on stderr and exit status 2."""
     parse = partial(
         configuration.parse_flags, default=default.get_config(), file=str(_DEFAULT_CONFIG)
     )
@@ -115,4 +116,4 @@ def _run() -> None:
 
 
 if __name__ == "__main__":
-    _run()
+    run()

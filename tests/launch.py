@@ -1,5 +1,6 @@
 """Starts programs as users do: alone or as several processes of one run on this machine."""
 
+import json
 import os
 import socket
 import subprocess
@@ -79,3 +80,53 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+_FORKS = """
+import json, os, sys
+import main
+for number, arguments in enumerate(json.loads(sys.argv[1])):
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        continue
+    output = os.open(f"{sys.argv[2]}/{number}.txt", os.O_CREAT | os.O_WRONLY)
+    os.dup2(output, 1), os.dup2(output, 2)
+    sys.argv = ["main.py", *arguments]
+    code = 0
+    try:
+        main.run()
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        import traceback
+        traceback.print_exc()
+        code = 1
+    finally:
+        sys.stdout.flush()
+        os.write(output, f"\\nexit {code or 0}".encode())
+        os._exit(0)
+"""
+
+
+def run_main_often(
+    commands: Sequence[Sequence[str]], folder: Path, devices: int = 1, **variables: str
+) -> list[tuple[int, str]]:
+    """`main.py ARGUMENTS…` for each command, in forks of one process: its imports are paid once.
+
+    For commands that end before they compute. Returns what `run` does, for each.
+    """
+    code, output = run(
+        "-c",
+        _FORKS,
+        json.dumps(list(map(list, commands))),
+        str(folder),
+        devices=devices,
+        **variables,
+    )
+    assert code == 0, output
+    ends = []
+    for number in range(len(commands)):
+        text, _, code = (folder / f"{number}.txt").read_text().rpartition("\nexit ")
+        ends.append((int(code), text))
+    return ends

@@ -1,0 +1,148 @@
+"""`main.py` as users start it: on the digits, killed, on several processes, and refusing."""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from sop.training.checkpoints import load_variables
+from tests.kill_and_resume import newest_step, unequal
+from tests.launch import launch, run, run_main_often, run_together
+
+SMALL = (
+    "main.py",
+    "--config=configs/digits.py",
+    "--config.model.backbone=resnet8_cifar",
+    "--config.num_epochs=1",
+    "--config.batch_size=144",
+    "--config.checkpoint.every_steps=2",
+)
+LAST_STEP = 9
+
+
+def results(workdir: Path) -> dict:
+    return json.loads((workdir / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A small run on eight devices that nothing disturbed."""
+    workdir = tmp_path_factory.mktemp("main") / "whole"
+    code, output = run(*SMALL, f"--workdir={workdir}", devices=8)
+    assert code == 0, output
+    return workdir, output
+
+
+def test_a_run_leaves_what_it_promises(whole):
+    workdir, output = whole
+    assert newest_step(workdir) == LAST_STEP
+    for name in ("config.json", "curves.png", "history.jsonl", "checkpoints"):
+        assert (workdir / name).exists()
+    assert list(workdir.glob("events.out.tfevents.*"))
+    found = results(workdir)
+    assert found["step"] == LAST_STEP and found["epoch"] == 1.0 and found["count"] == 360
+    assert f"top-1 {found['top1']:.2%}" in output.splitlines()[-1]
+    for words in ("Devices: 8", "all parameters", "batch_size", "images/s"):
+        assert words in output
+
+
+def test_a_killed_run_goes_on_as_if_it_never_stopped(whole, tmp_path):
+    workdir = tmp_path / "run"
+    for target, number in ((2, signal.SIGKILL), (5, signal.SIGTERM)):
+        process = launch(*SMALL, f"--workdir={workdir}", devices=8)
+        while newest_step(workdir) < target and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=300)
+        if number == signal.SIGTERM:
+            assert process.returncode == 0, output
+            assert "the same command goes on" in output.splitlines()[-1]
+        else:
+            assert process.returncode == -number, output
+    code, output = run(*SMALL, f"--workdir={workdir}", devices=8)
+    assert code == 0, output
+    assert "Going on from the checkpoint" in output
+    assert unequal(whole[0], workdir) == []
+
+
+def test_two_processes_of_four_devices_are_one_of_eight(whole, tmp_path):
+    workdir = tmp_path / "run"
+    ends = run_together(*SMALL, f"--workdir={workdir}", processes=2, devices=4)
+    assert [code for code, _ in ends] == [0, 0], ends
+    assert "Devices: 8" in ends[0][1] and "Finished" in ends[0][1]
+    assert "step" not in ends[1][1]  # only the first process talks
+    ours, theirs = (load_variables(w) for w in (whole[0], workdir))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours, theirs)
+    for name in ("loss", "top1", "top5"):
+        np.testing.assert_allclose(results(workdir)[name], results(whole[0])[name], rtol=1e-4)
+
+
+def test_evaluation_of_a_run(whole):
+    workdir, _ = whole
+    before = results(workdir)
+    code, output = run(*SMALL, f"--workdir={workdir}", "--mode=eval", "--checkpoint=latest")
+    assert code == 0, output
+    after = results(workdir)
+    assert after["top1"] == before["top1"] and after["count"] == 360
+    np.testing.assert_allclose(after["loss"], before["loss"], rtol=1e-5)
+    assert f"top-1 {after['top1']:.2%}" in output.splitlines()[-1]
+
+
+REFUSALS = {
+    "unknown key": (["--config.batchsize=3"], "batchsize"),
+    "unknown nested key": (["--config.optimizer.lr=3"], "lr"),
+    "ill-typed value": (["--config.batch_size=many"], "batch_size"),
+    "unknown data set": (["--config.input.dataset=digitz"], "digitz"),
+    "unknown split": (["--config.input.eval_split=validation"], "validation"),
+    "unprepared data set": (["--config.input.dataset=cifar10"], "prepare"),
+    "unknown backbone": (["--config.model.backbone=resnet51"], "resnet51"),
+    "unknown representation": (["--config.model.representation.name=gap"], "gap"),
+    "batch that does not divide": (["--config.batch_size=65"], "8 devices"),
+    "classes that disagree": (["--config.model.num_classes=7"], "num_classes"),
+    "image too small": (["--config.model.backbone=alexnet"], "8"),
+    "unknown transform": (["--config.input.train_transforms=rotate(3)"], "rotate"),
+    "unwritable folder": (["--workdir=/proc/run"], "/proc/run"),
+    "evaluating an empty folder": (["--mode=eval"], "train"),
+}
+
+
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory):
+    """What each of REFUSALS ended with, and the work folder that it was not to touch."""
+    folder = tmp_path_factory.mktemp("refusals")
+    commands = [
+        [*SMALL[1:], f"--workdir={folder / str(number)}", *arguments]
+        for number, (arguments, _) in enumerate(REFUSALS.values())
+    ]
+    ends = run_main_often(commands, folder, devices=8, TFDS_DATA_DIR=str(folder / "data"))
+    folders = [folder / str(number) for number in range(len(commands))]
+    return dict(zip(REFUSALS, zip(ends, folders, strict=True), strict=True))
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_refusals_are_one_sentence(case, refused):
+    (code, output), workdir = refused[case]
+    assert code == 2, output
+    assert "Traceback" not in output
+    assert len(output.strip().splitlines()) == 1, output
+    assert REFUSALS[case][1] in output
+    assert not workdir.exists()
+
+
+def test_a_live_run_and_another_config_are_refused(whole, tmp_path):
+    workdir, _ = whole
+    code, output = run(*SMALL, f"--workdir={workdir}", "--config.seed=1")
+    assert code == 2 and "seed was 0, is 1" in output
+    live = launch(*SMALL, f"--workdir={tmp_path / 'live'}", "--config.num_epochs=50")
+    try:
+        while not (tmp_path / "live" / "config.json").exists() and live.poll() is None:
+            time.sleep(0.05)
+        code, output = run(*SMALL, f"--workdir={tmp_path / 'live'}", "--config.num_epochs=50")
+        assert code == 2 and f"process {live.pid}" in output
+    finally:
+        live.kill()
+        live.wait()
