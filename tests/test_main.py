@@ -17,11 +17,11 @@ SMALL = (
     "main.py",
     "--config=configs/digits.py",
     "--config.model.backbone=resnet8_cifar",
-    "--config.num_epochs=1",
+    "--config.num_epochs=2",
     "--config.batch_size=144",
     "--config.checkpoint.every_steps=2",
 )
-LAST_STEP = 9
+LAST_STEP = 18
 
 
 def results(workdir: Path) -> dict:
@@ -44,7 +44,7 @@ def test_a_run_leaves_what_it_promises(whole):
         assert (workdir / name).exists()
     assert list(workdir.glob("events.out.tfevents.*"))
     found = results(workdir)
-    assert found["step"] == LAST_STEP and found["epoch"] == 1.0 and found["count"] == 360
+    assert found["step"] == LAST_STEP and found["epoch"] == 2.0 and found["count"] == 360
     assert f"top-1 {found['top1']:.2%}" in output.splitlines()[-1]
     for words in ("Devices: 8", "all parameters", "batch_size", "images/s"):
         assert words in output
