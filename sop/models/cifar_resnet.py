@@ -83,12 +83,13 @@ def cifar_resnet(
     gsop = parts.attention_name == "gsop"
     mpncov = parts.representation_name == "mpncov"
     pool = parts.strided_pool
+    last_stride = last_stride or (1 if gsop or mpncov else 2)
     conv = partial(Conv, dtype=parts.dtype)
     norm = partial(BatchNorm, dtype=parts.dtype, axis_name=parts.axis_name)
     features = CifarResNet(
         attention=parts.blocks((stage_size,) * 3, last_stage=not mpncov),
         block=partial(module, conv=conv, norm=norm, pool=pool),
-        last_stride=last_stride or (1 if gsop or mpncov else 2),
+        last_stride=last_stride,
         preactivation=preactivation,
         conv=conv,
         norm=norm,
@@ -99,5 +100,5 @@ def cifar_resnet(
             "mpncov": {"reduction": 128, "num_iters": 3 if gsop else 5, "dropout": 0.5},
         },
         image_size=32,
-        min_size=4 if pool else 1,
+        min_size=2 * last_stride if pool else 1,
     )

@@ -77,12 +77,16 @@ def resnet(
     mpncov = parts.representation_name == "mpncov"
     conv = partial(Conv, dtype=parts.dtype)
     norm = partial(BatchNorm, dtype=parts.dtype, axis_name=parts.axis_name)
+    last_stride = last_stride or (1 if gsop or mpncov else 2)
+    # Poolings of windows 2 round down; that of window 3 with padding rounds up.
+    behind_stem = 4 * last_stride
+    before_stem = 4 * behind_stem if stem == "p" else 2 * (2 * behind_stem - 1)
     features = ResNet(
         attention=parts.blocks(stage_sizes, last_stage=not mpncov),
         block=partial(
             block, conv=conv, norm=norm, pool=pool, groups=groups, group_width=group_width
         ),
-        last_stride=last_stride or (1 if gsop or mpncov else 2),
+        last_stride=last_stride,
         pool=pool,
         patch_stem=stem == "p",
         conv=conv,
@@ -91,5 +95,5 @@ def resnet(
     return parts.network(
         features,
         published={"mpncov": {"reduction": 256, "num_iters": 3 if gsop else 5}},
-        min_size=32 if pool else 1,
+        min_size=before_stem if pool else 1,
     )

@@ -101,10 +101,11 @@ def wide_resnet(
     conv = partial(Conv, dtype=parts.dtype)
     norm = partial(BatchNorm, dtype=parts.dtype, axis_name=parts.axis_name)
     pool = parts.strided_pool
+    last_stride = last_stride or (1 if mpncov else 2)
     features = WideResNet(
         attention=parts.blocks((stage_size,) * 3, last_stage=not mpncov),
         widening=widening,
-        last_stride=last_stride or (1 if mpncov else 2),
+        last_stride=last_stride,
         block=partial(WideBlock, conv=conv, norm=norm, pool=pool, dropout=dropout),
         conv=conv,
         norm=norm,
@@ -114,5 +115,5 @@ def wide_resnet(
         published={"mpncov": {"reduction": 128, "num_iters": 5, "dropout": 0.5}},
         classifier=partial(Linear, bias_init=nn.initializers.zeros),
         image_size=32,
-        min_size=4 if pool else 1,
+        min_size=2 * last_stride if pool else 1,
     )

@@ -1,0 +1,222 @@
+"""What a config may say, what it means by default, and how it is refused."""
+
+import re
+import sys
+import types
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from sop.errors import UsageError
+from sop.layers import MPNCOV
+from sop.models import create_model
+
+SMALL = {"backbone": "resnet8_cifar", "num_classes": 3}
+IMAGES = jnp.zeros((2, 16, 16, 3))
+
+
+def variables_of(model, images=IMAGES):
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+
+
+def shapes(config):
+    return jax.tree.map(jnp.shape, variables_of(create_model(config)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"backbone": None}, "needs a backbone: one of 'resnet18'"),
+        ({"backbone": "resnet51"}, "no backbone 'resnet51'; there are 'resnet18', "),
+        ({"backbone": 50}, "backbone is 50, of type int; give str"),
+        ({"backbone": "resnet21_cifar"}, "depth 6n+2, not 21"),
+        ({"backbone": "resnet21_cifar", "block": "bottleneck"}, "depth 9n+2, not 21"),
+        ({"backbone": "wrn17_4_cifar"}, "depth 6n+4 (16, 28, 40, …), not 17"),
+        ({"stage_size": 0}, "stage_size is 0; give a positive number"),
+        ({"num_classes": None}, "needs num_classes"),
+        ({"num_classes": "ten"}, "num_classes is 'ten', of type str; give int"),
+        ({"num_classes": 0}, "num_classes is 0; give a positive"),
+        ({"depth": 8}, "has no option 'depth'; it takes 'block', 'stage_size', 'last_stride'"),
+        ({"last_stride": 3}, "'last_stride' of backbone 'resnet8_cifar' is 3"),
+        ({"attention": "senet"}, "no attention 'senet'; there are 'gsop', 'gsop_compact', 'cgd'"),
+        ({"attention": {"name": "gsop", "with": 3}}, "no option 'with'; it takes 'dim', 'manner'"),
+        ({"attention": {"name": "gsop", "dim": "128"}}, "'dim' of attention 'gsop' is '128'"),
+        ({"attention": {"name": "gsop", "manner": "both"}}, "'manner' of attention 'gsop' is"),
+        ({"attention": {"name": "none", "dim": 8}}, "'none' takes no options; remove 'dim'"),
+        ({"attention": {"dim": 8}}, "config.model.attention has options ('dim') but no name"),
+        ({"attention": 3}, "config.model.attention is 3; give a name or a dict"),
+        (
+            {"attention": {"name": "cgd", "where": "top"}},
+            "where is 'top'; it is 'conv' or 'branch'",
+        ),
+        ({"attention": {"name": "cgd", "placement": "11 1 1"}}, "does not fit stages of (1, 1, 1)"),
+        ({"attention": {"name": "cgd", "placement": "1 2 0"}}, "knows the characters '0', '1'."),
+        ({"attention": {"name": "cgd", "use_bias": 1}}, "'use_bias' of attention 'cgd' is 1"),
+        ({"pool": "median"}, "no pool 'median'; there are 'max', 'average', 'skip'"),
+        ({"pool": {"name": "max", "window": 3}}, "pool 'max' has no option 'window'"),
+        ({"pool": {"name": "gfgp", "activation": "tanh"}}, "'activation' of pool 'gfgp' is 'tanh'"),
+        ({"representation": "vlad"}, "no representation 'vlad'; there are 'gavp', 'mpncov'"),
+        ({"representation": {"name": "gavp", "width": 3}}, "no option 'width'; it takes none"),
+        ({"representation": {"name": "mpncov", "num_iters": True}}, "'num_iters' of represent"),
+        ({"representation": "no.such.module:Pool"}, "cannot be imported: No module named 'no'"),
+    ],
+)
+def test_refused_by_a_sentence(changes, sentence):
+    with pytest.raises(UsageError, match="(?i)" + re.escape(sentence)) as refusal:
+        create_model(SMALL | changes)
+    assert str(refusal.value).endswith(".")
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "images", "sentence"),
+    [
+        ({}, (16, 16, 3), "takes images [batch, height, width, channels], not"),
+        ({"pool": "max"}, (1, 3, 8, 3), "at least 4×4 pixels with these options, not 3×8"),
+        ({"backbone": "resnet18", "pool": "gfgp"}, (1, 29, 32, 3), "at least 30×30"),
+        ({"representation": {"name": "mpncov", "num_iters": 0}}, (1, 8, 8, 3), "MPNCOV got num_it"),
+        ({"representation": {"name": "mpncov", "dropout": 1.5}}, (1, 8, 8, 3), "rate in [0, 1)"),
+        ({"representation": {"name": "mpncov", "vectorize": False}}, (1, 8, 8, 3), "one vector"),
+        (
+            {"attention": {"name": "gsop", "manner": "fusion_concat"}},
+            (1, 8, 8, 3),
+            "multiple of 64",
+        ),
+    ],
+)
+def test_refused_by_a_sentence_when_traced(changes, images, sentence):
+    model = create_model(SMALL | changes)
+    with pytest.raises(UsageError, match=re.escape(sentence)) as refusal:
+        variables_of(model, jnp.zeros(images))
+    assert "\n" not in str(refusal.value)
+
+
+def test_an_error_of_another_kind_keeps_its_traceback():
+    class Broken(nn.Module):
+        def __call__(self, x, train):
+            raise ValueError("a bug")
+
+    model = create_model(SMALL).clone(representation=Broken())
+    with pytest.raises(ValueError, match=r"^a bug"):
+        variables_of(model)
+
+
+def test_missing_and_none_mean_as_published():
+    plain = shapes(SMALL)
+    nothing = {"attention": None, "pool": {"name": None}, "representation": {}, "last_stride": None}
+    assert shapes(SMALL | nothing) == plain
+    assert shapes(SMALL | {"attention": "none", "pool": "skip", "representation": "gavp"}) == plain
+
+
+def test_config_dict_with_placeholders():
+    config = ConfigDict(SMALL)
+    config.pool = ConfigDict({"name": placeholder(str)})
+    config.representation = ConfigDict({"name": "mpncov", "reduction": 8})
+    same = SMALL | {"representation": {"name": "mpncov", "reduction": 8}}
+    assert shapes(config) == shapes(same)
+
+
+def test_published_options_give_way_to_the_config():
+    published = create_model(SMALL | {"representation": "mpncov"}).representation
+    assert (published.reduction, published.num_iters, published.dropout) == (128, 5, 0.5)
+    changed = {"name": "mpncov", "reduction": 0, "num_iters": 3}
+    changed = create_model(SMALL | {"representation": changed}).representation
+    assert (changed.reduction, changed.num_iters, changed.dropout) == (0, 3, 0.5)
+
+
+def test_gsop_net2_has_three_iterations_and_no_attention_in_its_last_stage():
+    model = create_model(
+        {
+            "backbone": "resnet50",
+            "num_classes": 3,
+            "attention": "gsop",
+            "representation": "mpncov",
+        }
+    )
+    assert isinstance(model.representation, MPNCOV)
+    assert (model.representation.num_iters, model.representation.reduction) == (3, 256)
+    features = variables_of(model, jnp.zeros((1, 32, 32, 3)))["params"]["features"]
+    attended = [name for name, block in features.items() if "attention" in block]
+    assert attended == ["layer1_2", "layer2_3", "layer3_5"]
+
+
+def test_a_module_of_ones_own(monkeypatch):
+    class Peak(nn.Module):
+        power: int = 1
+
+        def __call__(self, x, train):
+            return x.max((1, 2)) ** self.power
+
+    class Gate(nn.Module):
+        dtype: object = None
+
+        @nn.compact
+        def __call__(self, x, train):
+            return x * self.param("gate", nn.initializers.ones, (x.shape[-1],)).astype(x.dtype)
+
+    module = types.ModuleType("of_my_own")
+    module.Peak, module.Gate = Peak, Gate
+    monkeypatch.setitem(sys.modules, "of_my_own", module)
+    config = SMALL | {
+        "attention": {"name": "of_my_own:Gate", "placement": "last", "where": "conv"},
+        "representation": {"name": "of_my_own:Peak", "power": 2},
+    }
+    model = create_model(config, dtype=jnp.bfloat16)
+    assert model.representation.power == 2
+    features = variables_of(model)["params"]["features"]
+    assert features["layer3_0"]["attention"]["gate"].shape == (64,)
+    with pytest.raises(UsageError, match="no option 'strength'; it takes 'power'"):
+        create_model(SMALL | {"representation": {"name": "of_my_own:Peak", "strength": 2}})
+
+
+def test_compute_type_leaves_parameters_and_logits_float32():
+    parts = {"attention": "cgd", "pool": "gfgp", "representation": {"name": "mpncov"}}
+    model = create_model(SMALL | parts, dtype=jnp.bfloat16)
+    variables = variables_of(model)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+    run = partial(model.apply, train=True, mutable=["batch_stats"])
+    logits, state = jax.eval_shape(run, variables, IMAGES, rngs={"dropout": jax.random.key(0)})
+    assert logits.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype(jnp.float32)}
+    features = jax.eval_shape(
+        lambda: model.features.init_with_output(jax.random.key(0), IMAGES, False)[0]
+    )
+    assert features.dtype == jnp.bfloat16
+
+
+def test_axis_name_reaches_every_batch_norm():
+    """Halves of a batch with averaged statistics give what the whole batch gives."""
+    config = SMALL | {
+        "backbone": "preresnet8_cifar",
+        "attention": {"name": "gsop", "dim": 8},
+        "pool": "gfgp",
+        "representation": {"name": "mpncov", "reduction": 8, "dropout": 0.0},
+    }
+    images = jax.random.normal(jax.random.key(1), (8, 8, 8, 3)) * jnp.repeat(
+        jnp.array([1.0, 3.0]), 4
+    ).reshape(8, 1, 1, 1)
+    whole = create_model(config)
+    halves = create_model(config, axis_name="batch")
+    variables = jax.jit(partial(whole.init, train=False))(jax.random.key(0), images)
+
+    def train(model, x):
+        return model.apply(variables, x, train=True, mutable=["batch_stats"])
+
+    logits, state = jax.jit(partial(train, whole))(images)
+    split = images.reshape(2, 4, *images.shape[1:])
+    synced, synced_state = jax.jit(jax.vmap(partial(train, halves), axis_name="batch"))(split)
+    np.testing.assert_allclose(synced.reshape(8, -1), logits, rtol=0, atol=1e-4)
+    for ours, theirs in zip(jax.tree.leaves(synced_state), jax.tree.leaves(state), strict=True):
+        np.testing.assert_allclose(ours[0], theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_networks_are_hashable_and_equal_configs_make_equal_parts():
+    model = create_model(SMALL | {"attention": "gsop"})
+    assert hash(model) == hash(model)
+    assert create_model(SMALL).representation == create_model(SMALL).representation
