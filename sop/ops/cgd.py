@@ -12,14 +12,17 @@ def _dot(values, weight):
     return jnp.einsum("bc,c->b", values, weight, precision=PRECISION)[:, None]
 
 
-def _descriptor(mean, peak, weights, biases, inner_tanh):
-    """The three second-order steps up to, but without, the last tanh: [B, C]."""
+def _descriptor(total, count, peak, weights, biases, inner_tanh):
+    """The three second-order steps up to, but without, the last tanh: [B, C].
+
+    `total` / `count` is the mean. The maximum is subtracted before dividing: XLA may fuse
+    total·(1/count) − maximum into one rounding, which for means of 1e9 gives +64, not 0.
+    """
     b0, b1, b2 = (0.0, 0.0, 0.0) if biases is None else biases
     inner = jnp.tanh if inner_tanh else lambda a: a
-    # Without the barrier XLA may compute the mean once for the softmax's exponent and once, rounded
-    # otherwise, for the maximum that is subtracted there: for means of 1e9 their difference is +64.
-    s = jax.nn.softmax(lax.optimization_barrier(mean), axis=1)
-    psi = inner(s * _dot(mean, weights[0]) + b0)
+    top = lax.stop_gradient(total.max(axis=1, keepdims=True))
+    s = jax.nn.softmax((total - top) / count, axis=1)
+    psi = inner(s * _dot(total / count, weights[0]) + b0)
     phi = inner(s * _dot(peak, weights[1]) + b1)
     return psi * _dot(phi, weights[2]) + b2
 
@@ -63,8 +66,9 @@ def cgd(x, weights, biases=None, inner_tanh=True):
     _require_vectors("weights", weights, x.shape[3])
     _require_vectors("biases", biases, x.shape[3])
     wide = at_least_float32(x)
-    mean, peak = wide.mean(axis=(1, 2)), wide.max(axis=(1, 2))
-    gate = jnp.tanh(_descriptor(mean, peak, weights, biases, inner_tanh))
+    total, peak = wide.sum(axis=(1, 2)), wide.max(axis=(1, 2))
+    count = x.shape[1] * x.shape[2]
+    gate = jnp.tanh(_descriptor(total, count, peak, weights, biases, inner_tanh))
     return _rescale(x, gate[:, None, None, :])
 
 
@@ -95,9 +99,14 @@ def spatial_cgd(x, row_weights, column_weights, row_biases=None, column_biases=N
     _require_vectors("column_weights", column_weights, x.shape[2])
     _require_vectors("column_biases", column_biases, x.shape[2])
     wide = at_least_float32(x)
-    mean, peak = wide.mean(axis=3), wide.max(axis=3)
-    rows = _descriptor(mean.mean(axis=2), peak.max(axis=2), row_weights, row_biases, True)
-    columns = _descriptor(mean.mean(axis=1), peak.max(axis=1), column_weights, column_biases, True)
+    total, peak = wide.sum(axis=3), wide.max(axis=3)
+    _, height, width, channels = x.shape
+    rows = _descriptor(
+        total.sum(axis=2), width * channels, peak.max(axis=2), row_weights, row_biases, True
+    )
+    columns = _descriptor(
+        total.sum(axis=1), height * channels, peak.max(axis=1), column_weights, column_biases, True
+    )
     gate = jnp.tanh(rows[:, :, None] * columns[:, None, :])
     return _rescale(x, gate[..., None])
 
