@@ -9,6 +9,7 @@ import functools
 
 import numpy as np
 
+_BEYOND_EXAMPLES = 2**192  # a part of the stream that no example owns
 _PER_BLOCK = 4  # Philox-4x64 gives four 64-bit numbers, hence four doubles, per counter
 
 
@@ -27,9 +28,11 @@ def epoch_uniforms(seed: int, epoch: int, num_examples: int, count: int) -> np.n
     return generator.random((num_examples, blocks * _PER_BLOCK))[:, :count]
 
 
-def shuffle_seed(seed: int, epoch: int) -> int:
-    """A 32-bit seed for the order of one epoch, without relation to that of its neighbours."""
-    return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
+@functools.lru_cache(maxsize=4)
+def order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
+    """The indices 0 … num_examples − 1 in an order that depends on (seed, epoch)."""
+    generator = np.random.Philox(key=_key(seed, epoch), counter=_BEYOND_EXAMPLES)
+    return np.random.Generator(generator).permutation(num_examples)
 
 
 def _key(seed: int, epoch: int) -> np.ndarray:

@@ -245,7 +245,8 @@ class FolderSource:
 
     def __getitem__(self, index: int) -> tuple[bytes, int]:
         path, label = self._examples[index]
-        return path.read_bytes(), label
+        with open(path, "rb", buffering=0) as file:
+            return file.read(), label
 
     def describe(self, index: int) -> str:
         return str(self._examples[index][0])

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import cv2
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
+from numpy.lib.stride_tricks import as_strided
 
 from sop.data import images as codec
 from sop.errors import UsageError
@@ -185,10 +185,16 @@ class PadCrop(Transform):
         padded = np.zeros((batch, height + 2 * pad, width + 2 * pad, channels), np.uint8)
         padded[:, pad : pad + height, pad : pad + width] = images
         padded = _pad_to(padded, self.size)
-        windows = sliding_window_view(padded, (self.size, self.size, channels), axis=(1, 2, 3))
-        places = np.array(windows.shape[1:3])
+        places = [side - self.size + 1 for side in padded.shape[1:3]]
+        # Every square at every place, without copying: [B, *places, size, size, 3].
+        by_image, by_row, by_column, by_channel = padded.strides
+        squares = as_strided(
+            padded,
+            (batch, *places, self.size, self.size, channels),
+            (by_image, by_row, by_column, by_row, by_column, by_channel),
+        )
         top, left = (draws * places).astype(int).T
-        return windows[np.arange(batch), top, left, 0]
+        return squares[np.arange(batch), top, left]
 
     def output_size(self, size: Size | None) -> Size:
         return self.size, self.size
@@ -201,7 +207,9 @@ class Flip(Transform):
     num_draws: ClassVar[int] = 1
 
     def __call__(self, images: np.ndarray, draws: np.ndarray) -> np.ndarray:
-        chosen = np.flatnonzero(draws[:, 0] < 0.5)
+        chosen = draws[:, 0] < 0.5
+        if not chosen.any():
+            return images
         flipped = images.copy()
         flipped[chosen] = _mirror(images[chosen])
         return flipped
@@ -321,8 +329,9 @@ class MirrorViews(Transform):
 
 
 def _mirror(images: np.ndarray) -> np.ndarray:
-    # `take` copies whole pixels, several times faster than a view with a negative stride.
-    return np.take(images, np.arange(images.shape[-2] - 1, -1, -1), axis=-2)
+    # For OpenCV the batch is one tall image; it is ten times faster than NumPy here.
+    rows = images.reshape(-1, *images.shape[-2:])
+    return cv2.flip(rows, 1).reshape(images.shape)
 
 
 def _pad_to(images: np.ndarray, size: int) -> np.ndarray:

@@ -14,9 +14,14 @@ def test_seed_epoch_and_example_each_matter():
     keys = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
     drawn = np.array([randomness.uniforms(*key, 8) for key in keys])
     assert len(np.unique(drawn)) == drawn.size
-    assert (
-        len({randomness.shuffle_seed(seed, epoch) for seed in range(9) for epoch in range(9)}) == 81
-    )
+
+
+def test_the_order_is_a_permutation_for_each_seed_and_epoch():
+    orders = [randomness.order(seed, epoch, 500) for seed in range(3) for epoch in range(3)]
+    for order in orders:
+        assert sorted(order.tolist()) == list(range(500))
+    same = [(a == b).mean() for i, a in enumerate(orders) for b in orders[:i]]
+    assert max(same) < 0.02
 
 
 def test_numbers_are_uniform():
