@@ -212,7 +212,10 @@ _PATTERN_PAIRS = (
 _POSITIVE = (lambda value: value > 0, "above 0")
 _FRACTION = (lambda value: 0 <= value < 1, "at least 0 and below 1")
 _EPOCHS = (
-    lambda value: all(_is_a(v, float) and v > 0 for v in value) and list(value) == sorted(value),
+    lambda value: (
+        all(_is_a(epoch, float) and epoch > 0 for epoch in value)
+        and list(value) == sorted(set(value))
+    ),
     "epochs above 0 in ascending order",
 )
 
@@ -224,9 +227,9 @@ _CONDITIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "input.bad_images": _one_of("stop", "skip"),
     "batch_size": _at_least(1),
     "eval_batch_size": _at_least(1),
-    "num_epochs": _at_least(0),
+    "num_epochs": _at_least(1),
     "label_smoothing": _FRACTION,
-    "optimizer.learning_rate": _at_least(0),
+    "optimizer.learning_rate": _POSITIVE,
     "optimizer.momentum": _FRACTION,
     "optimizer.weight_decay": _at_least(0),
     "optimizer.clip_norm": _POSITIVE,

@@ -17,6 +17,9 @@ _VARIABLES = {
     "num_processes": ("JAX_NUM_PROCESSES", "NUM_PROCESSES"),
     "process_id": ("JAX_PROCESS_ID", "PROCESS_ID", "JOB_COMPLETION_INDEX"),
 }
+# Seconds that a process which ends waits for the others to do so: one that stops alone, at an image
+# that it cannot decode, must not keep the run waiting for minutes.
+_GOODBYE = 15
 _FLAGS = {
     "coordinator_address": "--coordinator",
     "num_processes": "--num_processes",
@@ -51,7 +54,7 @@ def initialize(
     if settings is None:
         return
     try:
-        jax.distributed.initialize(**settings)
+        jax.distributed.initialize(**settings, shutdown_timeout_seconds=_GOODBYE)
     except RuntimeError as error:
         if "DEADLINE_EXCEEDED" not in str(error):
             raise
