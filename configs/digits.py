@@ -5,7 +5,7 @@ from configs import default
 
 def get_config():
     config = default.get_config()
-    config.model.backbone = "resnet20_cifar"
+    config.model.backbone = "resnet8_cifar"
     config.model.num_classes = 10
     config.model.representation.name = "mpncov"
 
