@@ -16,7 +16,6 @@ from tests.launch import launch, run, run_main_often, run_together
 SMALL = (
     "main.py",
     "--config=configs/digits.py",
-    "--config.model.backbone=resnet8_cifar",
     "--config.num_epochs=2",
     "--config.batch_size=144",
     "--config.checkpoint.every_steps=2",
