@@ -219,7 +219,10 @@ class _Images:
                     f"The image {name} cannot be decoded, {error}; replace it, or set "
                     "config.input.bad_images = 'skip'."
                 ) from error
-            self.bad.add(name)
+            if name not in self.bad:
+                self.bad.add(name)
+                found = f"The image {name} cannot be decoded, {error}; it is skipped"
+                print(f"{found} ({len(self.bad)} so far).", file=sys.stderr)
             return None, label
         if image.shape != self._row_shape:
             raise UsageError(

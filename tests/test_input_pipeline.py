@@ -260,7 +260,7 @@ def test_an_undecodable_image_stops_the_run_by_its_name(folder_config, tmp_path,
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_undecodable_images_are_counted_and_skipped(folder_config, tmp_path, workers):
+def test_undecodable_images_are_counted_and_skipped(folder_config, tmp_path, workers, capsys):
     break_images(folder_config, tmp_path, "train/b/3.png", "train/b/5.png", "test/a/2.png")
     folder_config.input.train_transforms = "resize(16, 16) | random_resized_crop(16)"
     folder_config.input.bad_images = "skip"
@@ -276,6 +276,9 @@ def test_undecodable_images_are_counted_and_skipped(folder_config, tmp_path, wor
         assert len(evaluation.bad_images) == 1
     assert_same(*epochs)
     assert_same(*evaluated)
+    said = capsys.readouterr().err
+    assert all(f"{name} cannot be decoded" in said for name in ("b/3.png", "b/5.png", "a/2.png"))
+    assert "it is skipped (2 so far)." in said
     # In the order of the folder 3 and 5 come after 1 and before 0, which stands in for 5; for 3
     # does the next good one, which is 0 as well.
     colors = np.concatenate([batch["image"][:, 8, 8, 0] for batch in epochs[0]])
