@@ -1,0 +1,176 @@
+"""Every experiment in configs/: it can be built, has the published size, and can take its steps."""
+
+import importlib
+import importlib.util
+import json
+import math
+import re
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import default
+from sop.data import transforms
+from sop.data.normalization import normalize
+from sop.models import create_model
+from sop.training.config import check
+from sop.training.optimizer import make_optimizer, make_schedule, matches_any
+from sop.training.stages import stage_configs
+from sop.training.state import init_state, init_variables
+from sop.training.step import data_parallel, make_eval_step, make_mesh, make_train_step
+
+FOLDER = Path(default.__file__).parent
+NAMES = sorted(path.stem for path in FOLDER.glob("*_*.py") if path.stem != "__init__")
+CIFAR = [name for name in NAMES if name.startswith("cifar")]
+
+# Config → the golden network whose parameter count it has.
+GOLDEN = {
+    "imagenet_densenet169_average": "gfgp_densenet169_avg",
+    "imagenet_densenet169_gfgp": "gfgp_densenet169_max_ent",
+    "imagenet_mobilenet070_cgd": "cgd_mobilenet_070",
+    "imagenet_mobilenet_cgd": "cgd_mobilenet_100",
+    "imagenet_mobilenet_gavp": "mobilenet_100",
+    "imagenet_resnet101_mpncov": "fastmpn_mpncovresnet101",
+    "imagenet_resnet101_mpncov_tf": "fastmpn_mpncovresnet101",
+    "imagenet_resnet50_cgd": "cgd_resnet50",
+    "imagenet_resnet50_gfgp": "gfgp_resnet50_max_ent",
+    "imagenet_resnet50_gsop1": "gsop1_resnet50_channel",
+    "imagenet_resnet50_gsop2": "gsop2_resnet50_channel",
+    "imagenet_resnet50_mpncov": "mpncov_resnet50",
+    "imagenet_resnet50_skip": "gfgp_resnet50_skip",
+    "imagenet_resnext50_gfgp": "gfgp_resnext50_32x4d_max_ent",
+    "imagenet_squeezenet11_cgd": "cgd_squeezenet1_1",
+    "imagenet_squeezenet11_gavp": "squeezenet1_1",
+    "imagenet_vgg16_gfgp": "gfgp_vgg16_max_ent",
+    "imagenet_vgg16_max": "gfgp_vgg16_max",
+    "imagenet_vgg16_mpncov": "fastmpn_vgg16_bn_mpncov",
+    "imagenet_vgg16mod_gfgp": "gfgp_vgg16_mod_max_ent",
+    "imagenet_vgg16mod_max": "gfgp_vgg16_mod_max",
+}
+
+# Deep networks, and those that differ from another one by the number of classes alone.
+SLOW = {
+    *(name for name in NAMES if re.search("densenet|resnext|101|^aircraft|^cars", name)),
+    *CIFAR,
+} - {"cifar100_preresnet164_gavp"}
+TRACED = [pytest.param(name, marks=pytest.mark.heavy) if name in SLOW else name for name in NAMES]
+
+
+def config_of(name):
+    return importlib.import_module(f"configs.{name}").get_config()
+
+
+def image_size(config, training):
+    """(H, W) of what the transforms make of the data set's images, and the number of views."""
+    text = config.input.train_transforms if training else config.input.eval_transforms
+    pipeline = transforms.parse(text, training=training)
+    native = (32, 32) if config.input.dataset.startswith("cifar") else None
+    return pipeline.output_size(native), pipeline.num_views
+
+
+def steps(config):
+    """Model, optimizer, and both steps on one device, put together as for a run."""
+    model = create_model(config.model, dtype=jnp.dtype(config.dtype))
+    schedule = make_schedule(config.schedule, config.optimizer.learning_rate, config.num_epochs, 10)
+    size, _ = image_size(config, training=True)
+    start = partial(init_variables, model, config.seed, (*size, 3))
+    params = jax.eval_shape(start)["params"]
+    tx = make_optimizer(config.optimizer, schedule, params)
+    prepare = partial(normalize, name=config.input.normalization)
+    train_step = make_train_step(
+        model,
+        tx,
+        normalize=prepare,
+        frozen_batch_norm=matches_any(config.optimizer.frozen, "frozen"),
+    )
+    mesh = make_mesh(jax.devices()[:1])
+    eval_step = make_eval_step(model, normalize=prepare)
+    return (
+        lambda: init_state(start(), tx),
+        data_parallel(train_step, mesh),
+        data_parallel(eval_step, mesh),
+    )
+
+
+def parameters(params):
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_config_is_one_that_runs_take(name):
+    config = config_of(name)
+    check(config, default.get_config())
+    for stage in stage_configs(config):
+        check(stage, default.get_config())
+        assert image_size(stage, training=True)[0] == image_size(stage, training=False)[0]
+    create_model(config.model)
+    by_path = importlib.util.spec_from_file_location("config", FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(by_path)
+    by_path.loader.exec_module(module)
+    assert module.get_config() == config
+
+
+@pytest.mark.parametrize("name", sorted(GOLDEN))
+def test_parameter_count_is_the_originals(name):
+    folder = Path(__file__).parent / "golden" / "networks"
+    golden = json.loads((folder / f"{GOLDEN[name]}.json").read_text())
+    config = config_of(name)
+    config.model.num_classes = np.load(folder / f"{GOLDEN[name]}.logits.npy").shape[1]
+    model = create_model(config.model)
+    variables = jax.eval_shape(partial(init_variables, model, 0, (model.min_size,) * 2 + (3,)))
+    assert parameters(variables["params"]) == golden["parameters"]
+
+
+@pytest.mark.parametrize("name", TRACED)
+def test_steps_at_full_size(name):
+    for config in stage_configs(config_of(name)):
+        start, train_step, eval_step = steps(config)
+        state = jax.eval_shape(start)
+        size, _ = image_size(config, training=True)
+        batch = {
+            "image": jax.ShapeDtypeStruct((config.batch_size, *size, 3), jnp.uint8),
+            "label": jax.ShapeDtypeStruct((config.batch_size,), jnp.int32),
+        }
+        new_state, metrics = jax.eval_shape(train_step, state, batch)
+        assert jax.tree.map(jnp.shape, new_state) == jax.tree.map(jnp.shape, state)
+        assert metrics["loss"].shape == ()
+        size, views = image_size(config, training=False)
+        views = () if views is None else (views,)
+        count = config.eval_batch_size
+        batch = {
+            "image": jax.ShapeDtypeStruct((count, *views, *size, 3), jnp.uint8),
+            "label": jax.ShapeDtypeStruct((count,), jnp.int32),
+            "mask": jax.ShapeDtypeStruct((count,), bool),
+        }
+        sums = jax.eval_shape(eval_step, state.variables, batch)
+        assert {key: value.shape for key, value in sums.items()} == dict.fromkeys(sums, ())
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", CIFAR)
+def test_two_real_steps(name):
+    config = config_of(name)
+    start, train_step, _ = steps(config)
+    state = jax.jit(start)()
+    random = np.random.default_rng(0)
+    batch = {
+        "image": random.integers(0, 256, (4, 32, 32, 3), np.uint8),
+        "label": random.integers(0, config.model.num_classes, 4, np.int32),
+    }
+    before = state
+    for step in (1, 2):
+        state, metrics = train_step(state, batch)
+        assert int(state.step) == step
+        assert all(np.isfinite(value) for value in metrics.values())
+    moved = jax.tree.map(lambda old, new: bool((old != new).any()), before.params, state.params)
+    assert all(jax.tree.leaves(moved))
+
+
+def test_readme_lists_every_experiment():
+    text = (FOLDER / "README.md").read_text()
+    listed = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
+    assert sorted(listed) == NAMES
