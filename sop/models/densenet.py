@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from sop.models.network import BatchNorm, Linear, Network
 from sop.models.parts import Attention, Parts, Stages, attend
 
-kaiming_fan_in = nn.initializers.he_normal()
+kaiming_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
 class DenseLayer(nn.Module):

@@ -57,3 +57,7 @@ def test_initialisation_is_pytorchs():
         for leaf in ("kernel", "bias"):
             largest = np.abs(values[f"{place}/{leaf}"]).max()
             assert 0.5 * fan_in**-0.5 < largest <= fan_in**-0.5
+
+
+def test_types():
+    tracing.check_types({"backbone": "alexnet"})

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from sop.torch_weights import canonical, family_of
 from tests.models import tracing
 
 TRANSITIONS = {f"transition{i}/pool" for i in (1, 2, 3)}
@@ -76,3 +77,16 @@ def test_initialisation():
     pool = values["features/transition3/pool/squeeze/kernel"]
     np.testing.assert_allclose(pool.std(), (2 / 512) ** 0.5, rtol=0.02)
     assert not values["classifier/bias"].any()
+
+
+def test_types():
+    tracing.check_types({"backbone": "densenet121", "pool": "gfgp"})
+
+
+def test_early_files_put_a_dot_before_numbers():
+    old = "features.denseblock1.denselayer2.norm.1.weight"
+    new = "features.denseblock1.denselayer2.norm1.weight"
+    assert canonical({old: 1, "classifier.bias": 2}, family_of("densenet121")) == {
+        new: 1,
+        "classifier.bias": 2,
+    }

@@ -7,6 +7,7 @@ import pytest
 
 from sop.models import create_model
 from sop.models.inception import STAGES
+from sop.torch_weights import canonical, family_of
 from tests.models import tracing
 
 
@@ -78,3 +79,14 @@ def test_initialisation():
     for kernel in (values["features/Conv2d_4a_3x3/conv/kernel"], values["classifier/kernel"]):
         np.testing.assert_allclose(kernel.std(), 0.088, rtol=0.02)
         assert np.abs(kernel).max() <= 0.2
+
+
+def test_types():
+    tracing.check_types({"backbone": "inception_v3", "transform_input": True})
+
+
+def test_fast_mpn_cov_numbers_the_layers():
+    names = {f"features.{number}.conv.weight": number for number in (0, 5, 7, 17)}
+    renamed = canonical(names, family_of("inception_v3"))
+    places = ("Conv2d_1a_3x3", "Conv2d_4a_3x3", "Mixed_5b", "Mixed_7c")
+    assert list(renamed) == [f"{place}.conv.weight" for place in places]

@@ -66,3 +66,7 @@ def test_initialisation_is_pytorchs():
 def test_refuses_a_multiplier_that_leaves_nothing():
     with pytest.raises(UsageError, match="at least 1/32"):
         tracing.trace({"backbone": "mobilenet", "multiplier": 0.0}, 32)
+
+
+def test_types():
+    tracing.check_types({"backbone": "mobilenet", "attention": "cgd"})

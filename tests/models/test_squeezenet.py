@@ -80,3 +80,7 @@ def test_initialisation():
     kernel = values["features/fire9/expand3x3/kernel"]
     np.testing.assert_allclose(kernel.std(), (2 / (9 * 256)) ** 0.5, rtol=0.02)
     np.testing.assert_allclose(values["classifier/conv10/kernel"].std(), 0.01, rtol=0.05)
+
+
+def test_types():
+    tracing.check_types({"backbone": "squeezenet1_1", "attention": "cgd"})

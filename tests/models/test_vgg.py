@@ -133,3 +133,11 @@ def test_refusals():
         create_model({"backbone": "vgg16_mod", "num_classes": 10, "hidden": (1,)})
     with pytest.raises(UsageError, match="'flat'"):
         create_model({"backbone": "vgg16_mod", "num_classes": 10, "representation": "flat"})
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"backbone": "vgg11"}, {"backbone": "vgg11_gfgp", "pool": "gfgp", "attention": "gsop"}],
+)
+def test_types(config):
+    tracing.check_types(config)

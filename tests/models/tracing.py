@@ -71,6 +71,21 @@ def check_min_size(config):
     assert 0 in features.shape
 
 
+def check_types(config):
+    """In bfloat16 features are bfloat16; parameters, statistics and logits stay float32."""
+    model = create_model({"num_classes": 10, **config}, dtype=jnp.bfloat16)
+    images = jnp.zeros((1, model.min_size, model.min_size, 3))
+
+    def run():
+        variables = model.init(jax.random.key(0), images, train=False)
+        features = model.apply(variables, method=lambda model: model.features(images, False))
+        return variables, features, model.apply(variables, images, train=False)
+
+    variables, features, logits = jax.eval_shape(run)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    assert (features.dtype, logits.dtype) == (jnp.bfloat16, jnp.float32)
+
+
 def check_representation(config, name):
     """The representation's width is that of the features; the classifier takes it."""
     _, shapes, features, logits = trace({**config, "representation": name})
