@@ -500,10 +500,10 @@ def read(path: str | Path) -> Mapping[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        first = str(error).strip().splitlines()[0]
+        found = re.search(r"Unsupported \w+: (?:GLOBAL )?([\w.]+)", str(error))
+        what = f"asks for '{found[1]}', which could run code" if found else "cannot be read"
         raise UsageError(
-            f"{path} is refused because it holds something besides weights and could run code, or "
-            f"is damaged ({first}); save its state_dict alone and convert that."
+            f"{path} is refused because it {what}; give a file with a state dict of tensors alone."
         ) from error
 
 
