@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
@@ -117,7 +118,7 @@ def test_batch_statistics_are_those_of_all_devices(module):
     def apply(module, x):
         return module.apply(variables, x, True, mutable=["batch_stats"])
 
-    mesh = jax.make_mesh((2,), ("batch",), devices=jax.devices()[:2])
+    mesh = Mesh(jax.devices()[:2], "batch")
     sharded = jax.shard_map(
         partial(apply, module), mesh=mesh, in_specs=P("batch"), out_specs=(P("batch"), P())
     )
@@ -129,7 +130,7 @@ def test_batch_statistics_are_those_of_all_devices(module):
 
 def test_sharded_batch_without_batch_norm():
     module = layers.BilinearCNN()
-    mesh = jax.make_mesh((4,), ("batch",), devices=jax.devices()[:4])
+    mesh = Mesh(jax.devices()[:4], "batch")
     x = features((4, 3, 3, 4))
     apply = partial(module.apply, {}, train=False)
     sharded = jax.shard_map(apply, mesh=mesh, in_specs=P("batch"), out_specs=P("batch"))

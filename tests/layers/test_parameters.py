@@ -1,0 +1,124 @@
+"""Parameters: how many, and what they start with."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from sop import layers
+
+# Trainable scalars for 256 channels at 14 × 14, as the README's table has them.
+COUNTS = [
+    (layers.MPNCOV(), 0),
+    (layers.MPNCOV(reduction=128), 33_024),
+    (layers.CompactBilinear(), 0),
+    (layers.GSoP(), 230_784),
+    (layers.GSoP(manner="position"), 66_368),
+    (layers.GSoP(manner="fusion_avg"), 297_152),
+    (layers.GSoP(manner="fusion_concat"), 658_624),
+    (layers.CompactGSoP(), 232_064),
+    (layers.CGD(), 1_536),
+    (layers.CGD(use_bias=False), 768),
+    (layers.SpatialCGD(), 168),
+    (layers.ToyCGD(), 256),
+    (layers.SkipPool(), 262_144),
+    (layers.MaxEntropyPool(learned="channel"), 256),
+    (layers.GFGP(), 66_688),
+]
+
+
+@pytest.mark.parametrize(("module", "count"), COUNTS)
+def test_count(module, count):
+    x = jnp.zeros((1, 14, 14, 256))
+    shapes = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, False), x)
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes.get("params", {}))) == count
+
+
+def initial(module, channels):
+    variables = module.init(jax.random.key(0), jnp.ones((1, 4, 4, channels)), False)
+    return traverse_util.flatten_dict(variables["params"], sep="/")
+
+
+def test_gsop_starts_as_published():
+    """Kernels: He et al. with fan-out, 2/(outputs·area); biases: PyTorch's, U(±1/√fan-in)."""
+    params = initial(layers.GSoP(32), 128)
+    deviations = {
+        "channel/reduce": (np.sqrt(2 / 32), 128),
+        "channel/row_conv": (np.sqrt(2 / (4 * 32 * 32)), 32),
+        "channel/expand": (np.sqrt(2 / 128), 128),
+    }
+    for name, (deviation, fan_in) in deviations.items():
+        kernel, bias = params[f"{name}/kernel"], params[f"{name}/bias"]
+        assert np.std(kernel) == pytest.approx(deviation, rel=0.1)
+        bound = fan_in**-0.5
+        assert 0.6 * bound < np.abs(bias).max() <= bound
+    assert np.all(params["channel/row_norm/scale"] == 1)
+
+
+def test_compact_gsop_starts_as_pytorch():
+    params = initial(layers.CompactGSoP(32), 128)
+    for name, fan_in in (("reduce", 128), ("row_conv", 32), ("expand", 128)):
+        for leaf in ("kernel", "bias"):
+            assert 0.6 * fan_in**-0.5 < np.abs(params[f"{name}/{leaf}"]).max() <= fan_in**-0.5
+
+
+def test_cgd_starts_as_xavier_columns():
+    params = initial(layers.CGD(), 512)
+    for i in range(3):
+        bound = np.sqrt(6 / 513)
+        assert 0.9 * bound < np.abs(params[f"w{i}"]).max() <= bound
+        assert not np.any(params[f"bias{i}"])
+    assert not np.array_equal(params["w0"], params["w1"])
+
+
+def test_hashes_come_from_the_seed_and_stay_in_constants():
+    def constants(seed):
+        module = layers.CompactBilinear(projected_dim=32, seed=seed)
+        return module.init(jax.random.key(seed), jnp.ones((1, 2, 2, 16)), False)["constants"]
+
+    first = constants(3)
+    assert all(np.array_equal(first[name], constants(3)[name]) for name in first)
+    assert any(not np.array_equal(first[name], constants(4)[name]) for name in first)
+    assert set(np.unique(first["sign_1"])) == {-1, 1} and first["hash_1"].max() < 32
+    # What is given is used: the other sketch gives another output.
+    module = layers.CompactBilinear(projected_dim=32, seed=3)
+    x = jax.random.normal(jax.random.key(0), (1, 3, 3, 16))
+    y = module.apply({"constants": constants(4)}, x, False)
+    assert np.abs(y - module.apply({"constants": first}, x, False)).max() > 1e-3
+
+
+@pytest.mark.parametrize(("channels", "size"), [(256, 7), (128, 14), (512, 14)])
+def test_gsop_halves_the_map_where_a_bottleneck_has_64_planes(channels, size):
+    """256 channels: 14 × 14 positions become 7 × 7 before the covariance; else they stay."""
+    seen = []
+
+    def record(next_function, args, kwargs, context):
+        y = next_function(*args, **kwargs)
+        if context.module.name == "reduce":
+            seen.append(y.shape[1])
+        return y
+
+    with nn.intercept_methods(record):
+        x = jnp.zeros((1, 14, 14, channels))
+        jax.eval_shape(lambda x: layers.GSoP(8).init(jax.random.key(0), x, False), x)
+    assert seen == [size]
+
+
+def test_dropout_draws_in_training_only():
+    module = layers.MPNCOV(dropout=0.5)
+    x = jax.random.normal(jax.random.key(0), (2, 4, 4, 6))
+    whole = module.apply({}, x, False)
+    dropped = module.apply({}, x, True, rngs={"dropout": jax.random.key(1)})
+    kept = dropped != 0
+    assert 0 < kept.sum() < kept.size
+    np.testing.assert_allclose(dropped[kept], 2 * whole[kept], rtol=1e-6)
+
+
+def test_attention_keeps_half_precision_within_its_range():
+    """1 + g may double an entry near float16's largest number."""
+    module = layers.ToyCGD()
+    x = jnp.full((1, 2, 2, 3), 6e4, jnp.float16)
+    y = module.apply({"params": {"w": jnp.full(3, 1.0)}}, x, False)
+    assert np.all(np.asarray(y) == np.finfo(np.float16).max)
