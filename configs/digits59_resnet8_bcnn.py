@@ -17,6 +17,6 @@ def get_config():
     config.schedule.name = "constant"
     config.stages = (
         {"num_epochs": 1, "optimizer": {"frozen": ("features/",), "learning_rate": 1.0}},
-        {"num_epochs": 2, "optimizer": {"learning_rate": 0.01}},
+        {"num_epochs": 2, "optimizer": {"learning_rate": 0.1}},
     )
     return config
