@@ -4,6 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from sop.ops.precision import widen
+
 # On accelerators the default would round the factors of a float32 product to bfloat16 or TF32.
 PRECISION = lax.Precision.HIGHEST
 
@@ -22,6 +24,7 @@ def require_feature_map(x, argument="x"):
 
 def at_least_float32(x):
     """x in float32, or unchanged where it is wider."""
+    x = widen(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 

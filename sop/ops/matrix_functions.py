@@ -7,13 +7,92 @@ import jax.numpy as jnp
 
 from sop.ops.covariance import PRECISION, at_least_float32, require_square
 
-_matmul = functools.partial(jnp.matmul, precision=PRECISION)
-
 
 def require_iterations(num_iters):
     """Refuses, when traced, a number of Newton–Schulz iterations that is not a positive int."""
-    if not isinstance(num_iters, int) or num_iters < 1:
+    if not isinstance(num_iters, int) or isinstance(num_iters, bool) or num_iters < 1:
         raise ValueError(f"num_iters is {num_iters!r}: give a whole number of at least 1.")
+
+
+def transpose(a):
+    """Swaps the last two axes."""
+    return jnp.swapaxes(a, -1, -2)
+
+
+def symmetrize(a):
+    """½ (a + aᵀ)."""
+    return 0.5 * (a + transpose(a))
+
+
+def product(a, b):
+    """a b for symmetric b, contracting the last axes of both: the layout that is read in order."""
+    return jnp.einsum("...ij,...kj->...ik", a, b, precision=PRECISION)
+
+
+# Derivatives of the square and cube of a symmetric matrix in a symmetric direction. What the
+# product rule adds up are transposes of one another: half of its multiplications suffice.
+
+
+@jax.custom_jvp
+def _square(a):
+    return product(a, a)
+
+
+@_square.defjvp
+def _square_jvp(primals, tangents):
+    (a,), (da,) = primals, tangents
+    w = product(da, a)
+    return _square(a), w + transpose(w)
+
+
+@jax.custom_jvp
+def _cube(a):
+    return product(product(a, a), a)
+
+
+@_cube.defjvp
+def _cube_jvp(primals, tangents):
+    (a,), (da,) = primals, tangents
+    w = product(da, a)
+    v = product(w + 0.5 * transpose(w), a)
+    return _cube(a), v + transpose(v)
+
+
+def newton_schulz(a, num_iters, inverse=False):
+    """The N-th Newton–Schulz iterate Y_N of symmetric a, or Z_N with `inverse`; Y_N = a Z_N.
+
+    Everything in Y ← YT, Z ← TZ, T = ½(3I − ZY) is a polynomial of a and commutes. So P = ZY
+    suffices to find T, P ← P T², and Y_N or Z_N is a product of T's. Two iterations from P make
+    the factor Q = ¼(3I − P)(3I − P T²), a quartic whose value takes two multiplications,
+    16 Q = (P² − 9/2 P)² + 27/4 P² − 39 P + 36 I, and P ← P Q²: ten multiplications for N = 5
+    where the iteration as written takes twelve.
+    """
+    identity = jnp.eye(a.shape[-1], dtype=a.dtype)
+    p, out, left = a, None if inverse else a, num_iters
+    if num_iters % 2:
+        out = 1.5 * identity - 0.5 * a if inverse else 1.5 * a - 0.5 * _square(a)
+        left -= 1
+        if left:
+            p = 2.25 * a - 1.5 * _square(a) + 0.25 * _cube(a)
+    while left:
+        squared = _square(p)
+        q = (_square(squared - 4.5 * p) + 6.75 * squared - 39 * p + 36 * identity) / 16
+        out = q if out is None else product(out, q)
+        left -= 2
+        if left:
+            p = product(p, _square(q))
+    return out
+
+
+def newton_schulz_and_adjoint(a, direction, num_iters, inverse=False):
+    """The iterate and the vector–Jacobian product of a symmetric cotangent, [..., C, C] each.
+
+    The derivative of a polynomial at a symmetric matrix, Σ cₖ Σᵢ aⁱ (·) aᵏ⁻¹⁻ⁱ, is its own
+    adjoint: a forward derivative along the cotangent is the backward pass, and keeps none of the
+    iterates.
+    """
+    iterate = functools.partial(newton_schulz, num_iters=num_iters, inverse=inverse)
+    return jax.jvp(iterate, (a,), (direction,))
 
 
 def matrix_sqrt(a, num_iters=5, autodiff=False):
@@ -26,10 +105,10 @@ def matrix_sqrt(a, num_iters=5, autodiff=False):
     Square Root Normalization", CVPR 2018, equations (2)–(5); backward pass (7)–(11).
 
     Args:
-      a: symmetric matrices [..., C, C], any floating dtype.
+      a: matrices [..., C, C], any floating dtype; only their symmetric part counts.
       num_iters: N ≥ 1.
-      autodiff: differentiate the iteration itself, all of whose products are then kept, instead of
-        the hand-derived backward pass. The gradients are equal; this one has a forward mode too.
+      autodiff: differentiate the iteration itself, most of whose products are then kept, instead
+        of the hand-derived backward pass. The gradients are equal; this one has a forward mode.
 
     Returns:
       [..., C, C], float32 (float64 for float64 a).
@@ -43,21 +122,44 @@ def matrix_sqrt(a, num_iters=5, autodiff=False):
     """
     require_square(a)
     require_iterations(num_iters)
-    a = at_least_float32(a)
-    identity = jnp.eye(a.shape[-1], dtype=a.dtype)
+    a = symmetrize(at_least_float32(a))
+    return (_trace_scaled_root if autodiff else _matrix_sqrt)(a, num_iters)
+
+
+def _by_trace(a):
+    """a / tr a and √(tr a), with zeros for both where the trace is not positive."""
     trace = jnp.trace(a, axis1=-2, axis2=-1)[..., None, None]
     positive = trace > 0
-    trace = jnp.where(positive, trace, 1)
-    y = a / trace
-    t = 1.5 * identity - 0.5 * y
-    z = t
-    y = _matmul(y, t)
-    for i in range(1, num_iters):
-        t = 1.5 * identity - 0.5 * _matmul(z, y)
-        y = _matmul(y, t)
-        if i < num_iters - 1:
-            z = _matmul(t, z)
-    return jnp.where(positive, jnp.sqrt(trace) * y, 0)
+    safe = jnp.where(positive, trace, 1)
+    return jnp.where(positive, a / safe, 0), jnp.where(positive, jnp.sqrt(safe), 0)
+
+
+def _trace_scaled_root(a, num_iters):
+    a, root = _by_trace(a)
+    return root * newton_schulz(a, num_iters)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _matrix_sqrt(a, num_iters):
+    return _trace_scaled_root(a, num_iters)
+
+
+def _matrix_sqrt_backward(num_iters, a, cotangent):
+    cotangent = symmetrize(cotangent)
+    a, root = _by_trace(a)
+    y, gradient = newton_schulz_and_adjoint(a, cotangent, num_iters)
+    # Of √t Y(a/t) by a, and by t = tr a: pre- and post-compensation.
+    by_trace = _inner(cotangent, y) / 2 - _inner(gradient, a)
+    gradient += by_trace * jnp.eye(a.shape[-1], dtype=a.dtype)
+    positive = root > 0
+    return (jnp.where(positive, gradient / jnp.where(positive, root, 1), 0),)
+
+
+_matrix_sqrt.defvjp(lambda a, num_iters: (_matrix_sqrt(a, num_iters), a), _matrix_sqrt_backward)
+
+
+def _inner(a, b):
+    return jnp.sum(a * b, axis=(-2, -1), keepdims=True)
 
 
 def matrix_power(a, alpha):
@@ -70,7 +172,7 @@ def matrix_power(a, alpha):
     2017, equations (3) and (7)–(9).
 
     Args:
-      a: symmetric matrices [..., C, C], any floating dtype; only their symmetric part counts.
+      a: matrices [..., C, C], any floating dtype; only their symmetric part counts.
       alpha: the power, a number above 0; ½ in the paper.
 
     Returns:
@@ -86,48 +188,44 @@ def matrix_power(a, alpha):
     require_square(a)
     if not alpha > 0:
         raise ValueError(f"alpha is {alpha!r}: give a power above 0.")
-    a = at_least_float32(a)
-    return _eigen_power(0.5 * (a + jnp.swapaxes(a, -1, -2)), alpha)
+    return _eigen_power(symmetrize(at_least_float32(a)), alpha)
 
 
-def _eigen(a):
-    """Eigenvalues with those that are rounding error set to zero, and eigenvectors."""
+def _multiply(a, b):
+    return jnp.matmul(a, b, precision=PRECISION)
+
+
+def _eigen(a, alpha):
+    """Eigenvalues, with those that are rounding error set to zero, their powers, eigenvectors."""
     values, vectors = jnp.linalg.eigh(a)
     floor = a.shape[-1] * jnp.finfo(a.dtype).eps * values[..., -1:]
-    return jnp.where(values > floor, values, 0), vectors
-
-
-def _compose(vectors, middle):
-    return _matmul(_matmul(vectors, middle), jnp.swapaxes(vectors, -1, -2))
-
-
-def _power(values, alpha):
-    return jnp.where(values > 0, jnp.where(values > 0, values, 1) ** alpha, 0)
+    values = jnp.where(values > floor, values, 0)
+    power = jnp.where(values > 0, jnp.where(values > 0, values, 1) ** alpha, 0)
+    return values, power, vectors
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _eigen_power(a, alpha):
-    values, vectors = _eigen(a)
-    return _matmul(vectors * _power(values, alpha)[..., None, :], jnp.swapaxes(vectors, -1, -2))
+    _, power, vectors = _eigen(a, alpha)
+    return _multiply(vectors * power[..., None, :], transpose(vectors))
 
 
 @_eigen_power.defjvp
 def _eigen_power_jvp(alpha, primals, tangents):
     (a,), (da,) = primals, tangents
-    values, vectors = _eigen(a)
-    power = _power(values, alpha)
-    out = _matmul(vectors * power[..., None, :], jnp.swapaxes(vectors, -1, -2))
-    # Daleckii–Krein: the derivative is the divided difference (λᵢ^α − λⱼ^α)/(λᵢ − λⱼ) in the
-    # eigenbasis; with λ the larger and r = 1 + d ≤ 1 the ratio, λ^(α−1) (1 − r^α)/(1 − r).
+    values, power, vectors = _eigen(a, alpha)
+    # Daleckii–Krein: in the eigenbasis the derivative is the divided difference
+    # (λᵢ^α − λⱼ^α)/(λᵢ − λⱼ); with λ the larger and 1 + d ≤ 1 the ratio of the two,
+    # λ^(α−1) ((1 + d)^α − 1)/d.
     large = jnp.maximum(values[..., :, None], values[..., None, :])
     small = jnp.minimum(values[..., :, None], values[..., None, :])
     positive = large > 0
     large = jnp.where(positive, large, 1)
     d = (small - large) / large
-    apart = d < 0
-    d = jnp.where(apart & (d > -1), d, -0.5)
-    ratio = jnp.where(apart, jnp.expm1(alpha * jnp.log1p(d)) / d, alpha)
-    ratio = jnp.where(small > 0, ratio, 1)
+    inside = (d < 0) & (d > -1)
+    safe = jnp.where(inside, d, -0.5)
+    ratio = jnp.where(inside, jnp.expm1(alpha * jnp.log1p(safe)) / safe, jnp.where(d < 0, 1, alpha))
     differences = jnp.where(positive, large ** (alpha - 1) * ratio, 0)
-    inner = _matmul(_matmul(jnp.swapaxes(vectors, -1, -2), da), vectors)
-    return out, _compose(vectors, differences * inner)
+    inner = differences * _multiply(_multiply(transpose(vectors), da), vectors)
+    out = _multiply(vectors * power[..., None, :], transpose(vectors))
+    return out, _multiply(_multiply(vectors, inner), transpose(vectors))
