@@ -500,16 +500,19 @@ def read(path: str | Path) -> Mapping[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        found = re.search(r"Unsupported \w+: (?:GLOBAL )?([\w.]+)", str(error))
-        what = f"asks for '{found[1]}', which could run code" if found else "cannot be read"
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        why = (
+            f"asks for {found[1]}, which could run code" if found else "is damaged or no state dict"
+        )
         raise UsageError(
-            f"{path} is refused because it {what}; give a file with a state dict of tensors alone."
+            f"{path} is refused: it {why}; give one with a state dict alone."
         ) from error
 
 
 def main(arguments: list[str]) -> None:
     if len(arguments) != 2:
         raise app.UsageError("Give one file of weights.")
+    logging.set_verbosity(logging.ERROR)  # Orbax narrates
     config = _CONFIG.value.model
     found = conversion(read(arguments[1]), config, _ALLOW_MISSING.value)
     save_variables(_WORKDIR.value, found.variables)

@@ -229,7 +229,8 @@ class Attack:
 def test_a_pickle_runs_no_code(tmp_path):
     """With PyTorch, in whose absence the file is not opened, it is refused before anything runs."""
     path = tmp_path / "attack.pth.tar"
-    path.write_bytes(pickle.dumps({"state_dict": {"conv1.weight": Attack(tmp_path / "ran")}}))
+    weights = {"state_dict": {"conv1.weight": Attack(tmp_path / "ran")}}
+    path.write_bytes(pickle.dumps(weights, protocol=2))
     has_torch = importlib.util.find_spec("torch") is not None
     with pytest.raises(UsageError, match="could run code" if has_torch else "needs PyTorch"):
         read(path)
