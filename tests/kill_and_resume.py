@@ -1,6 +1,6 @@
 """Kills a run at random moments until it is through, and compares it with one never stopped.
 
-`python tests/kill_and_resume.py [--kills=5] [--seed=0] [main.py arguments]` prints where each kill
+`python -m tests.kill_and_resume [--kills=5] [--seed=0] [main.py arguments]` prints where each kill
 fell and exits with 1 unless parameters, optimizer state and metrics are equal bit for bit. Without
 arguments for main.py the run is six epochs of a small network on the digits, with a checkpoint
 every third step, so that kills fall into saves as well.
@@ -11,17 +11,18 @@ import json
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.launch import launch, run
+
 DIGITS = (
     "--config=configs/digits.py",
     "--config.model.backbone=resnet8_cifar",
@@ -30,24 +31,18 @@ DIGITS = (
 )
 
 
-def launch(workdir: Path, arguments: list[str]) -> subprocess.Popen:
-    command = [sys.executable, "main.py", f"--workdir={workdir}", *arguments]
-    return subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
 def newest_step(workdir: Path) -> int:
     """Of the whole checkpoints."""
     steps = (path.name for path in (workdir / "checkpoints").glob("*") if path.name.isdigit())
     return max(map(int, steps), default=0)
 
 
-def finish(process: subprocess.Popen) -> str:
-    output, _ = process.communicate()
-    if process.returncode:
-        raise SystemExit(f"The run failed with {process.returncode}:\n{output}")
-    return output
+def complete(workdir: Path, arguments: Sequence[str]) -> str:
+    """Runs to the end; the last line."""
+    code, output = run("main.py", f"--workdir={workdir}", *arguments, timeout=3600)
+    if code:
+        raise SystemExit(f"The run failed with {code}:\n{output}")
+    return output.splitlines()[-1]
 
 
 def final_state(workdir: Path) -> dict[str, np.ndarray]:
@@ -93,19 +88,19 @@ def main() -> None:
     rng = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
         whole, broken = Path(folder, "whole"), Path(folder, "broken")
-        print(finish(launch(whole, arguments)).splitlines()[-1], flush=True)
+        print(complete(whole, arguments), flush=True)
         # The first checkpoints may be gone at the end; the moments spread over the whole run.
         last = newest_step(whole)
         targets = sorted(rng.sample(range(1, last), options.kills))
         for target in targets:
-            process = launch(broken, arguments)
+            process = launch("main.py", f"--workdir={broken}", *arguments)
             while newest_step(broken) < target and process.poll() is None:
                 time.sleep(0.001)
             time.sleep(rng.uniform(0, 0.3))
             process.send_signal(signal.SIGKILL)
             process.communicate()
             print(f"Killed after checkpoint {newest_step(broken)} of {last} steps.", flush=True)
-        print(finish(launch(broken, arguments)).splitlines()[-1], flush=True)
+        print(complete(broken, arguments), flush=True)
         found = unequal(whole, broken)
         shutil.rmtree(broken)
     print("\n".join(found) or "Equal bit for bit: parameters, optimizer state and metrics.")

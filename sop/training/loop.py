@@ -75,9 +75,9 @@ def train(
     with closing(checkpoints), StopRequest(mesh) as stop:
         restored = checkpoints.restore_newest(template)
         if restored is None:
+            loaded = load_variables(config.init_from) if config.init_from else None
             variables = jax.jit(make_variables, out_shardings=replicated(mesh))()
-            if config.init_from:
-                loaded = load_variables(config.init_from)
+            if loaded is not None:
                 variables = pretrained.merge(variables, loaded, config.init_from, reporter.say)
                 variables = jax.device_put(variables, replicated(mesh))
             begin = partial(init_state, tx=optimizers[0])
