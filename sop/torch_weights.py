@@ -483,7 +483,7 @@ def read(path: str | Path) -> Mapping[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"There is no file {path}.")
-    extra = "install it with `pip install 'sop[weights]'`"
+    extra = "install it with `pip install -e '.[weights]'`"
     if path.suffix == ".safetensors":
         try:
             from safetensors.numpy import load_file
@@ -498,7 +498,7 @@ def read(path: str | Path) -> Mapping[str, Any]:
     except ImportError as error:
         raise UsageError(f"Reading {path} needs PyTorch; {extra}.") from error
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         why = (
@@ -507,6 +507,9 @@ def read(path: str | Path) -> Mapping[str, Any]:
         raise UsageError(
             f"{path} is refused: it {why}; give one with a state dict alone."
         ) from error
+    if not isinstance(weights, Mapping):
+        raise UsageError(f"{path} holds {type(weights).__name__}, not a state dict.")
+    return weights
 
 
 def main(arguments: list[str]) -> None:

@@ -214,7 +214,7 @@ def test_read_refuses(tmp_path, monkeypatch):
         read(tmp_path / "broken.safetensors")
     monkeypatch.setitem(sys.modules, "torch", None)
     (tmp_path / "some.pth").write_bytes(b"")
-    with pytest.raises(UsageError, match=r"needs PyTorch; install it with `pip install 'sop\[w"):
+    with pytest.raises(UsageError, match=r"needs PyTorch; install it with `pip install -e '\.\[w"):
         read(tmp_path / "some.pth")
 
 
