@@ -69,8 +69,7 @@ class GSoP(nn.Module):
     'channel' x·c; 'position' ReLU(x·p); 'fusion_avg' x·c + ReLU(x·p); 'fusion_max'
     max(x·c, ReLU(x·p)); 'fusion_concat' BN(conv₁(x·c) + conv₂(ReLU(x·p))), each a grouped
     (2f+5) × 1 convolution with g = C/64 groups and f = ⌊log₂(32/g)⌋.
-    Gao et al., "Global Second-order Pooling Convolutional Networks", CVPR 2019, §3.1 (channel),
-    §3.2 (position and fusion).
+    Gao et al., "Global Second-order Pooling Convolutional Networks", CVPR 2019, §3.
 
     Attributes:
       dim: d, the width that the features are reduced to before the covariance.
@@ -158,7 +157,7 @@ class CompactGSoP(nn.Module):
 
     x · sigmoid(BN(W₂ BN(rowconv(Σ)))) with Σ = Σᵢ (yᵢ−ȳ)(yᵢ−ȳ)ᵀ, not divided by n, of
     y = ReLU(BN(W₁ x)); all convolutions with bias, initialised as PyTorch does by default.
-    After Gao et al., CVPR 2019, §3.1.
+    After Gao et al., CVPR 2019, §3.
 
     Attributes:
       dim: d, the width of y.

@@ -176,7 +176,7 @@ class MaxEntropyPool(LocalPool):
 
     λ → 0 is average, λ → ∞ maximum pooling; padding never takes part. Here λ is a number, or a
     parameter that starts as this number; `GFGP` makes it from the features.
-    Kobayashi, "Global Feature Guided Local Pooling", ICCV 2019, §3.1.
+    Kobayashi, "Global Feature Guided Local Pooling", ICCV 2019.
 
     Attributes as in `LocalPool`, and:
       lam: λ.
@@ -219,7 +219,7 @@ class GFGP(LocalPool):
 
     λ = act(BN(W₂ ReLU(BN(W₁ GAP(x) + b₁)) + b₂)), one for each image and channel, with W₁: C → C/2
     and W₂: C/2 → C; then `MaxEntropyPool` with this λ.
-    Kobayashi, "Global Feature Guided Local Pooling", ICCV 2019, §3.2.
+    Kobayashi, "Global Feature Guided Local Pooling", ICCV 2019.
 
     Attributes as in `LocalPool`, and:
       activation: act.

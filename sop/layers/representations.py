@@ -119,7 +119,7 @@ class BilinearCNN(nn.Module):
     """Bilinear pooling (B-CNN): Y = (1/n) Σᵢ xᵢxᵢᵀ, signed square root, ℓ₂-normalised.
 
     sign(Y)·√(|Y| + 1e-8) elementwise, flattened, divided by its norm.
-    Lin et al., "Bilinear CNN Models for Fine-grained Visual Recognition", ICCV 2015, §3.
+    Lin et al., "Bilinear CNN Models for Fine-grained Visual Recognition", ICCV 2015, §2.
 
     Attributes:
       dtype: compute type of x; None: that of x. Sums and roots are float32.

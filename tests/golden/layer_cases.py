@@ -3,6 +3,8 @@
 `python -m tests.golden.layer_cases` prints the table for the copies in tests/golden/layers;
 `--golden=DIR` takes another folder, `--copy` first fills tests/golden/layers from it. Copies keep
 only every k-th entry of large outputs and gradients, to keep the repository light.
+On a GPU set JAX_DEFAULT_MATMUL_PRECISION=highest: the 1×1 convolutions have JAX's default
+precision, TF32 there; covariances and square roots ask for float32 themselves.
 """
 
 import argparse

@@ -96,3 +96,19 @@ def test_finite(name, size, dtype):
             compiler_options={"xla_backend_optimization_level": 0},
         )(inputs)
         assert_finite(names, found)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.__name__)
+def test_finite_for_every_lambda(dtype):
+    module = zoo.LAYERS["MaxEntropyPool constant"]
+    names, inputs = hard_inputs((2, 3, 4, 2), dtype)
+    lambdas = jnp.array([0, 1e-8, 50, 1e4])
+    run = outputs_and_gradients(module, False)
+
+    @jax.jit
+    def all_of_them(xs):
+        over_lambda = jax.vmap(run, (None, {"params": {"lam": 0}}))
+        variables = {"params": {"lam": lambdas[:, None]}}
+        return jax.lax.map(lambda x: over_lambda(x, variables), xs)
+
+    assert_finite(names, all_of_them(inputs))
