@@ -122,13 +122,14 @@ class BilinearCNN(nn.Module):
     Lin et al., "Bilinear CNN Models for Fine-grained Visual Recognition", ICCV 2015, §2.
 
     Attributes:
+      vectorize: False keeps the matrix and normalises its columns, as the original's option does.
       dtype: compute type of x; None: that of x. Sums and roots are float32.
 
     Call:
       x: [B, H, W, C], any floating dtype; train: without effect.
 
     Returns:
-      [B, C²], float32.
+      [B, C²], or [B, C, C] without `vectorize`; float32.
 
     Raises:
       ValueError: x is no feature map.
@@ -138,12 +139,13 @@ class BilinearCNN(nn.Module):
     (2, 64)
     """
 
+    vectorize: bool = True
     dtype: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         require_feature_map(self, x)
-        return ops.bilinear(ops.widen(x.astype(self.dtype or x.dtype)))
+        return ops.bilinear(ops.widen(x.astype(self.dtype or x.dtype)), self.vectorize)
 
 
 class CompactBilinear(nn.Module):

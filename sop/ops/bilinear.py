@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from sop.ops.covariance import PRECISION, positions, require_feature_map
+from sop.ops.covariance import positions, require_feature_map, second_moment
 
 _THRESHOLD = 1e-8
 
@@ -18,17 +18,17 @@ def signed_sqrt(y):
     return jnp.sign(y) * jnp.sqrt(jnp.abs(y) + _THRESHOLD)
 
 
-def l2_normalize(y):
-    """y / max(‖y‖₂, 1e-12) along the last axis, finite with its gradient at zero; dtype of y.
+def l2_normalize(y, axis=-1):
+    """y / max(‖y‖₂, 1e-12) along an axis, finite with its gradient at zero; dtype of y.
 
     >>> import jax.numpy as jnp
     >>> l2_normalize(jnp.array([3.0, 4.0]))
     Array([0.6, 0.8], dtype=float32)
     """
-    return y / jnp.sqrt(jnp.maximum(jnp.sum(y * y, axis=-1, keepdims=True), 1e-24))
+    return y / jnp.sqrt(jnp.maximum(jnp.sum(y * y, axis=axis, keepdims=True), 1e-24))
 
 
-def bilinear(x):
+def bilinear(x, vectorize=True):
     """Bilinear pooling of B-CNN: Y = (1/n) Σᵢ xᵢ xᵢᵀ, signed square root, ℓ₂-normalised.
 
     The mean of outer products is not centred; the root is sign(Y)·√(|Y| + 1e-8) elementwise.
@@ -37,9 +37,11 @@ def bilinear(x):
 
     Args:
       x: features [B, H, W, C], any floating dtype.
+      vectorize: False keeps the matrix, whose columns are normalised instead, as the original's
+        option does.
 
     Returns:
-      [B, C²], float32 (float64 for float64 x).
+      [B, C²], or [B, C, C] without `vectorize`, float32 (float64 for float64 x).
 
     Raises:
       ValueError: x is not a floating [B, H, W, C] with at least one position and one channel.
@@ -50,8 +52,9 @@ def bilinear(x):
     """
     require_feature_map(x)
     x = positions(x)
-    y = jnp.einsum("bnc,bnd->bcd", x, x, precision=PRECISION) / x.shape[1]
-    return l2_normalize(signed_sqrt(y).reshape(y.shape[0], -1))
+    y = second_moment(x) / x.shape[1]
+    y = signed_sqrt(y)
+    return l2_normalize(y.reshape(y.shape[0], -1) if vectorize else y, axis=1)
 
 
 def tensor_sketch_hashes(seed, channels, projected_dim):
@@ -118,7 +121,7 @@ def compact_bilinear(x, hash_1, sign_1, hash_2, sign_2, projected_dim=8192):
             )
     x = positions(x)
     # The sketch is linear in the outer product: entry (c, d) of XᵀX goes to hash_1[c] + hash_2[d].
-    y = jnp.einsum("bnc,bnd->bcd", x, x, precision=PRECISION)
+    y = second_moment(x)
     y = y * sign_1[:, None] * sign_2[None, :]
     target = (jnp.asarray(hash_1)[:, None] + jnp.asarray(hash_2)[None, :]) % projected_dim
     y = (

@@ -122,3 +122,12 @@ def test_attention_keeps_half_precision_within_its_range():
     x = jnp.full((1, 2, 2, 3), 6e4, jnp.float16)
     y = module.apply({"params": {"w": jnp.full(3, 1.0)}}, x, False)
     assert np.all(np.asarray(y) == np.finfo(np.float16).max)
+
+
+def test_matrix_of_bilinear_cnn_has_columns_of_unit_length():
+    x = jax.random.normal(jax.random.key(0), (2, 3, 3, 4))
+    y = layers.BilinearCNN(vectorize=False).apply({}, x, False)
+    np.testing.assert_allclose(np.linalg.norm(y, axis=1), np.ones((2, 4)), rtol=1e-5)
+    vector = layers.BilinearCNN().apply({}, x, False).reshape(2, 4, 4)
+    ratio = y / vector  # the same up to the scale of each column
+    np.testing.assert_allclose(ratio, np.broadcast_to(ratio[:, :1], ratio.shape), rtol=1e-4)

@@ -60,6 +60,7 @@ def outputs_and_gradients(module, train):
 # Variants that meet a single position or channel as another layer of the list does.
 FEW_POSITIONS_ONLY = {
     "MPNCOV matrix",
+    "BilinearCNN matrix",
     "MPNCOV eigh 0.3",
     "GSoP channel",
     "GSoP position",

@@ -19,6 +19,7 @@ REPRESENTATIONS: dict[str, Callable] = {
     "MPNCOV eigh 0.3": layers.MPNCOV(reduction=4, normalization="eigh", alpha=0.3),
     "MPNCOV none": layers.MPNCOV(normalization="none"),
     "BilinearCNN": layers.BilinearCNN(),
+    "BilinearCNN matrix": layers.BilinearCNN(vectorize=False),
     "CompactBilinear": layers.CompactBilinear(projected_dim=16),
 }
 ATTENTIONS = {
