@@ -74,6 +74,7 @@ def test_initialisation():
     values = tracing.initial(config, 30, ("denselayer24/conv2", "transition3/pool", "classifier"))
     layer = values["features/denseblock3/denselayer24/conv2/kernel"]
     np.testing.assert_allclose(layer.std(), (2 / (9 * 128)) ** 0.5, rtol=0.02)
+    assert np.abs(layer).max() > 3 * layer.std()  # nothing is cut off
     pool = values["features/transition3/pool/squeeze/kernel"]
     np.testing.assert_allclose(pool.std(), (2 / 512) ** 0.5, rtol=0.02)
     assert not values["classifier/bias"].any()
