@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from sop.ops.covariance import PRECISION, at_least_float32, require_feature_map
+from sop.ops.precision import narrow
 
 
 def _dot(values, weight):
@@ -27,8 +28,8 @@ def _descriptor(total, count, peak, weights, biases, inner_tanh):
     return psi * _dot(phi, weights[2]) + b2
 
 
-def _rescale(x, gate):
-    return (at_least_float32(x) * (1 + gate)).astype(x.dtype)
+def _rescale(x, gate, dtype):
+    return narrow(x * (1 + gate), dtype)
 
 
 def _require_vectors(name, vectors, size, count=3):
@@ -69,7 +70,7 @@ def cgd(x, weights, biases=None, inner_tanh=True):
     total, peak = wide.sum(axis=(1, 2)), wide.max(axis=(1, 2))
     count = x.shape[1] * x.shape[2]
     gate = jnp.tanh(_descriptor(total, count, peak, weights, biases, inner_tanh))
-    return _rescale(x, gate[:, None, None, :])
+    return _rescale(wide, gate[:, None, None, :], x.dtype)
 
 
 def spatial_cgd(x, row_weights, column_weights, row_biases=None, column_biases=None):
@@ -108,7 +109,7 @@ def spatial_cgd(x, row_weights, column_weights, row_biases=None, column_biases=N
         total.sum(axis=1), height * channels, peak.max(axis=1), column_weights, column_biases, True
     )
     gate = jnp.tanh(rows[:, :, None] * columns[:, None, :])
-    return _rescale(x, gate[..., None])
+    return _rescale(wide, gate[..., None], x.dtype)
 
 
 def toy_cgd(x, weight):
@@ -130,5 +131,6 @@ def toy_cgd(x, weight):
     """
     require_feature_map(x)
     _require_vectors("weight", [weight], x.shape[3], 1)
-    mean = at_least_float32(x).mean(axis=(1, 2))
-    return _rescale(x, jnp.tanh(mean * _dot(mean, weight))[:, None, None, :])
+    wide = at_least_float32(x)
+    mean = wide.mean(axis=(1, 2))
+    return _rescale(wide, jnp.tanh(mean * _dot(mean, weight))[:, None, None, :], x.dtype)

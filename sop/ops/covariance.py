@@ -1,5 +1,6 @@
 """Second-order statistics of feature maps and the vectors made of them."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -44,6 +45,24 @@ def centre(x):
     return x - x.mean(axis=1, keepdims=True)
 
 
+@jax.custom_jvp
+def second_moment(x):
+    """Σᵢ xᵢ xᵢᵀ over positions: [B, n, C] → [B, C, C]."""
+    return _outer(x, x)
+
+
+@second_moment.defjvp
+def _second_moment_jvp(primals, tangents):
+    # The two terms of the product rule are transposes of one another: one multiplication.
+    (x,), (dx,) = primals, tangents
+    w = _outer(x, dx)
+    return second_moment(x), w + jnp.swapaxes(w, 1, 2)
+
+
+def _outer(x, y):
+    return jnp.einsum("bnc,bnd->bcd", x, y, precision=PRECISION)
+
+
 def covariance(x):
     """Covariance of the channels over positions, Σ = (1/n) Σᵢ (xᵢ − x̄)(xᵢ − x̄)ᵀ, n = H·W.
 
@@ -65,7 +84,7 @@ def covariance(x):
     """
     require_feature_map(x)
     x = centre(positions(x))
-    return jnp.einsum("bnc,bnd->bcd", x, x, precision=PRECISION) / x.shape[1]
+    return second_moment(x) / x.shape[1]
 
 
 def position_covariance(x):
@@ -92,7 +111,7 @@ def position_covariance(x):
     x = positions(x)
     m = x.shape[1]
     total = x.sum(axis=2)
-    products = jnp.einsum("bmc,bkc->bmk", x, x, precision=PRECISION)
+    products = second_moment(jnp.swapaxes(x, 1, 2))
     return products / m - total[:, :, None] * total[:, None, :] / m**2
 
 

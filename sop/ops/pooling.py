@@ -1,10 +1,15 @@
 """Local pooling: windows of maximum entropy, maximum, average; adaptive average."""
 
+import dataclasses
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from sop.ops.covariance import PRECISION, at_least_float32, require_feature_map
+from sop.ops.precision import narrow
 
 
 def pool_padding(shape, window, strides, padding=(0, 0), ceil_mode=False):
@@ -50,15 +55,98 @@ def pool_padding(shape, window, strides, padding=(0, 0), ceil_mode=False):
     return tuple(counts), tuple(pads)
 
 
-def _windows(x, window, strides, counts, pads, fill):
-    """The window's positions as a list of [B, H', W', C], one per place in the window."""
-    x = lax.pad(x, jnp.asarray(fill, x.dtype), ((0, 0, 0), *((*p, 0) for p in pads), (0, 0, 0)))
-    places = []
-    for i in range(window[0]):
-        for j in range(window[1]):
-            stop = (i + (counts[0] - 1) * strides[0] + 1, j + (counts[1] - 1) * strides[1] + 1)
-            places.append(x[:, i : stop[0] : strides[0], j : stop[1] : strides[1]])
-    return places
+@dataclasses.dataclass(frozen=True)
+class _Grid:
+    """Where windows lie: the arguments of `pool_padding` and what it found."""
+
+    size: tuple[int, int]
+    window: tuple[int, int]
+    strides: tuple[int, int]
+    counts: tuple[int, int]
+    pads: tuple[tuple[int, int], tuple[int, int]]
+
+    def places(self, x):
+        """For each place in the window: its entries [B, H', W', C], and which are inside x.
+
+        The second is [1, H', W', 1], or None where all are.
+        """
+        pads = ((0, 0, 0), *((*pad, 0) for pad in self.pads), (0, 0, 0))
+        x = lax.pad(x, jnp.zeros((), x.dtype), pads)
+        for place in np.ndindex(*self.window):
+            starts = zip(place, self.counts, self.strides, strict=True)
+            rows, columns = (slice(i, i + (n - 1) * stride + 1, stride) for i, n, stride in starts)
+            yield x[:, rows, columns], self._inside(place)
+
+    def _inside(self, place):
+        inside = []
+        for axis in range(2):
+            at = np.arange(self.counts[axis]) * self.strides[axis] + place[axis]
+            at -= self.pads[axis][0]
+            inside.append((at >= 0) & (at < self.size[axis]))
+        inside = np.logical_and.outer(*inside)[None, :, :, None]
+        return None if inside.all() else inside
+
+
+def _only(inside, values, otherwise):
+    return values if inside is None else jnp.where(inside, values, otherwise)
+
+
+def _reference(x, lam, grid):
+    """The entry of each window that the softmax peaks at: its largest, smallest for λ < 0."""
+    sign = jnp.where(lam < 0, -1.0, 1.0)
+    lowest = jnp.finfo(x.dtype).min
+    peaks = [_only(inside, sign * place, lowest) for place, inside in grid.places(x)]
+    return lax.stop_gradient(sign * functools.reduce(jnp.maximum, peaks))
+
+
+def _moments(x, lam, reference, grid):
+    """Σ e, Σ e d / Σ e and Σ e d² / Σ e over windows, d = x − reference, e = exp(λ d)."""
+    total = first = second = 0.0
+    for place, inside in grid.places(x):
+        d = _only(inside, place - reference, 0)
+        e = _only(inside, jnp.exp(lam * d), 0)
+        total += e
+        first += e * d
+        second += e * d * d
+    return total, first / total, second / total
+
+
+def _pool(x, lam, grid):
+    reference = _reference(x, lam, grid)
+    return reference + _moments(x, lam, reference, grid)[1]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _pool_tiles(x, lam, grid):
+    """`_pool` where windows tile the map: each entry is in one window, its gradient in one pass."""
+    return _pool(x, lam, grid)
+
+
+def _pool_tiles_backward(grid, residuals, cotangent):
+    x, lam = residuals
+    reference = _reference(x, lam, grid)
+    total, mean, square = _moments(x, lam, reference, grid)
+    to_lam = cotangent * (square - mean * mean)
+    summed = [axis for axis in range(4) if lam.shape[axis] < cotangent.shape[axis]]
+    batch, _, _, channels = x.shape
+    rows, columns = (n * k for n, k in zip(grid.counts, grid.window, strict=True))
+    pads = [(0, 0, 0), *((*pad, 0) for pad in grid.pads), (0, 0, 0)]
+    tiles = lax.pad(x, jnp.zeros((), x.dtype), pads).reshape(
+        batch, grid.counts[0], grid.window[0], grid.counts[1], grid.window[1], channels
+    )
+    reference, share, mean, lam = (
+        a[:, :, None, :, None] for a in (reference, cotangent / total, mean, lam)
+    )
+    d = tiles - reference
+    # Only padding, whose gradient is dropped, is beyond the reference.
+    gradient = share * jnp.exp(jnp.minimum(lam * d, 0)) * (1 + lam * (d - mean))
+    back = [(-low, -high, interior) for low, high, interior in pads]
+    gradient = gradient.reshape(batch, rows, columns, channels)
+    gradient = lax.pad(gradient, jnp.zeros((), x.dtype), back)
+    return gradient, to_lam.sum(summed, keepdims=True)
+
+
+_pool_tiles.defvjp(lambda x, lam, grid: (_pool(x, lam, grid), (x, lam)), _pool_tiles_backward)
 
 
 def max_entropy_pool(x, lam, window=(2, 2), strides=None, padding=(0, 0), ceil_mode=False):
@@ -90,24 +178,12 @@ def max_entropy_pool(x, lam, window=(2, 2), strides=None, padding=(0, 0), ceil_m
     counts, pads = pool_padding(x.shape[1:3], window, strides, padding, ceil_mode)
     shape = (x.shape[0], *counts, x.shape[3])
     lam = at_least_float32(jnp.asarray(lam))
-    if lam.ndim not in (0, 4) or jnp.broadcast_shapes(lam.shape, shape) != shape:
+    lam = lam.reshape((1,) * 4) if lam.ndim == 0 else lam
+    if lam.ndim != 4 or any(a not in (1, b) for a, b in zip(lam.shape, shape, strict=True)):
         raise ValueError(f"lam has shape {lam.shape}: it must broadcast to the output, {shape}.")
-    places = _windows(at_least_float32(x), window, strides, counts, pads, 0)
-    inside = _windows(np.ones((1, *x.shape[1:3], 1), bool), window, strides, counts, pads, False)
-    # For λ < 0 the softmax peaks at the minimum, so the reference below is that of −x.
-    sign = jnp.where(lam < 0, -1.0, 1.0)
-    lowest = jnp.finfo(places[0].dtype).min
-    reference = places[0] * 0 + lowest
-    for place, valid in zip(places, inside, strict=True):
-        reference = jnp.maximum(reference, jnp.where(valid, sign * place, lowest))
-    reference = lax.stop_gradient(sign * reference)
-    total = weighted = 0.0
-    for place, valid in zip(places, inside, strict=True):
-        difference = jnp.where(valid, place - reference, 0)
-        e = jnp.where(valid, jnp.exp(lam * difference), 0)
-        total += e
-        weighted += e * difference
-    return (reference + weighted / total).astype(x.dtype)
+    grid = _Grid(x.shape[1:3], tuple(window), tuple(strides), counts, pads)
+    pool = _pool_tiles if grid.strides == grid.window else _pool
+    return narrow(pool(at_least_float32(x), lam, grid), x.dtype)
 
 
 def adaptive_average_pool(x, shape):
@@ -135,7 +211,7 @@ def adaptive_average_pool(x, shape):
     rows = _adaptive_average_matrix(x.shape[1], shape[0])
     columns = _adaptive_average_matrix(x.shape[2], shape[1])
     y = jnp.einsum("ph,bhwc,qw->bpqc", rows, at_least_float32(x), columns, precision=PRECISION)
-    return y.astype(x.dtype)
+    return narrow(y, x.dtype)
 
 
 def _adaptive_average_matrix(source, target):
