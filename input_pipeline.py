@@ -17,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from sop.data import randomness, transforms
-from sop.data.images import BadImageError, image_size, is_jpeg
+from sop.data.images import BadImageError, Region, image_size, is_jpeg, reduction
 from sop.data.normalization import check_normalization
 from sop.data.sources import Source, open_source
 from sop.errors import UsageError
@@ -268,8 +268,8 @@ class _CachedImages:
         first = self._rest.transforms[0] if self._rest.transforms else None
         if not isinstance(first, transforms.Sampling) or not is_jpeg(self.source[0][0]):
             return
-        whole = transforms.Region(0, 0, *shape[:2], first.output_size(None))
-        if transforms.reduction(whole) > 1:
+        whole = Region(0, 0, *shape[:2], first.output_size(None))
+        if reduction(whole) > 1:
             raise UsageError(
                 f"config.input.cache would keep images of {_by(shape)} to make crops of "
                 f"{_by(whole.size)}; put a resize before the random crop, or set cache to False."

@@ -1,26 +1,19 @@
 """Encoded bytes → uint8 RGB images, decoded only as large as needed, and resizing."""
 
+import dataclasses
 import io
-import math
+from collections.abc import Callable
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 # The pipeline's own threads are the parallelism; OpenCV's would compete with them.
 cv2.setNumThreads(0)
 
-# The "reduced" flags with "RGB" in the place of "BGR".
-_REDUCED = {
-    1: cv2.IMREAD_COLOR_RGB,
-    2: cv2.IMREAD_REDUCED_GRAYSCALE_2 | cv2.IMREAD_COLOR_RGB,
-    4: cv2.IMREAD_REDUCED_GRAYSCALE_4 | cv2.IMREAD_COLOR_RGB,
-    8: cv2.IMREAD_REDUCED_GRAYSCALE_8 | cv2.IMREAD_COLOR_RGB,
-}
-_EXIF_ORIENTATION = 0x0112
-_JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
 _PNG_START, _PNG_END = b"\x89PNG", b"IEND"
-_NO_IMAGE = "its bytes are not an image"
+_EXIF_ORIENTATION = 0x0112
+_TURNED = (5, 6, 7, 8)  # orientations that swap height and width
 
 
 class BadImageError(ValueError):
@@ -28,21 +21,15 @@ class BadImageError(ValueError):
 
 
 def is_jpeg(data: bytes) -> bool:
-    return data.startswith(_JPEG_START)
+    return data.startswith(b"\xff\xd8")
 
 
 def image_size(data: bytes) -> tuple[int, int]:
     """(height, width) of an encoded image as `decode` will return it; only the header is read."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            width, height = image.size
-            turned = image.getexif().get(_EXIF_ORIENTATION, 1) >= 5
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise BadImageError(_NO_IMAGE) from error
-    return (width, height) if turned else (height, width)
+    return _turned_size(_open(data))
 
 
-def decode(data: bytes, reduction: int = 1) -> np.ndarray:
+def decode(data: bytes) -> np.ndarray:
     """An encoded image → uint8 [H, W, 3], RGB, turned as its EXIF orientation says.
 
     Greyscale is repeated over the channels, palettes are looked up, an alpha channel is dropped,
@@ -50,46 +37,102 @@ def decode(data: bytes, reduction: int = 1) -> np.ndarray:
 
     Args:
       data: JPEG, PNG, or what else OpenCV reads.
-      reduction: 1, 2, 4 or 8: divides height and width (rounding up). JPEG is then decoded at
-        that size, which costs less; other formats have only 1.
 
     Raises:
       BadImageError: The bytes are no image, or one cut short.
     """
-    # OpenCV fills the missing part of a truncated JPEG with grey and says nothing.
     if is_jpeg(data):
-        whole = data.rfind(_JPEG_END) > data.rfind(_JPEG_SCAN)
-    else:
-        whole = not data.startswith(_PNG_START) or _PNG_END in data
-    if not whole:
+        return np.asarray(_load(_open(data)))
+    if data.startswith(_PNG_START) and _PNG_END not in data:
         raise BadImageError("it is cut short")
+    # For small images several times faster than Pillow, and it scales 16-bit samples.
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED[reduction])
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error as error:
-        raise BadImageError(_NO_IMAGE) from error
+        raise BadImageError("its bytes are not an image") from error
     if image is None:
-        raise BadImageError(_NO_IMAGE)
+        raise BadImageError("its bytes are not an image")
     return image
 
 
-def resize(
-    image: np.ndarray, size: tuple[int, int], box: tuple[float, float, float, float] | None = None
-) -> np.ndarray:
-    """uint8 [h, w, 3] → uint8 [*size, 3], bilinear, with a wider (antialiasing) filter to shrink.
+def decode_resized(data: bytes, choose: Callable[[int, int], "Region"]) -> np.ndarray:
+    """A JPEG → uint8 [*size, 3], the region that `choose` names; decoded only as large as needed.
 
-    Pillow does it: published networks were trained and are evaluated with its filter, from which
-    OpenCV's differ by some grey levels.
+    libjpeg halves an image up to three times while it decodes, which costs less than to decode it
+    whole. Two pixels are left for each one of the result, so that the filter of the resizing still
+    decides what the result looks like.
 
     Args:
-      image: The image.
-      size: (height, width) of the result.
-      box: (top, left, bottom, right) of the part to resize, between pixels too; None: all.
+      data: The JPEG.
+      choose: (height, width) of the whole → what to keep of it.
+
+    Raises:
+      BadImageError: The bytes are no image, or one cut short.
     """
-    top, left, bottom, right = box or (0, 0, *image.shape[:2])
-    first_row, first_column = math.floor(top), math.floor(left)
-    image = image[first_row : math.ceil(bottom), first_column : math.ceil(right)]
-    if image.shape[:2] == size == (bottom - top, right - left):
-        return image
-    box = (left - first_column, top - first_row, right - first_column, bottom - first_row)
-    resized = Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR, box=box)
-    return np.asarray(resized)
+    image = _open(data)
+    region = choose(*_turned_size(image))
+    factor = reduction(region)
+    if factor > 1:
+        image.draft(None, (image.width // factor, image.height // factor))
+    return region.cut(_load(image), factor)
+
+
+@dataclasses.dataclass(frozen=True)
+class Region:
+    """A rectangle of an image, in pixels, and the size (height, width) it is resized to."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    size: tuple[int, int]
+
+    def cut(self, image: Image.Image, factor: int = 1) -> np.ndarray:
+        """uint8 [*size, 3], of an image that is reduced by `factor`.
+
+        Bilinear, with a wider (antialiasing) filter to shrink. Pillow does it: published networks
+        were trained and are evaluated with its filter, from which OpenCV's differ by grey levels.
+        """
+        box = (self.left, self.top, self.left + self.width, self.top + self.height)
+        if factor == 1:  # as torchvision: the filter sees nothing outside
+            image = image if box == (0, 0, *image.size) else image.crop(box)
+            box = (0, 0, *image.size)
+        else:
+            box = tuple(edge / factor for edge in box)
+        return np.asarray(image.resize(self.size[::-1], Image.Resampling.BILINEAR, box=box))
+
+
+def reduction(region: Region) -> int:
+    """The largest of 8, 4, 2, 1 by which a JPEG may be reduced before `region` is cut out."""
+    spare = min(region.height / region.size[0], region.width / region.size[1]) / 2
+    return next(factor for factor in (8, 4, 2, 1) if factor <= max(spare, 1))
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise BadImageError("its bytes are not an image") from error
+
+
+def _turned_size(image: Image.Image) -> tuple[int, int]:
+    turned = _orientation(image) in _TURNED
+    return image.size if turned else image.size[::-1]
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION, 1)
+    except (OSError, ValueError, SyntaxError) as error:  # that of a PNG stands behind its pixels
+        raise BadImageError("it is cut short or damaged") from error
+
+
+def _load(image: Image.Image) -> Image.Image:
+    """Decodes, turns by the EXIF orientation and converts to RGB."""
+    try:
+        image.load()
+    except (OSError, ValueError, SyntaxError) as error:
+        raise BadImageError("it is cut short or damaged") from error
+    if _orientation(image) != 1:
+        image = ImageOps.exif_transpose(image)
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy

@@ -15,22 +15,13 @@ from typing import ClassVar
 import cv2
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
+from PIL import Image
 
 from sop.data import images as codec
+from sop.data.images import Region
 from sop.errors import UsageError
 
 Size = tuple[int, int]  # height, width
-
-
-@dataclasses.dataclass(frozen=True)
-class Region:
-    """The rectangle of an image that a sampling transform keeps, and the size it gets."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-    size: Size
 
 
 class Transform:
@@ -59,25 +50,12 @@ class Sampling(Transform):
 
     def __call__(self, images: np.ndarray, draws: np.ndarray) -> np.ndarray:
         size = images.shape[1:3]
-        regions = [self.region(*size, row) for row in draws]
-        return np.stack([sample(*each) for each in zip(images, regions, strict=True)])
-
-
-def sample(image: np.ndarray, region: Region, factor: int = 1) -> np.ndarray:
-    """Resizes `region`, in pixels of the full size, of an image reduced by `factor`."""
-    top, left = region.top / factor, region.left / factor
-    bottom, right = (region.top + region.height) / factor, (region.left + region.width) / factor
-    return codec.resize(image, region.size, (top, left, bottom, right))
-
-
-def reduction(region: Region) -> int:
-    """The largest of 8, 4, 2, 1 by which a JPEG may be reduced before `region` is sampled.
-
-    It leaves two pixels for each one of the result, so that the filter of the resizing still
-    decides what the result looks like.
-    """
-    spare = min(region.height / region.size[0], region.width / region.size[1]) / 2
-    return next(factor for factor in (8, 4, 2, 1) if factor <= max(spare, 1))
+        return np.stack(
+            [
+                self.region(*size, row).cut(Image.fromarray(image))
+                for image, row in zip(images, draws, strict=True)
+            ]
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -384,9 +362,9 @@ class Pipeline:
         first = self.transforms[0] if self.transforms else None
         if not (isinstance(first, Sampling) and codec.is_jpeg(data)):
             return self(codec.decode(data)[None], draws[None])[0]
-        region = first.region(*codec.image_size(data), draws[: first.num_draws])
-        factor = reduction(region)
-        image = sample(codec.decode(data, factor), region, factor)
+        image = codec.decode_resized(
+            data, lambda height, width: first.region(height, width, draws[: first.num_draws])
+        )
         return Pipeline(self.transforms[1:])(image[None], draws[None, first.num_draws :])[0]
 
     def split(self) -> tuple["Pipeline", "Pipeline"]:

@@ -51,17 +51,12 @@ def test_exif_orientation_is_obeyed(picture, kind, orientation):
     np.testing.assert_array_equal(decoded, expected)
     assert images.image_size(data) == decoded.shape[:2]
     if kind == "JPEG":
-        assert images.decode(data, 2).shape == (decoded.shape[0] // 2, decoded.shape[1] // 2, 3)
-
-
-@pytest.mark.parametrize("reduction", [2, 4, 8])
-def test_reduced_jpeg_is_the_mean_of_its_blocks(picture, reduction):
-    data = encode(picture, "JPEG", quality=98, subsampling=0)
-    full, reduced = images.decode(data), images.decode(data, reduction)
-    height, width = 48 // reduction, 64 // reduction
-    blocks = full.reshape(height, reduction, width, reduction, 3).mean((1, 3))
-    assert reduced.shape == (height, width, 3)
-    assert np.abs(reduced - blocks).mean() < 4
+        height, width = decoded.shape[0] // 4, decoded.shape[1] // 4
+        small = images.decode_resized(
+            data, lambda *size: images.Region(0, 0, *size, (height, width))
+        )
+        blocks = decoded.reshape(height, 4, width, 4, 3).mean((1, 3))
+        assert np.abs(small - blocks)[1:-1, 1:-1].mean() < 8
 
 
 def broken(data, kind):
@@ -97,16 +92,17 @@ def test_bytes_after_the_image_do_not_matter(picture, codec):
 
 
 @pytest.mark.parametrize("size", [(48, 64), (20, 30), (96, 100), (20, 100)])
-def test_resize_equals_pillow_on_the_whole_and_on_a_cut(picture, size):
-    array = np.asarray(picture)
+def test_regions_equal_what_pillow_cuts_and_resizes(picture, size):
     expected = picture.resize(size[::-1], Image.Resampling.BILINEAR)
-    np.testing.assert_array_equal(images.resize(array, size), expected)
-    cut = picture.crop((5, 7, 45, 40)).resize(size[::-1], Image.Resampling.BILINEAR)
-    np.testing.assert_array_equal(images.resize(array, size, (7, 5, 40, 45)), cut)
+    whole = images.Region(0, 0, 48, 64, size).cut(picture)
+    np.testing.assert_array_equal(whole, expected)
+    expected = picture.crop((5, 7, 45, 40)).resize(size[::-1], Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(images.Region(7, 5, 33, 40, size).cut(picture), expected)
 
 
-def test_resize_of_a_box_between_pixels_keeps_its_place():
+def test_a_region_of_a_reduced_image_keeps_its_place():
     ramp = np.repeat(np.arange(0, 240, 3, dtype=np.uint8)[None, :, None], 80, 0).repeat(3, 2)
-    resized = images.resize(ramp, (20, 20), (10.5, 20.5, 50.5, 60.5))
+    region = images.Region(21, 41, 80, 80, (20, 20))  # of an image twice as large
+    resized = region.cut(Image.fromarray(ramp), 2)
     centers = 20.5 + 2 * np.arange(20) + 1 - 0.5  # of the results' pixels, in pixels of the ramp
     np.testing.assert_allclose(resized[10, 1:-1, 0], 3 * centers[1:-1], atol=1)
