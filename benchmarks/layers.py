@@ -1,0 +1,439 @@
+"""Each layer, forward and forward + backward, beside the original's own PyTorch code.
+
+`python benchmarks/layers.py --originals=DIR` prints a markdown table. DIR holds checkouts named as
+their repositories: fast-MPN-COV, Global-Second-order-Pooling-Convolutional-Networks, GFGP,
+Compact-Global-Descriptor. Without it, ours is timed alone. Repetitions of the two are interleaved;
+a ratio is the median of the ratios of neighbours, its spread their quartiles.
+"""
+
+import argparse
+import ctypes
+import dataclasses
+import importlib.util
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sop import layers, ops
+
+GSOP = "Global-Second-order-Pooling-Convolutional-Networks"
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A layer at a size.
+
+    Attributes:
+      name: for the table.
+      batch, size, channels: of the input [B, size, size, C].
+      ours: (key, x) → (function of (variables, x), variables).
+      theirs: (originals, x in NCHW) → module or function of x in PyTorch; None: there is none.
+    """
+
+    name: str
+    batch: int
+    size: int
+    channels: int
+    ours: Callable
+    theirs: Callable | None
+
+
+def function(f):
+    return lambda key, x: (lambda _, x: f(x), {})
+
+
+def module(m):
+    """A linen module in training mode; its parameters get gradients too."""
+
+    def make(key, x):
+        variables = m.init(key, x, True)
+        return lambda v, x: m.apply(v, x, True, mutable=["batch_stats"])[0], variables
+
+    return make
+
+
+def load(path, name):
+    """A file of the originals as a module."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules[name] = loaded
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def their_isqrt_cov(num_iters):
+    def make(originals, x):
+        path = originals / "fast-MPN-COV/src/representation/MPNCOV.py"
+        return load(path, "original_mpncov").MPNCOV(num_iters, input_dim=x.shape[1])
+
+    return make
+
+
+def their_bilinear(originals, x):
+    path = originals / "fast-MPN-COV/src/representation/BCNN.py"
+    return load(path, "original_bcnn").BCNN(input_dim=x.shape[1])
+
+
+def their_compact_bilinear(originals, x):
+    import torch
+
+    cbp = load(originals / "fast-MPN-COV/src/representation/CBP.py", "original_cbp")
+
+    class OldTorch:
+        """`torch` with the functions of 2018 that CBP.py calls, on pairs (real, imaginary)."""
+
+        def __getattr__(self, name):
+            return getattr(torch, name)
+
+        @staticmethod
+        def fft(pairs, _):
+            return torch.view_as_real(torch.fft.fft(torch.view_as_complex(pairs)))
+
+        @staticmethod
+        def ifft(pairs, _):
+            return torch.view_as_real(torch.fft.ifft(torch.view_as_complex(pairs.contiguous())))
+
+    cbp.torch = OldTorch()
+    return cbp.CBP(projDim=8192, input_dim=x.shape[1])
+
+
+def their_gsop(originals, x):
+    import types
+
+    import torch
+
+    root = originals / GSOP / "torchvision/models"
+    # Its package is called torchvision and would hide, or be hidden by, the real one.
+    package = types.ModuleType("original_gsop")
+    package.__path__ = [str(root)]
+    sys.modules["original_gsop"] = package
+    block = load(root / "resnet.py", "original_gsop.resnet").Bottleneck
+    planes = x.shape[1] // 4
+    found = block(x.shape[1], planes, attention="1", att_dim=128)
+
+    class Attention(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            for name in (
+                "conv_for_DR",
+                "bn_for_DR",
+                "row_bn",
+                "row_conv_group",
+                "fc_adapt_channels",
+            ):
+                setattr(self, name, getattr(found, name))
+            self.relu, self.relu_normal, self.sigmoid = found.relu, found.relu_normal, found.sigmoid
+
+        def forward(self, x):
+            return x * block.chan_att(self, x)
+
+    return Attention()
+
+
+def their_cgd(originals, x):
+    path = originals / "Compact-Global-Descriptor/attention_best.py"
+    return load(path, "original_cgd").AttentionLayer(x.shape[1], x.shape[1])
+
+
+def torch_max_entropy(x, lam, window, stride, padding):
+    """The equation with unfold and softmax; the original has a CUDA kernel only."""
+    import torch
+    import torch.nn.functional as F
+
+    batch, channels, height, width = x.shape
+    places = F.unfold(x, window, stride=stride, padding=padding)
+    places = places.view(batch, channels, window**2, -1)
+    scores = lam.reshape(-1, lam.shape[1], 1, 1) * places
+    if padding:
+        inside = F.unfold(torch.ones_like(x[:1, :1]), window, stride=stride, padding=padding)
+        scores = scores.masked_fill(inside.view(1, 1, window**2, -1) == 0, float("-inf"))
+    y = (torch.softmax(scores, 2) * places).sum(2)
+    rows, columns = ((n + 2 * padding - window) // stride + 1 for n in (height, width))
+    return y.view(batch, channels, rows, columns)
+
+
+def their_max_entropy(window, stride, padding):
+    def make(originals, x):
+        import torch
+
+        lam = torch.ones(1, 1, 1, 1)
+        return lambda x: torch_max_entropy(x, lam, window, stride, padding)
+
+    return make
+
+
+def their_gfgp(originals, x):
+    """GFGP's layers with the equation in the place of its CUDA kernel."""
+    import torch
+
+    channels = x.shape[1]
+    to_lam = torch.nn.Sequential(
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Conv2d(channels, channels // 2, 1),
+        torch.nn.BatchNorm2d(channels // 2),
+        torch.nn.ReLU(),
+        torch.nn.Conv2d(channels // 2, channels, 1),
+        torch.nn.BatchNorm2d(channels),
+        torch.nn.Sigmoid(),
+    )
+
+    class Pool(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.to_lam = to_lam
+
+        def forward(self, x):
+            return torch_max_entropy(x, self.to_lam(x), 2, 2, 0)
+
+    return Pool()
+
+
+def cases():
+    def add(name, batch, size, channels, ours, theirs):
+        found.append(Case(name, batch, size, channels, ours, theirs))
+
+    found = []
+    for size, channels in ((7, 256), (14, 256), (28, 256), (8, 128), (16, 128), (7, 512)):
+        for n in (3, 5):
+            ours = function(lambda x, n=n: ops.isqrt_cov(x, n))
+            add(f"iSQRT-COV N={n}", 16, size, channels, ours, their_isqrt_cov(n))
+    for size, channels in ((56, 256), (28, 512), (14, 1024), (14, 2048)):
+        add("GSoP channel", 8, size, channels, module(layers.GSoP()), their_gsop)
+    for size, channels in ((112, 64), (56, 256), (28, 512), (14, 512)):
+        ours = function(lambda x: ops.max_entropy_pool(x, 1.0))
+        add("max-ent 2×2/2", 8, size, channels, ours, their_max_entropy(2, 2, 0))
+    ours = function(lambda x: ops.max_entropy_pool(x, 1.0, (3, 3), (2, 2), (1, 1)))
+    add("max-ent 3×3/2", 8, 112, 64, ours, their_max_entropy(3, 2, 1))
+    for size, channels in ((112, 64), (28, 512)):
+        add("GFGP 2×2/2", 8, size, channels, module(layers.GFGP(2)), their_gfgp)
+    for size, channels in ((112, 64), (14, 512), (56, 256)):
+        add("CGD", 8, size, channels, module(layers.CGD()), their_cgd)
+    add("B-CNN", 8, 28, 512, function(ops.bilinear), their_bilinear)
+    # The original's sketches are drawn with seed 1; here as there the hashes are constants.
+    compact = module(layers.CompactBilinear(8192))
+    add("compact bilinear", 8, 28, 512, compact, their_compact_bilinear)
+    return found
+
+
+class Ours:
+    def __init__(self, case, x, dtype):
+        self.x = jnp.asarray(x, dtype)
+        f, variables = case.ours(jax.random.key(0), self.x)
+        self.variables = variables
+        params = variables.get("params", {})
+        rest = {key: value for key, value in variables.items() if key != "params"}
+
+        def apply(params, x):
+            return f({**rest, "params": params}, x)
+
+        self.apply, self.params = apply, params
+        self.forward_step = jax.jit(apply)
+        self.step = jax.jit(self._step)
+
+    def _step(self, params, x, cotangent):
+        y, pullback = jax.vjp(self.apply, params, x)
+        return y, pullback(cotangent)
+
+    def forward(self):
+        return jax.block_until_ready(self.forward_step(self.params, self.x))
+
+    def both(self, cotangent):
+        y, (_, gradient) = jax.block_until_ready(self.step(self.params, self.x, cotangent))
+        return y, gradient
+
+    def residual_bytes(self):
+        """Of what the pullback holds, parameters excepted: the input is part of it."""
+        _, pullback = jax.vjp(self.apply, self.params, self.x)
+        held = {id(a): a.nbytes for a in jax.tree.leaves(pullback) if hasattr(a, "nbytes")}
+        for a in jax.tree.leaves(self.variables):
+            held.pop(id(a), None)
+        return sum(held.values())
+
+
+class Theirs:
+    def __init__(self, case, originals, x, dtype):
+        import torch
+
+        self.torch = torch
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        kind = getattr(torch, dtype)
+        x = torch.tensor(np.moveaxis(x, 3, 1).copy(), dtype=kind, device=self.device)
+        self.x = x.requires_grad_()
+        self.f = case.theirs(originals, self.x)
+        if isinstance(self.f, torch.nn.Module):
+            self.f.to(self.device, kind).train()
+
+    def _wait(self):
+        if self.device == "cuda":
+            self.torch.cuda.synchronize()
+
+    def forward(self):
+        with self.torch.no_grad():
+            y = self.f(self.x)
+        self._wait()
+        return y
+
+    def both(self, cotangent):
+        self.x.grad = None
+        y = self.f(self.x)
+        y.backward(cotangent.reshape(y.shape))
+        self._wait()
+        return y, self.x.grad
+
+    def residual_bytes(self):
+        """Of distinct storages saved for the backward pass, parameters excepted."""
+        held = {}
+
+        def pack(a):
+            held[a.untyped_storage().data_ptr()] = a.untyped_storage().nbytes()
+            return a
+
+        with self.torch.autograd.graph.saved_tensors_hooks(pack, lambda a: a):
+            # Functions that keep an input of theirs save it as well.
+            y = self.f(self.x)
+        if isinstance(self.f, self.torch.nn.Module):
+            for p in self.f.parameters():
+                held.pop(p.untyped_storage().data_ptr(), None)
+        del y
+        return sum(held.values())
+
+
+def nhwc(a):
+    a = a.detach().float().cpu().numpy()
+    return np.moveaxis(a, 1, 3) if a.ndim == 4 else a.reshape(a.shape[0], -1)
+
+
+def clock(run):
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def interleaved(runs, repetitions):
+    """Seconds [runs, repetitions], after two runs of each to compile and warm up."""
+    for run in runs:
+        run()
+        run()
+    return np.array([[clock(run) for run in runs] for _ in range(repetitions)]).T
+
+
+def error(found, expected):
+    found = np.asarray(found, np.float64).reshape(expected.shape)
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+def float64_errors(case, x, cotangent, found):
+    """Errors of (y, dx) of a layer without parameters against the same in float64."""
+    with jax.enable_x64(True):
+        exact = Ours(case, x.astype(np.float64), jnp.float64).both(np.float64(cotangent))
+        exact = [np.asarray(a) for a in exact]
+    return [error(a, b) for a, b in zip(found, exact, strict=True)]
+
+
+def measure(case, arguments):
+    x = np.random.default_rng(0).standard_normal((case.batch, case.size, case.size, case.channels))
+    x = np.maximum(x, 0).astype(np.float32)  # as after a ReLU
+    ours = Ours(case, x, arguments.dtype)
+    y = ours.forward()
+    cotangent = np.random.default_rng(1).standard_normal(y.shape).astype(np.float32)
+    v = jnp.asarray(cotangent, y.dtype)
+    row = {"layer": case.name, "input": f"{case.batch}×{case.channels}×{case.size}×{case.size}"}
+    runs = {"forward": [ours.forward], "both": [lambda: ours.both(v)]}
+    row["residual MB"] = ours.residual_bytes() / 1e6
+    comparable = not ours.params and case.name != "compact bilinear"
+    precise = comparable and arguments.dtype == "float32"
+    if precise:
+        row["error"] = max(float64_errors(case, x, cotangent, ours.both(v)))
+    if arguments.originals is not None and case.theirs is not None:
+        theirs = Theirs(case, arguments.originals, x, arguments.dtype)
+        w = np.moveaxis(cotangent, 3, 1) if cotangent.ndim == 4 else cotangent
+        w = theirs.torch.tensor(w.copy(), dtype=theirs.x.dtype, device=theirs.device)
+        runs["forward"].append(theirs.forward)
+        runs["both"].append(lambda: theirs.both(w))
+        row["their residual MB"] = theirs.residual_bytes() / 1e6
+        if precise:
+            row["their error"] = max(
+                float64_errors(case, x, cotangent, [nhwc(a) for a in theirs.both(w)])
+            )
+    for name, pair in runs.items():
+        seconds = interleaved(pair, arguments.repetitions)
+        row[f"{name} ms"] = float(np.median(seconds[0]) * 1e3)
+        if len(pair) > 1:
+            ratio = seconds[1] / seconds[0]
+            row[f"their {name} ms"] = float(np.median(seconds[1]) * 1e3)
+            row[f"{name} ratio"] = [float(q) for q in np.quantile(ratio, (0.5, 0.25, 0.75))]
+    return row
+
+
+COLUMNS = (
+    ("layer", "{}"),
+    ("input", "{}"),
+    ("forward ms", "{:.2f}"),
+    ("their forward ms", "{:.2f}"),
+    ("forward ratio", "{0[0]:.2f} ({0[1]:.2f}–{0[2]:.2f})"),
+    ("both ms", "{:.2f}"),
+    ("their both ms", "{:.2f}"),
+    ("both ratio", "{0[0]:.2f} ({0[1]:.2f}–{0[2]:.2f})"),
+    ("residual MB", "{:.1f}"),
+    ("their residual MB", "{:.1f}"),
+    ("error", "{:.0e}"),
+    ("their error", "{:.0e}"),
+)
+
+
+def keep_freed_memory():
+    """Tells glibc not to return large blocks to the kernel after every call.
+
+    Otherwise page faults are timed, in both frameworks, instead of the layers.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-4, 0)  # M_MMAP_MAX
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--originals", type=Path, metavar="DIR")
+    parser.add_argument("--only", default="", help="layers whose name or input has this in it")
+    parser.add_argument("--repetitions", type=int, default=15)
+    parser.add_argument("--batch", type=int, help="instead of each case's own")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--json", type=Path, help="write the rows here as well")
+    parser.add_argument("--malloc", action="store_true", help="leave glibc's malloc as it is")
+    arguments = parser.parse_args()
+    if not arguments.malloc:
+        keep_freed_memory()
+    versions = f"jax {jax.__version__}"
+    if arguments.originals is None:
+        print("No --originals=DIR: ours alone.")
+    else:
+        import torch
+
+        versions += f", torch {torch.__version__} on {torch.get_num_threads()} threads"
+    print(f"{jax.devices()[0].device_kind}, {versions}, {arguments.dtype}, {time.strftime('%F')}")
+    print("\n| " + " | ".join(name for name, _ in COLUMNS) + " |")
+    print("|" + " --- |" * len(COLUMNS), flush=True)
+    rows = []
+    for case in cases():
+        if arguments.only not in f"{case.name} {case.channels}×{case.size}×{case.size}":
+            continue
+        if arguments.batch is not None:
+            case = dataclasses.replace(case, batch=arguments.batch)
+        row = measure(case, arguments)
+        rows.append(row)
+        cells = (form.format(row[name]) if name in row else "–" for name, form in COLUMNS)
+        print("| " + " | ".join(cells) + " |", flush=True)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
