@@ -57,10 +57,8 @@ class CGD(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         require_feature_map(self, x)
-        dtype = self.dtype or x.dtype
         weights, biases = _vectors(self, x.shape[-1], self.use_bias)
-        y = ops.cgd(ops.widen(x.astype(dtype)), weights, biases, self.nonlinear)
-        return ops.narrow(y, dtype)
+        return ops.cgd(x.astype(self.dtype or x.dtype), weights, biases, self.nonlinear)
 
 
 class SpatialCGD(nn.Module):
@@ -94,12 +92,10 @@ class SpatialCGD(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         require_feature_map(self, x)
-        dtype = self.dtype or x.dtype
         row_weights, row_biases = _vectors(self, x.shape[1], True, "height_")
         column_weights, column_biases = _vectors(self, x.shape[2], True, "width_")
-        x = ops.widen(x.astype(dtype))
-        y = ops.spatial_cgd(x, row_weights, column_weights, row_biases, column_biases)
-        return ops.narrow(y, dtype)
+        x = x.astype(self.dtype or x.dtype)
+        return ops.spatial_cgd(x, row_weights, column_weights, row_biases, column_biases)
 
 
 class ToyCGD(nn.Module):
@@ -130,6 +126,5 @@ class ToyCGD(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         require_feature_map(self, x)
-        dtype = self.dtype or x.dtype
         weight = self.param("w", _xavier_column, (x.shape[-1],), "float32")
-        return ops.narrow(ops.toy_cgd(ops.widen(x.astype(dtype)), weight), dtype)
+        return ops.toy_cgd(x.astype(self.dtype or x.dtype), weight)

@@ -204,14 +204,12 @@ class MaxEntropyPool(LocalPool):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         require_feature_map(self, x)
         require_choice(self, "learned", self.learned)
-        dtype = self.dtype or x.dtype
         lam = jnp.asarray(self.lam, jnp.float32)
         if self.learned is not None:
             size = 1 if self.learned == "constant" else x.shape[-1]
             lam = self.param("lam", nn.initializers.constant(self.lam), (size,))
             lam = lam[None, None, None, :]
-        y = ops.max_entropy_pool(ops.widen(x.astype(dtype)), lam, **self.geometry())
-        return ops.narrow(y, dtype)
+        return ops.max_entropy_pool(x.astype(self.dtype or x.dtype), lam, **self.geometry())
 
 
 class GFGP(LocalPool):

@@ -93,7 +93,7 @@ class MPNCOV(nn.Module):
         require_count(self, "num_iters", self.num_iters)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"MPNCOV got dropout {self.dropout!r}: give a rate in [0, 1).")
-        x = ops.widen(x.astype(self.dtype or x.dtype))
+        x = x.astype(self.dtype or x.dtype)
         if self.reduction:
             require_count(self, "reduction", self.reduction)
             x = PointwiseConv(self.reduction, use_bias=False, dtype=self.dtype, name="reduce")(x)
@@ -145,7 +145,7 @@ class BilinearCNN(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         require_feature_map(self, x)
-        return ops.bilinear(ops.widen(x.astype(self.dtype or x.dtype)), self.vectorize)
+        return ops.bilinear(x.astype(self.dtype or x.dtype), self.vectorize)
 
 
 class CompactBilinear(nn.Module):
@@ -194,5 +194,5 @@ class CompactBilinear(nn.Module):
             self.variable("constants", name, lambda value=value: jnp.asarray(value)).value
             for name, value in zip(names, drawn, strict=True)
         ]
-        x = ops.widen(x.astype(self.dtype or x.dtype))
+        x = x.astype(self.dtype or x.dtype)
         return ops.compact_bilinear(x, *hashes, self.projected_dim)
