@@ -1,0 +1,41 @@
+"""Each public function of several shapes of input, for the tests that treat them alike."""
+
+import numpy as np
+
+from sop import ops
+
+HASHES = ops.tensor_sketch_hashes(0, 3, 8)
+VECTOR = np.linspace(-1, 1, 3, dtype=np.float32)
+
+
+def on_features(shape):
+    """Name → function of a feature map of this shape with 3 channels, differentiable."""
+    _, height, width, _ = shape
+    rows, columns = np.ones(height, np.float32), np.ones(width, np.float32)
+    return {
+        "covariance": ops.covariance,
+        "position_covariance": ops.position_covariance,
+        "isqrt_cov": ops.isqrt_cov,
+        "isqrt_cov autodiff": lambda x: ops.isqrt_cov(x, autodiff=True),
+        "isqrt_cov N=1": lambda x: ops.isqrt_cov(x, 1),
+        "isqrt_cov N=4": lambda x: ops.isqrt_cov(x, 4),
+        "matrix_sqrt": lambda x: ops.matrix_sqrt(ops.covariance(x), 3),
+        "matrix_sqrt autodiff": lambda x: ops.matrix_sqrt(ops.covariance(x), 3, autodiff=True),
+        "matrix_power": lambda x: ops.matrix_power(ops.covariance(x), 0.5),
+        "bilinear": ops.bilinear,
+        "compact_bilinear": lambda x: ops.compact_bilinear(x, *HASHES, 8),
+        "max_entropy_pool": lambda x: ops.max_entropy_pool(x, 0.7, (1, 1)),
+        "max_entropy_pool 2": lambda x: ops.max_entropy_pool(
+            x, 0.7, (2, 2), padding=(1, 1), ceil_mode=True
+        ),
+        "max_entropy_pool 3": lambda x: ops.max_entropy_pool(
+            x, 0.7, (3, 3), (2, 2), (1, 1), ceil_mode=True
+        ),
+        "adaptive_average_pool": lambda x: ops.adaptive_average_pool(x, (3, 2)),
+        "cgd": lambda x: ops.cgd(x, [VECTOR] * 3, [VECTOR] * 3),
+        "spatial_cgd": lambda x: ops.spatial_cgd(x, [rows] * 3, [columns] * 3),
+        "toy_cgd": lambda x: ops.toy_cgd(x, VECTOR),
+    }
+
+
+NAMES = list(on_features((1, 2, 2, 3)))

@@ -1,0 +1,174 @@
+"""Every function against its equation, written out in float64 NumPy, on random shapes."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sop import ops
+from tests.ops import slow
+
+# From a fixed list: each new shape costs a compilation of every operation.
+SHAPES = st.sampled_from([(1, 1, 1, 1), (2, 3, 5, 1), (1, 1, 1, 4), (2, 2, 3, 9), (1, 5, 3, 4)])
+SEEDS = st.integers(0, 2**32 - 1)
+few = settings(max_examples=12, deadline=None)
+
+
+def draw(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def assert_close(found, expected, tolerance=1e-5):
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= tolerance * max(np.abs(expected).max(), 1e-30)
+
+
+@few
+@given(SHAPES, SEEDS)
+def test_covariance(shape, seed):
+    x = draw(seed, *shape)
+    found = np.asarray(ops.covariance(x))
+    assert np.array_equal(found, found.swapaxes(1, 2))
+    assert_close(found, slow.covariance(x))
+
+
+def test_covariance_of_a_large_mean_keeps_its_digits():
+    x = draw(0, 2, 4, 5, 3) + 1000
+    assert_close(ops.covariance(x), slow.covariance(x))
+
+
+@few
+@given(SHAPES, SEEDS, st.sampled_from([1, 2, 3, 4, 5, 8]))
+def test_isqrt_cov(shape, seed, num_iters):
+    x = draw(seed, *shape)
+    assert_close(ops.isqrt_cov(x, num_iters), slow.isqrt_cov(x, num_iters))
+
+
+@pytest.mark.parametrize("num_iters", [1, 2, 3, 4, 5, 7, 12])
+def test_matrix_sqrt(num_iters):
+    x = draw(0, 2, 3, 4, 6)
+    a = np.asarray(ops.covariance(x))
+    assert_close(ops.matrix_sqrt(a, num_iters), slow.matrix_sqrt(a, num_iters))
+
+
+def test_matrix_sqrt_converges_to_the_root():
+    a = np.eye(5, dtype=np.float32) + np.asarray(ops.covariance(draw(0, 1, 3, 4, 5)))
+    root = np.asarray(ops.matrix_sqrt(a, 20))
+    assert_close(root @ root, a)
+
+
+@pytest.mark.parametrize("alpha", [0.3, 0.5, 1.0, 1.5])
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 1, 3, 5), (1, 1, 1, 1)])
+def test_matrix_power(shape, alpha):
+    a = np.asarray(ops.covariance(draw(0, *shape)))
+    # A vanishing eigenvalue is known to 1e-7 of the largest, its power to (1e-7)^α.
+    assert_close(ops.matrix_power(a, alpha), slow.matrix_power(a, alpha), 1e-5 + 1e-6**alpha)
+
+
+@few
+@given(SHAPES, SEEDS)
+def test_bilinear(shape, seed):
+    x = draw(seed, *shape)
+    assert_close(ops.bilinear(x), slow.bilinear(x), 2e-5)
+
+
+@few
+@given(st.sampled_from([(1, 1, 1, 1), (2, 2, 3, 5), (1, 3, 1, 4)]), SEEDS, st.sampled_from([1, 7]))
+def test_compact_bilinear(shape, seed, size):
+    x = np.abs(draw(seed, *shape))
+    hash_1, sign_1, hash_2, sign_2 = ops.tensor_sketch_hashes(seed, shape[3], size)
+    same = np.abs(sign_1)  # without signs nothing cancels, whose rounding the root would magnify
+    arguments = (hash_1, same, hash_2, same, size)
+    assert_close(ops.compact_bilinear(x, *arguments), slow.compact_bilinear(x, *arguments))
+
+
+def test_compact_bilinear_is_a_convolution_of_sketches():
+    x = draw(3, 2, 2, 3, 5)
+    hashes = ops.tensor_sketch_hashes(3, 5, 16)
+    assert_close(
+        ops.compact_bilinear(x, *hashes, 16), slow.compact_bilinear(x, *hashes, 16), tolerance=1e-4
+    )
+
+
+def test_hashes_depend_on_the_seed_alone():
+    again = ops.tensor_sketch_hashes(1, 50, 8192)
+    for first, second in zip(ops.tensor_sketch_hashes(1, 50, 8192), again, strict=True):
+        assert np.array_equal(first, second)
+    assert not np.array_equal(again[0], ops.tensor_sketch_hashes(2, 50, 8192)[0])
+    assert not np.array_equal(again[0], again[2])
+
+
+WINDOWS = [
+    # shape, window, strides, padding, ceil_mode, output; the outputs are PyTorch's.
+    ((2, 8, 6, 3), (2, 2), (2, 2), (0, 0), False, (4, 3)),
+    ((1, 7, 5, 1), (2, 2), (2, 2), (0, 0), False, (3, 2)),
+    ((1, 7, 5, 2), (2, 2), (2, 2), (0, 0), True, (4, 3)),
+    ((2, 7, 8, 3), (3, 3), (2, 2), (1, 1), False, (4, 4)),
+    ((2, 6, 9, 2), (3, 3), (2, 2), (1, 1), True, (4, 5)),
+    ((1, 5, 4, 1), (2, 2), (3, 3), (1, 1), True, (2, 2)),
+    ((1, 1, 1, 1), (1, 1), (1, 1), (0, 0), False, (1, 1)),
+    ((1, 4, 9, 2), (2, 3), (2, 3), (1, 0), False, (3, 3)),
+]
+
+
+@pytest.mark.parametrize("case", WINDOWS)
+@pytest.mark.parametrize("kind", ["constant", "channel", "position", "negative"])
+def test_max_entropy_pool(case, kind):
+    shape, window, strides, padding, ceil_mode, output = case
+    x = draw(0, *shape)
+    full = (shape[0], *output, shape[3])
+    size = {"channel": (1, 1, 1, shape[3]), "position": full}.get(kind, (1, 1, 1, 1))
+    lam = np.abs(draw(1, *size)) * (-1 if kind == "negative" else 1)
+    found = ops.max_entropy_pool(x, lam, window, strides, padding, ceil_mode)
+    assert_close(found, slow.max_entropy_pool(x, lam, window, strides, padding, output))
+
+
+def test_max_entropy_pool_reaches_average_and_maximum():
+    x = draw(0, 1, 4, 6, 2)
+    tiles = x.reshape(1, 2, 2, 3, 2, 2)
+    assert_close(ops.max_entropy_pool(x, 0.0), tiles.mean((2, 4)))
+    assert_close(ops.max_entropy_pool(x, 1e6), tiles.max((2, 4)))
+    assert_close(ops.max_entropy_pool(x, -1e6), tiles.min((2, 4)))
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (8, 8), (7, 5), (1, 1), (10, 3)])
+def test_adaptive_average_pool(shape):
+    x = draw(0, 2, 7, 5, 3)
+    assert_close(ops.adaptive_average_pool(x, shape), slow.adaptive_average_pool(x, shape))
+
+
+@few
+@given(SHAPES, SEEDS)
+def test_position_covariance(shape, seed):
+    x = draw(seed, *shape)
+    assert_close(ops.position_covariance(x), slow.position_covariance(x), 2e-5)
+
+
+def test_row_convolution():
+    a, kernel, bias = draw(0, 3, 4, 5), draw(1, 4, 5, 2), draw(2, 4, 2)
+    assert_close(ops.row_convolution(a, kernel, bias), slow.row_convolution(a, kernel, bias))
+
+
+@pytest.mark.parametrize("inner_tanh", [True, False])
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (1, 1, 1, 1)])
+def test_cgd(shape, inner_tanh):
+    x, weights, biases = draw(0, *shape), draw(1, 3, shape[3]), draw(2, 3, shape[3])
+    found = ops.cgd(x, weights, biases, inner_tanh)
+    assert_close(found, slow.cgd(x, weights, biases, inner_tanh))
+    assert_close(ops.cgd(x, weights, None), slow.cgd(x, weights, 0 * biases, True))
+
+
+def test_spatial_and_toy_cgd():
+    x = draw(0, 2, 4, 3, 5)
+    vectors = draw(1, 3, 4), draw(2, 3, 3), draw(3, 3, 4), draw(4, 3, 3)
+    assert_close(ops.spatial_cgd(x, *vectors), slow.spatial_cgd(x, *vectors))
+    w = draw(5, 5)
+    mean = x.mean((1, 2))
+    expected = x * (1 + np.tanh(mean * (mean @ w)[:, None]))[:, None, None]
+    assert_close(ops.toy_cgd(x, w), expected)
+
+
+def test_upper_triangle():
+    a = jnp.arange(18).reshape(2, 3, 3)
+    assert ops.upper_triangle(a).tolist() == [[0, 1, 2, 4, 5, 8], [9, 10, 11, 13, 14, 17]]

@@ -1,0 +1,100 @@
+"""Gradients against float64 finite differences, and the two ways to the square root's."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sop import ops
+from tests.ops.functions import NAMES, on_features
+
+
+def directional(f, arguments, seed=0):
+    """⟨v, df[u]⟩ by the pullback and by central differences, in float64."""
+    g = np.random.default_rng(seed)
+    arguments = [jnp.asarray(a, jnp.float64) for a in arguments]
+    u = [g.standard_normal(a.shape) for a in arguments]
+    y, pullback = jax.vjp(f, *arguments)
+    v = g.standard_normal(y.shape)
+    gradients = pullback(jnp.asarray(v))
+    h = 1e-5
+    ahead = f(*(a + h * b for a, b in zip(arguments, u, strict=True)))
+    behind = f(*(a - h * b for a, b in zip(arguments, u, strict=True)))
+    by_pullback = sum(float(jnp.vdot(a, b)) for a, b in zip(gradients, u, strict=True))
+    return by_pullback, float(np.vdot(v, (ahead - behind) / (2 * h)))
+
+
+def features(*shape):
+    return np.random.default_rng(1).standard_normal(shape) + 0.3
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("shape", [(2, 2, 3, 3), (2, 1, 2, 3)])
+def test_finite_differences(name, shape):
+    with jax.enable_x64(True):
+        found, expected = directional(on_features(shape)[name], [features(*shape)])
+    assert found == pytest.approx(expected, rel=1e-6, abs=1e-8)
+
+
+@pytest.mark.parametrize("size", [(1, 1, 1, 1), (1, 1, 1, 2), (2, 1, 1, 2), (2, 3, 3, 2)])
+@pytest.mark.parametrize("window", [2, 3])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_finite_differences_by_lambda(size, window, sign):
+    def f(x, lam):
+        return ops.max_entropy_pool(x, lam, (window,) * 2, (2, 2), (1, 1))
+
+    output = f(np.zeros((2, 5, 4, 2), np.float32), 1.0).shape
+    lam = sign * np.abs(features(*(1 if a == 1 else b for a, b in zip(size, output, strict=True))))
+    with jax.enable_x64(True):
+        found, expected = directional(f, [features(2, 5, 4, 2), lam])
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_finite_differences_by_parameters():
+    def f(x, weights, biases):
+        return ops.cgd(x, weights, biases)
+
+    with jax.enable_x64(True):
+        found, expected = directional(f, [features(2, 3, 2, 4), features(3, 4), features(3, 4)])
+        assert found == pytest.approx(expected, rel=1e-6)
+        arrays = [features(2, 3, 4), features(3, 4, 2), features(3, 2)]
+        found, expected = directional(ops.row_convolution, arrays)
+        assert found == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("num_iters", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("shape", [(2, 2, 2, 6), (2, 3, 4, 5), (1, 1, 2, 2)])
+def test_hand_derived_is_autodiff(num_iters, shape):
+    x = jnp.asarray(features(*shape), jnp.float32)
+    y, by_hand = jax.vjp(lambda x: ops.isqrt_cov(x, num_iters), x)
+    again, automatic = jax.vjp(lambda x: ops.isqrt_cov(x, num_iters, autodiff=True), x)
+    v = jnp.asarray(features(*y.shape), jnp.float32)
+    np.testing.assert_array_equal(y, again)
+    np.testing.assert_allclose(by_hand(v)[0], automatic(v)[0], atol=2e-5)
+
+
+def test_matrix_sqrt_of_an_unsymmetric_direction():
+    """Only the symmetric part of a counts; the pullback of any cotangent says so."""
+    a = ops.covariance(jnp.asarray(features(2, 3, 4, 5), jnp.float32))
+    v = jnp.asarray(features(2, 5, 5), jnp.float32)
+    found = jax.vjp(ops.matrix_sqrt, a)[1](v)[0]
+    automatic = jax.vjp(lambda a: ops.matrix_sqrt(a, autodiff=True), a)[1](v)[0]
+    np.testing.assert_allclose(found, automatic, atol=2e-5)
+    np.testing.assert_allclose(found, found.swapaxes(1, 2), atol=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 0.3, 2.0])
+def test_matrix_power_where_eigenvalues_repeat(alpha):
+    """At a multiple of I, d(a^α) = α λ^(α−1) da."""
+    v = jnp.asarray(features(1, 4, 4), jnp.float32)
+    a = 4.0 * jnp.eye(4)[None]
+    gradient = jax.vjp(lambda a: ops.matrix_power(a, alpha), a)[1](v)[0]
+    expected = alpha * 4.0 ** (alpha - 1) * (v + v.swapaxes(1, 2)) / 2
+    np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_backward_pass_keeps_the_input_alone():
+    x = jnp.asarray(features(2, 3, 4, 6), jnp.float32)
+    for num_iters in (1, 5, 11):
+        _, pullback = jax.vjp(lambda x, n=num_iters: ops.isqrt_cov(x, n), x)
+        assert sum(a.nbytes for a in jax.tree.leaves(pullback)) == x.nbytes

@@ -1,0 +1,146 @@
+"""Outputs and gradients stay finite for degenerate and extreme inputs, in every type."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sop import ops
+from tests.ops.functions import NAMES, on_features
+
+SHAPE = (2, 2, 3, 3)
+NORMAL = np.random.default_rng(0).standard_normal(SHAPE)
+
+
+def outlier():
+    x = NORMAL.copy()
+    x[0, 0, 0, 0] = 3e4
+    return x
+
+
+INPUTS = {
+    "zeros": np.zeros(SHAPE),
+    "constant": np.full(SHAPE, 3.7),
+    "one position": NORMAL[:, :1, :1],
+    "fewer positions than channels": NORMAL[:, :1, :2],
+    "identical samples": np.repeat(NORMAL[:1], 2, axis=0),
+    "1e-20": 1e-20 * NORMAL,
+    "1e-6": 1e-6 * NORMAL,
+    "1e4": 1e4 * NORMAL,
+    "1e9": 1e9 * NORMAL,
+    "outlier": outlier(),
+}
+DTYPES = [jnp.float32, jnp.bfloat16, jnp.float16]
+
+
+def assert_finite(f, *arguments):
+    y, pullback = jax.vjp(f, *arguments)
+    assert jnp.isfinite(y).all()
+    for gradient in pullback(jnp.ones_like(y)):
+        assert jnp.isfinite(gradient).all()
+    return y, pullback
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", NAMES)
+def test_finite(name, dtype):
+    # jit once for each shape: six inputs share one.
+    compiled = {}
+    for key, values in INPUTS.items():
+        if key == "1e9" and dtype == jnp.float16:
+            continue
+        x = jnp.asarray(values, dtype)
+        f = on_features(x.shape)[name]
+        if x.shape not in compiled:
+
+            def both(x, f=f):
+                y, pullback = jax.vjp(f, x)
+                return y, pullback(jnp.ones_like(y))[0]
+
+            compiled[x.shape] = jax.jit(both)
+        y, gradient = compiled[x.shape](x)
+        assert jnp.isfinite(y).all(), key
+        assert jnp.isfinite(gradient).all(), key
+        assert gradient.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", [(2, 2), (3, 3)])
+def test_finite_for_every_lambda(window, dtype):
+    @jax.jit
+    def both(x, lam):
+        pool = lambda x, lam: ops.max_entropy_pool(x, lam, window, (2, 2), (1, 1))  # noqa: E731
+        y, pullback = jax.vjp(pool, x, lam)
+        return y, *pullback(jnp.ones_like(y))
+
+    for key, values in INPUTS.items():
+        if values.shape != SHAPE or (key == "1e9" and dtype == jnp.float16):
+            continue
+        for lam in (0.0, 1e-8, 50.0, 1e4, -50.0):
+            found = both(jnp.asarray(values, dtype), jnp.full((1, 1, 1, 1), lam))
+            assert all(jnp.isfinite(a).all() for a in found), (key, lam)
+
+
+@pytest.mark.parametrize("value", [0.0, 3.7, 1e9])
+@pytest.mark.parametrize("shape", [(2, 5, 7, 3), (2, 1, 2, 3), (2, 1, 1, 3)])
+def test_zero_covariance_has_zero_root_and_gradient(value, shape):
+    for f in (ops.isqrt_cov, lambda x: ops.isqrt_cov(x, autodiff=True)):
+        y, pullback = assert_finite(f, jnp.full(shape, value))
+        assert not y.any()
+        assert not pullback(jnp.ones_like(y))[0].any()
+
+
+def test_zero_matrix_has_zero_root_and_gradient():
+    for f in (ops.matrix_sqrt, lambda a: ops.matrix_power(a, 0.5)):
+        y, pullback = assert_finite(f, jnp.zeros((1, 4, 4)))
+        assert not y.any()
+        assert not pullback(jnp.ones_like(y))[0].any()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e9, 1e20, 1e30])
+@pytest.mark.parametrize("shape", [(1, 2, 2, 6), (1, 3, 3, 4)])
+def test_root_scales_beyond_the_range_of_the_covariance(scale, shape):
+    x = jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.float32)
+    y, pullback = jax.vjp(ops.isqrt_cov, x)
+    scaled, scaled_pullback = jax.vjp(ops.isqrt_cov, x * scale)
+    np.testing.assert_allclose(scaled / scale, y, rtol=1e-4, atol=1e-5)
+    v = jnp.ones_like(y)
+    np.testing.assert_allclose(scaled_pullback(v)[0], pullback(v)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_half_precision_is_accumulated_in_float32():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 40, 40, 2)) + 2, jnp.bfloat16)
+    found = ops.covariance(x)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, ops.covariance(x.astype(jnp.float32)), rtol=1e-6)
+
+
+REFUSED = [
+    (lambda: ops.covariance(jnp.ones((2, 3, 4))), r"x has shape \(2, 3, 4\): give"),
+    (lambda: ops.covariance(jnp.ones((2, 0, 4, 1))), "at least 1"),
+    (lambda: ops.covariance(jnp.ones((2, 3, 4, 1), int)), "x has dtype int32: cast"),
+    (lambda: ops.isqrt_cov(jnp.ones((1, 2, 2, 1)), 0), "num_iters is 0: give"),
+    (lambda: ops.isqrt_cov(jnp.ones((1, 2, 2, 1)), 2.0), "num_iters is 2.0: give"),
+    (lambda: ops.matrix_sqrt(jnp.ones((2, 3))), r"a has shape \(2, 3\): give square"),
+    (lambda: ops.matrix_power(jnp.ones((2, 2)), 0), "alpha is 0: give"),
+    (lambda: ops.upper_triangle(jnp.ones(3)), "give square"),
+    (lambda: ops.max_entropy_pool(jnp.ones((1, 4, 4, 2)), jnp.ones((1, 3, 1, 1))), "lam has shape"),
+    (lambda: ops.max_entropy_pool(jnp.ones((1, 4, 4, 2)), 1.0, (5, 5)), "window is 5 for 4"),
+    (lambda: ops.max_entropy_pool(jnp.ones((1, 4, 4, 2)), 1.0, padding=(2, 2)), "padding is 2"),
+    (lambda: ops.max_entropy_pool(jnp.ones((1, 4, 4, 2)), 1.0, strides=(0, 1)), "strides is"),
+    (lambda: ops.adaptive_average_pool(jnp.ones((1, 4, 4, 2)), (0, 1)), "shape is"),
+    (lambda: ops.row_convolution(jnp.ones((1, 2, 3)), jnp.ones((2, 2, 1)), 0), "kernel has shape"),
+    (lambda: ops.cgd(jnp.ones((1, 2, 2, 3)), [jnp.ones(2)] * 3), "weights have shapes"),
+    (
+        lambda: ops.compact_bilinear(
+            jnp.ones((1, 1, 1, 2)), *ops.tensor_sketch_hashes(0, 3, 8), projected_dim=8
+        ),
+        "hash_1 has shape",
+    ),
+]
+
+
+@pytest.mark.parametrize("call, sentence", REFUSED)
+def test_refusals(call, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        call()

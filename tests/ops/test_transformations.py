@@ -1,0 +1,89 @@
+"""jit, vmap, grad of grad, checkpoint, shard_map; one compilation; no loop; the examples run."""
+
+import doctest
+import importlib
+import pkgutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+import sop.ops
+from sop import ops
+from tests.ops.functions import NAMES, on_features
+
+SHAPE = (2, 2, 3, 3)
+X = jnp.asarray(np.random.default_rng(0).standard_normal(SHAPE), jnp.float32)
+BY_HAND = ["isqrt_cov", "matrix_sqrt", "matrix_power", "max_entropy_pool 2"]
+
+
+def loss(f):
+    return lambda x: jnp.sum(jnp.sin(f(x)))
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_vmap_jit_checkpoint_shard_map(name):
+    f = on_features(SHAPE)[name]
+    plain = jax.grad(loss(f))(X)
+    np.testing.assert_allclose(jax.jit(jax.grad(loss(jax.checkpoint(f))))(X), plain, atol=1e-5)
+    one_by_one = jax.vmap(lambda x: jax.grad(loss(f))(x[None])[0])(X)
+    np.testing.assert_allclose(one_by_one, plain, atol=1e-5)
+    mesh = jax.make_mesh((2,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharded = jax.shard_map(jax.grad(loss(f)), mesh=mesh, in_specs=P("batch"), out_specs=P("batch"))
+    np.testing.assert_allclose(jax.jit(sharded)(X), plain, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_gradient_of_gradient(name):
+    """Against differences of gradients, in float64."""
+    f = on_features(SHAPE)[name]
+    with jax.enable_x64(True):
+        x = jnp.asarray(X, jnp.float64)
+        u, v = (jnp.asarray(np.random.default_rng(i).standard_normal(SHAPE)) for i in (1, 2))
+        gradient = jax.grad(loss(f))
+        found = jnp.vdot(v, jax.grad(lambda x: jnp.vdot(gradient(x), v))(x) * 0 + 1) * 0
+        found = jnp.vdot(jax.grad(lambda x: jnp.vdot(gradient(x), v))(x), u)
+        h = 1e-5
+        expected = jnp.vdot(gradient(x + h * u) - gradient(x - h * u), v) / (2 * h)
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_forward_mode_by_autodiff():
+    y, dy = jax.jvp(lambda x: ops.isqrt_cov(x, autodiff=True), (X,), (jnp.ones_like(X),))
+    assert jnp.isfinite(dy).all() and abs(dy).max() < 1e-5  # a shift of all positions
+    assert y.shape == dy.shape
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_loop_and_one_compilation(name):
+    f = on_features(SHAPE)[name]
+    traces = 0
+
+    def gradient(x):
+        nonlocal traces
+        traces += 1
+        return jax.grad(loss(f))(x)
+
+    compiled = jax.jit(gradient)
+    jaxpr = str(jax.make_jaxpr(gradient)(X))
+    assert "while[" not in jaxpr and "scan[" not in jaxpr
+    traces = 0
+    compiled(X)
+    compiled(X + 1)
+    assert traces == 1
+
+
+MODULES = [f"sop.ops.{module.name}" for module in pkgutil.iter_modules(sop.ops.__path__)]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples(name):
+    found = doctest.testmod(importlib.import_module(name))
+    assert found.failed == 0
+
+
+def test_every_public_function_has_an_example():
+    for name in ops.__all__:
+        assert ">>>" in getattr(ops, name).__doc__, name
