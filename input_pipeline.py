@@ -106,7 +106,7 @@ class Train(_Batches):
 
     def _batch(self, step: int) -> Batch:
         epoch, step = divmod(step, self.steps_per_epoch)
-        # Not Grain's shuffle: with few examples it takes 50 μs for each (2,048 examples).
+        # Not Grain's shuffle: an index costs it 14 μs with 2,048 examples, 200 μs with 128.
         order = randomness.order(self._seed, epoch, self.num_examples)
         images, labels, _ = self._images.load(order[self._places(step)], epoch)
         return {"image": images, "label": labels}
