@@ -10,7 +10,14 @@ from sop.layers import MaxPool
 from sop.layers.linear import torch_uniform
 from sop.models.network import Linear, Network
 from sop.models.parts import Parts, Stages
-from sop.models.plain import ConvLayer, FlatMap, MultilayerClassifier, torch_kernel
+from sop.models.plain import (
+    ConvLayer,
+    FlatMap,
+    MultilayerClassifier,
+    check_dropout,
+    hidden_widths,
+    torch_kernel,
+)
 
 # Channels, kernel size, stride and padding of each convolution, and whether a pooling follows.
 LAYERS = (
@@ -60,8 +67,8 @@ def alexnet(
         with B-CNN and CBP.
       dropout: rate before each of these.
     """
-    linear = parts.representation_name in ("bcnn", "compact_bilinear")
-    hidden = (() if linear else (4096, 4096)) if hidden is None else tuple(hidden)
+    check_dropout(dropout)
+    hidden = hidden_widths(parts, hidden)
     last_pool = parts.representation_name in (None, "flat")
     classifier = partial(
         MultilayerClassifier, hidden=hidden, dropout=(*(dropout for _ in hidden), 0.0)

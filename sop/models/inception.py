@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from sop.layers import MaxPool
 from sop.models.network import BatchNorm, Linear, Network
 from sop.models.parts import Attention, Parts, Stages
-from sop.models.plain import ConvLayer
+from sop.models.plain import ConvLayer, check_dropout
 
 # A branch is a tuple of steps: a convolution (name, channels, height, width), several side by
 # side in one tuple, AVERAGE (3×3/1), or POOL (3×3/2).
@@ -192,6 +192,7 @@ def inception_v3(
     average = parts.representation_name in (None, "gavp")
     if dropout is None:
         dropout = 0.5 if average else 0.0
+    check_dropout(dropout)
     truncated = nn.initializers.truncated_normal(0.1)
     layer = partial(
         ConvLayer,

@@ -7,11 +7,30 @@ import flax.linen as nn
 import jax
 
 from sop import ops
+from sop.errors import UsageError
 from sop.models.network import Linear
-from sop.models.parts import Attention, attend
+from sop.models.parts import Attention, Parts, attend
 
 # U(−1/√fan_in, 1/√fan_in), PyTorch's default for a kernel, whose shape tells the fan-in.
 torch_kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def hidden_widths(parts: Parts, hidden: tuple[int, ...] | None) -> tuple[int, ...]:
+    """Widths of the fully connected layers before the last, as published if None.
+
+    That is (4096, 4096), but none with B-CNN and CBP, as in their two-stage fine-tuning.
+    """
+    if hidden is None:
+        linear = parts.representation_name in ("bcnn", "compact_bilinear")
+        return () if linear else (4096, 4096)
+    if not all(isinstance(width, int) and width > 0 for width in hidden):
+        raise UsageError(f"hidden is {hidden}; give the widths of layers, as (4096, 4096), or ().")
+    return tuple(hidden)
+
+
+def check_dropout(rate: float) -> None:
+    if not 0 <= rate < 1:
+        raise UsageError(f"dropout is {rate}; give a rate of at least 0 and below 1.")
 
 
 class ConvLayer(nn.Module):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from sop.layers import MaxPool
 from sop.models.network import BatchNorm, Conv, Linear, Network
 from sop.models.parts import Attention, Parts, Stages, attend
+from sop.models.plain import check_dropout
 
 # Channels, kernel size of the first convolution; squeeze widths of the Fire modules between
 # poolings. A Fire module gives eight times the channels it squeezes to.
@@ -123,6 +124,7 @@ def squeezenet(parts: Parts, version: str, *, dropout: float = 0.5) -> Network:
       version: '1.0' or '1.1'.
       dropout: rate before the convolution that classifies.
     """
+    check_dropout(dropout)
     conv = partial(Conv, use_bias=True, dtype=parts.dtype)
     norm = partial(BatchNorm, dtype=parts.dtype, axis_name=parts.axis_name)
     average = parts.representation_name in (None, "gavp")

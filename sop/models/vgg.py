@@ -9,7 +9,13 @@ import jax
 from sop.layers import MaxPool
 from sop.models.network import BatchNorm, Conv, Linear, Network
 from sop.models.parts import Parts, Stages
-from sop.models.plain import ConvLayer, FlatMap, MultilayerClassifier
+from sop.models.plain import (
+    ConvLayer,
+    FlatMap,
+    MultilayerClassifier,
+    check_dropout,
+    hidden_widths,
+)
 
 WIDTHS = (64, 128, 256, 512, 512)
 STAGE_SIZES = {
@@ -67,8 +73,8 @@ def vgg(
         with B-CNN and CBP, as in their two-stage fine-tuning.
       dropout: rate after each of these.
     """
-    linear = parts.representation_name in ("bcnn", "compact_bilinear")
-    hidden = (() if linear else (4096, 4096)) if hidden is None else tuple(hidden)
+    check_dropout(dropout)
+    hidden = hidden_widths(parts, hidden)
     conv = partial(Conv, use_bias=True, dtype=parts.dtype)
     norm = partial(BatchNorm, dtype=parts.dtype, axis_name=parts.axis_name) if batch_norm else None
     classifier = partial(

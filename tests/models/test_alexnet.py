@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from sop.errors import UsageError
+from sop.models import create_model
 from tests.models import tracing
 
 
@@ -61,3 +63,9 @@ def test_initialisation_is_pytorchs():
 
 def test_types():
     tracing.check_types({"backbone": "alexnet"})
+
+
+@pytest.mark.parametrize("backbone", ["alexnet", "vgg16", "squeezenet1_1", "inception_v3"])
+def test_refuses_a_dropout_that_is_no_rate(backbone):
+    with pytest.raises(UsageError, match=r"dropout is 1\.5; give a rate"):
+        create_model({"backbone": backbone, "num_classes": 10, "dropout": 1.5})

@@ -131,6 +131,8 @@ def test_refusals():
         create_model({"backbone": "vgg12", "num_classes": 10})
     with pytest.raises(UsageError, match="no option 'hidden'"):
         create_model({"backbone": "vgg16_mod", "num_classes": 10, "hidden": (1,)})
+    with pytest.raises(UsageError, match="hidden is"):
+        create_model({"backbone": "vgg16", "num_classes": 10, "hidden": (0,)})
     with pytest.raises(UsageError, match="'flat'"):
         create_model({"backbone": "vgg16_mod", "num_classes": 10, "representation": "flat"})
 
