@@ -10,6 +10,7 @@ import jax
 from sop.errors import UsageError
 from sop.models.network import BatchNorm, Conv, Linear, Network
 from sop.models.parts import Attention, Parts, Stages, attend
+from sop.models.plain import check_dropout
 from sop.models.residual import stages
 
 
@@ -94,8 +95,9 @@ def wide_resnet(
       dropout: rate between the convolutions of a block.
       last_stride: of the third stage; by default 1 with MPN-COV and 2 with others.
     """
+    check_dropout(dropout)
     stage_size, rest = divmod(depth - 4, 6)
-    if rest or not stage_size:
+    if rest or stage_size < 1:
         raise UsageError(f"A wide ResNet has depth 6n+4 (16, 28, 40, …), not {depth}.")
     mpncov = parts.representation_name == "mpncov"
     conv = partial(Conv, dtype=parts.dtype)

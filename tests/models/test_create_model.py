@@ -38,6 +38,7 @@ def shapes(config):
         ({"backbone": "resnet21_cifar"}, "depth 6n+2, not 21"),
         ({"backbone": "resnet21_cifar", "block": "bottleneck"}, "depth 9n+2, not 21"),
         ({"backbone": "wrn17_4_cifar"}, "depth 6n+4 (16, 28, 40, …), not 17"),
+        ({"backbone": "wrn16_4_cifar", "dropout": 1.5}, "dropout is 1.5; give a rate"),
         ({"stage_size": 0}, "stage_size is 0; give a positive number"),
         ({"num_classes": None}, "needs num_classes"),
         ({"num_classes": "ten"}, "num_classes is 'ten', of type str; give int"),
