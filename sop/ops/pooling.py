@@ -138,8 +138,11 @@ def _pool_tiles_backward(grid, residuals, cotangent):
         a[:, :, None, :, None] for a in (reference, cotangent / total, mean, lam)
     )
     d = tiles - reference
-    # Only padding, whose gradient is dropped, is beyond the reference.
-    gradient = share * jnp.exp(jnp.minimum(lam * d, 0)) * (1 + lam * (d - mean))
+    # Only padding, whose gradient is dropped, is beyond the reference. At the reference itself
+    # jnp.minimum would halve the second derivative.
+    exponent = lam * d
+    exponent = jnp.where(exponent > 0, 0, exponent)
+    gradient = share * jnp.exp(exponent) * (1 + lam * (d - mean))
     back = [(-low, -high, interior) for low, high, interior in pads]
     gradient = gradient.reshape(batch, rows, columns, channels)
     gradient = lax.pad(gradient, jnp.zeros((), x.dtype), back)
@@ -181,6 +184,9 @@ def max_entropy_pool(x, lam, window=(2, 2), strides=None, padding=(0, 0), ceil_m
     lam = lam.reshape((1,) * 4) if lam.ndim == 0 else lam
     if lam.ndim != 4 or any(a not in (1, b) for a, b in zip(lam.shape, shape, strict=True)):
         raise ValueError(f"lam has shape {lam.shape}: it must broadcast to the output, {shape}.")
+    # Under shard_map the sum makes of a λ that devices share one that varies over them, as its
+    # gradient does.
+    lam += jnp.zeros_like(lax.stop_gradient(x), lam.dtype, shape=(1, 1, 1, 1))
     grid = _Grid(x.shape[1:3], tuple(window), tuple(strides), counts, pads)
     pool = _pool_tiles if grid.strides == grid.window else _pool
     return narrow(pool(at_least_float32(x), lam, grid), x.dtype)

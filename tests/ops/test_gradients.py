@@ -14,9 +14,9 @@ def directional(f, arguments, seed=0):
     g = np.random.default_rng(seed)
     arguments = [jnp.asarray(a, jnp.float64) for a in arguments]
     u = [g.standard_normal(a.shape) for a in arguments]
-    y, pullback = jax.vjp(f, *arguments)
-    v = g.standard_normal(y.shape)
-    gradients = pullback(jnp.asarray(v))
+    f = jax.jit(f)
+    v = g.standard_normal(f(*arguments).shape)
+    gradients = jax.jit(lambda *a: jax.vjp(f, *a)[1](v))(*arguments)
     h = 1e-5
     ahead = f(*(a + h * b for a, b in zip(arguments, u, strict=True)))
     behind = f(*(a - h * b for a, b in zip(arguments, u, strict=True)))
@@ -28,17 +28,20 @@ def features(*shape):
     return np.random.default_rng(1).standard_normal(shape) + 0.3
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("shape", [(2, 2, 3, 3), (2, 1, 2, 3)])
+# More positions than channels, and fewer where that changes the algorithm.
+CASES = [(name, (2, 2, 3, 3)) for name in NAMES]
+CASES += [(name, (2, 1, 2, 3)) for name in NAMES if name.startswith("isqrt_cov")]
+
+
+@pytest.mark.parametrize("name, shape", CASES)
 def test_finite_differences(name, shape):
     with jax.enable_x64(True):
         found, expected = directional(on_features(shape)[name], [features(*shape)])
     assert found == pytest.approx(expected, rel=1e-6, abs=1e-8)
 
 
-@pytest.mark.parametrize("size", [(1, 1, 1, 1), (1, 1, 1, 2), (2, 1, 1, 2), (2, 3, 3, 2)])
-@pytest.mark.parametrize("window", [2, 3])
-@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("size", [(1, 1, 1, 2), (2, 3, 3, 2)])
+@pytest.mark.parametrize("window, sign", [(2, 1), (2, -1), (3, 1)])
 def test_finite_differences_by_lambda(size, window, sign):
     def f(x, lam):
         return ops.max_entropy_pool(x, lam, (window,) * 2, (2, 2), (1, 1))
@@ -62,15 +65,19 @@ def test_finite_differences_by_parameters():
         assert found == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("num_iters", [1, 2, 3, 4, 5])
-@pytest.mark.parametrize("shape", [(2, 2, 2, 6), (2, 3, 4, 5), (1, 1, 2, 2)])
+@pytest.mark.parametrize("num_iters", [2, 3, 5])
+@pytest.mark.parametrize("shape", [(2, 2, 2, 6), (2, 3, 4, 5)])
 def test_hand_derived_is_autodiff(num_iters, shape):
     x = jnp.asarray(features(*shape), jnp.float32)
-    y, by_hand = jax.vjp(lambda x: ops.isqrt_cov(x, num_iters), x)
-    again, automatic = jax.vjp(lambda x: ops.isqrt_cov(x, num_iters, autodiff=True), x)
-    v = jnp.asarray(features(*y.shape), jnp.float32)
-    np.testing.assert_array_equal(y, again)
-    np.testing.assert_allclose(by_hand(v)[0], automatic(v)[0], atol=2e-5)
+    v = jnp.asarray(features(shape[0], shape[3] * (shape[3] + 1) // 2), jnp.float32)
+
+    def both(autodiff):
+        y, pullback = jax.vjp(lambda x: ops.isqrt_cov(x, num_iters, autodiff), x)
+        return y, pullback(v)[0]
+
+    by_hand, automatic = jax.jit(lambda: (both(False), both(True)))()
+    for found, expected in zip(by_hand, automatic, strict=True):
+        np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
 def test_matrix_sqrt_of_an_unsymmetric_direction():

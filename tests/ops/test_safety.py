@@ -34,21 +34,26 @@ DTYPES = [jnp.float32, jnp.bfloat16, jnp.float16]
 
 
 def assert_finite(f, *arguments):
-    y, pullback = jax.vjp(f, *arguments)
-    assert jnp.isfinite(y).all()
-    for gradient in pullback(jnp.ones_like(y)):
-        assert jnp.isfinite(gradient).all()
-    return y, pullback
+    @jax.jit
+    def both(*arguments):
+        y, pullback = jax.vjp(f, *arguments)
+        return y, pullback(jnp.ones_like(y))
+
+    y, gradients = both(*arguments)
+    assert all(jnp.isfinite(a).all() for a in (y, *gradients))
+    return y, gradients[0]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", NAMES)
 def test_finite(name, dtype):
-    # jit once for each shape: six inputs share one.
+    # jit once for each shape, which most inputs share.
     compiled = {}
     for key, values in INPUTS.items():
         if key == "1e9" and dtype == jnp.float16:
             continue
+        if values.shape != SHAPE and dtype != jnp.float32:
+            continue  # the algorithm for these shapes is float32 whatever comes in
         x = jnp.asarray(values, dtype)
         f = on_features(x.shape)[name]
         if x.shape not in compiled:
@@ -69,7 +74,9 @@ def test_finite(name, dtype):
 def test_finite_for_every_lambda(window, dtype):
     @jax.jit
     def both(x, lam):
-        pool = lambda x, lam: ops.max_entropy_pool(x, lam, window, (2, 2), (1, 1))  # noqa: E731
+        def pool(x, lam):
+            return ops.max_entropy_pool(x, lam, window, (2, 2), (1, 1))
+
         y, pullback = jax.vjp(pool, x, lam)
         return y, *pullback(jnp.ones_like(y))
 
@@ -82,30 +89,35 @@ def test_finite_for_every_lambda(window, dtype):
 
 
 @pytest.mark.parametrize("value", [0.0, 3.7, 1e9])
-@pytest.mark.parametrize("shape", [(2, 5, 7, 3), (2, 1, 2, 3), (2, 1, 1, 3)])
+@pytest.mark.parametrize("shape", [(2, 5, 7, 3), (2, 1, 2, 3)])
 def test_zero_covariance_has_zero_root_and_gradient(value, shape):
     for f in (ops.isqrt_cov, lambda x: ops.isqrt_cov(x, autodiff=True)):
-        y, pullback = assert_finite(f, jnp.full(shape, value))
+        y, gradient = assert_finite(f, jnp.full(shape, value))
         assert not y.any()
-        assert not pullback(jnp.ones_like(y))[0].any()
+        assert not gradient.any()
 
 
 def test_zero_matrix_has_zero_root_and_gradient():
     for f in (ops.matrix_sqrt, lambda a: ops.matrix_power(a, 0.5)):
-        y, pullback = assert_finite(f, jnp.zeros((1, 4, 4)))
+        y, gradient = assert_finite(f, jnp.zeros((1, 4, 4)))
         assert not y.any()
-        assert not pullback(jnp.ones_like(y))[0].any()
+        assert not gradient.any()
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e9, 1e20, 1e30])
 @pytest.mark.parametrize("shape", [(1, 2, 2, 6), (1, 3, 3, 4)])
 def test_root_scales_beyond_the_range_of_the_covariance(scale, shape):
     x = jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.float32)
-    y, pullback = jax.vjp(ops.isqrt_cov, x)
-    scaled, scaled_pullback = jax.vjp(ops.isqrt_cov, x * scale)
+
+    @jax.jit
+    def both(x):
+        y, pullback = jax.vjp(ops.isqrt_cov, x)
+        return y, pullback(jnp.ones_like(y))[0]
+
+    y, gradient = both(x)
+    scaled, scaled_gradient = both(x * scale)
     np.testing.assert_allclose(scaled / scale, y, rtol=1e-4, atol=1e-5)
-    v = jnp.ones_like(y)
-    np.testing.assert_allclose(scaled_pullback(v)[0], pullback(v)[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(scaled_gradient, gradient, rtol=1e-4, atol=1e-5)
 
 
 def test_half_precision_is_accumulated_in_float32():
