@@ -1,0 +1,398 @@
+"""A training step of whole networks, beside the originals' own in PyTorch.
+
+    python benchmarks/train_step.py [--originals=DIR] [--networks=gavp,mpncov,…]
+
+prints a markdown table. Ours is the step that main.py runs: the network of a config, through
+`make_train_step` and `data_parallel`, the state donated, a batch of uint8 images (noise) copied to
+the device at each step. Theirs is the network of a checkout in DIR (as for layers.py) with
+cross-entropy and SGD; its images are normalised and on the device beforehand. GFGP's CUDA kernel is
+replaced by the same equation in PyTorch. Batches and images have the same size on both sides.
+
+Each network has a process of its own, so that memory is its own; processes take turns, a repetition
+of `--steps` steps each. Columns:
+
+- ms: of one step, the median over repetitions and its quartiles; "÷ plain": by that of 'gavp',
+  which was timed before, not in turns.
+- share: 1 − t₀/t in turns, t₀ being the step of the same network at the same strides without the
+  method: attention left out, average instead of entropy pooling, global average instead of
+  second-order representation. What a method brings with it, the reduction to 256 channels and the
+  wider classifier of MPN-COV, counts as its own.
+- first step: seconds from building the network to the end of its first step, compilation included.
+- peak: MB of device memory where the device tells, else the growth of the process's largest
+  resident set (ru_maxrss) since its imports.
+
+On a GPU: `--dtype=bfloat16 --batch=256 --steps=10 --compile` (theirs under autocast, channels-last,
+`torch.compile`); none was at hand, so that this is untested there. B-CNN is missing: on ResNet-50
+its classifier alone would have 2048² × 1000 weights. --networks also takes names of other files in
+configs/ (vgg16: cub_vgg16_bcnn), which are timed alone.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import importlib
+import importlib.util
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import sys
+import time
+import types
+import warnings
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+# Several processes share the device.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+# Each process imports JAX or PyTorch where it needs it, so that one's memory is not the other's.
+
+
+# Small, that a few steps on noise stay finite.
+LEARNING_RATE = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A network: its config and changes to config.model; the same for it without the method."""
+
+    config: str
+    changes: dict = dataclasses.field(default_factory=dict)
+    without: tuple[str, dict] | None = None
+
+
+PLAIN = ("imagenet_resnet50_gavp", {})
+STRIDE_1 = ("imagenet_resnet50_gavp", {"last_stride": 1})
+AVERAGE = ("imagenet_resnet50_gfgp", {"pool": {"name": "average"}})
+CASES = {  # neighbours share the network without the method
+    "gavp": Case("imagenet_resnet50_gavp"),
+    "cgd": Case("imagenet_resnet50_cgd", without=PLAIN),
+    "compact_bilinear": Case(
+        "imagenet_resnet50_gavp", {"representation": {"name": "compact_bilinear"}}, PLAIN
+    ),
+    "mpncov": Case("imagenet_resnet50_mpncov", without=STRIDE_1),
+    "gsop1": Case("imagenet_resnet50_gsop1", without=STRIDE_1),
+    "gsop2": Case("imagenet_resnet50_gsop2", without=STRIDE_1),
+    "gfgp": Case("imagenet_resnet50_gfgp", without=AVERAGE),
+}
+
+
+def noise(arguments):
+    """Images uint8 [B,H,W,3], labels int32 [B]."""
+    random = np.random.default_rng(0)
+    size = arguments.image_size
+    images = random.integers(0, 256, (arguments.batch, size, size, 3), np.uint8)
+    return images, random.integers(0, 100, arguments.batch, np.int32)
+
+
+def ours(config, changes, arguments):
+    """The machine, a function that builds what runs n steps, and one for the device's peak."""
+    import jax
+
+    from sop.data.normalization import normalize
+    from sop.models import create_model
+    from sop.training.optimizer import make_optimizer, make_schedule
+    from sop.training.state import init_state, init_variables
+    from sop.training.step import data_parallel, make_mesh, make_train_step, replicated, to_devices
+
+    config = importlib.import_module(f"configs.{config}").get_config()
+    with config.unlocked():
+        config.model.update(changes)
+    images, labels = noise(arguments)
+    batch = {"image": images, "label": labels % config.model.num_classes}
+    dtype = jax.numpy.dtype(arguments.dtype)
+
+    def build():
+        model, mesh = create_model(config.model, dtype=dtype), make_mesh()
+        variables = partial(init_variables, model, config.seed, images.shape[1:])
+        schedule = make_schedule(config.schedule, LEARNING_RATE, config.num_epochs, 10_000)
+        params = jax.eval_shape(variables)["params"]
+        tx = make_optimizer(config.optimizer, schedule, params)
+        prepare = partial(normalize, name=config.input.normalization, dtype=dtype)
+        step = make_train_step(model, tx, normalize=prepare, label_smoothing=config.label_smoothing)
+        step = data_parallel(step, mesh, donate=True)
+        begin = jax.jit(lambda: init_state(variables(), tx), out_shardings=replicated(mesh))
+        state = begin()
+
+        def run(steps):
+            nonlocal state
+            for _ in range(steps):
+                state, metrics = step(state, to_devices(mesh, batch))
+            jax.block_until_ready(state)
+            return float(metrics["loss"])
+
+        return run
+
+    def peak():
+        stats = jax.local_devices()[0].memory_stats()
+        return stats and stats["peak_bytes_in_use"]
+
+    return f"{jax.devices()[0].device_kind}, jax {jax.__version__}", build, peak
+
+
+def checkout(folder, module):
+    """A module of a checkout; its folder becomes a package, for relative imports."""
+    package = types.ModuleType("original")
+    package.__path__ = [str(folder)]
+    sys.modules["original"] = package
+    return importlib.import_module(f"original.{module}")
+
+
+def their_resnet50(name, originals):
+    """A function that builds the network of an original."""
+    import layers
+    import torch
+
+    gsop = originals / layers.GSOP / "torchvision/models"
+    cgd = originals / "Compact-Global-Descriptor/classification/models/imagenet"
+
+    def gsop_net(build, mode):
+        last = "1" if mode == 1 else "0"
+        places = ["001", "0001", "000001", "00" + last]
+        network = build(att_position=[list(word) for word in places], GSoP_mode=mode)
+        if mode == 1:  # a window of 14×14: the same at 224 pixels, and no other size
+            network.avgpool = torch.nn.AdaptiveAvgPool2d(1)
+        return network
+
+    def compact_bilinear(build):
+        network = build()
+        sketch = layers.their_compact_bilinear(originals, torch.empty(1, 2048))
+        network.avgpool, network.fc = sketch, torch.nn.Linear(8192, 1000)
+        return network
+
+    if name == "gfgp":
+        pool = types.SimpleNamespace(apply=max_entropy)
+        kernel = types.ModuleType("original.modules.maxentpool_cuda")
+        kernel.maxentpool2d = types.SimpleNamespace(maxentpool2d_func=pool)
+        sys.modules[kernel.__name__] = kernel
+        return partial(checkout(originals / "GFGP/models", "resnet").resnet50, ptype="max_ent")
+    if name == "cgd":
+        return checkout(cgd, "resnet").resnet50
+    if name in ("gsop1", "gsop2"):
+        return partial(gsop_net, checkout(gsop, "resnet").resnet50, int(name[-1]))
+    sys.path.insert(0, str(originals / "fast-MPN-COV"))
+    if name == "mpncov":
+        return importlib.import_module("src.network.mpncovresnet").mpncovresnet50
+    plain = importlib.import_module("src.network.resnet").resnet50
+    return plain if name == "gavp" else partial(compact_bilinear, plain)
+
+
+def max_entropy(x, lam, window, stride, padding, ceil_mode):
+    """In the place of GFGP's kernel; its ResNets have square windows and do not round up."""
+    import layers
+
+    return layers.torch_max_entropy(x, lam, window[0], stride[0], padding[0])
+
+
+def theirs(name, originals, arguments):
+    """As `ours`, for the original in PyTorch."""
+    import torch
+
+    warnings.simplefilter("ignore")  # the syntax of 2018
+    make = their_resnet50(name, originals)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.backends.cudnn.benchmark = True
+    layout = torch.channels_last if arguments.compile else torch.contiguous_format
+    images, labels = noise(arguments)
+    x = torch.tensor(images).permute(0, 3, 1, 2).to(device).float()
+    x = ((x - 118) / 58).contiguous(memory_format=layout)
+    labels = torch.tensor(labels, dtype=torch.long, device=device)
+    autocast = torch.autocast(device, torch.bfloat16, enabled=arguments.dtype == "bfloat16")
+
+    def build():
+        network = make().to(device, memory_format=layout).train()
+        optimizer = torch.optim.SGD(
+            network.parameters(), LEARNING_RATE, momentum=0.9, weight_decay=1e-4
+        )
+        if arguments.compile:
+            network = torch.compile(network)
+        criterion = torch.nn.CrossEntropyLoss()
+
+        def run(steps):
+            for _ in range(steps):
+                optimizer.zero_grad()
+                with autocast:
+                    loss = criterion(network(x), labels)
+                loss.backward()
+                optimizer.step()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            return loss.item()
+
+        return run
+
+    def peak():
+        return torch.cuda.max_memory_allocated() if device == "cuda" else None
+
+    return f"torch {torch.__version__} on {torch.get_num_threads()} threads", build, peak
+
+
+def work(pipe, make, *arguments):
+    """In a process of its own: builds, says how the first step went, then runs as it is told."""
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            machine, build, device_peak = make(*arguments)
+            before = resident_peak()
+            start = time.perf_counter()
+            run = build()
+            run(1)
+            first = time.perf_counter() - start
+            run(1)
+            pipe.send({"machine": machine, "first": first})
+            while steps := pipe.recv():
+                start = time.perf_counter()
+                loss = run(steps)
+                pipe.send((time.perf_counter() - start) / steps)
+                if not np.isfinite(loss):
+                    print(f"The loss of {make.__name__} {arguments[0]} is {loss}.", file=sys.stderr)
+            pipe.send((device_peak() or resident_peak() - before) / 1e6)
+    except Exception as error:
+        pipe.send(f"{type(error).__name__}: {error}")
+
+
+def resident_peak():
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class Failed(Exception):
+    pass
+
+
+class Worker:
+    """The parent's end of `work`."""
+
+    def __init__(self, make, *arguments):
+        spawn = multiprocessing.get_context("spawn")
+        self.pipe, end = spawn.Pipe()
+        self.process = spawn.Process(target=work, args=(end, make, *arguments), daemon=True)
+        self.process.start()
+        end.close()
+        self.ready = self._answer()
+
+    def _answer(self):
+        try:
+            answer = self.pipe.recv()
+        except EOFError:
+            answer = "its process ended, perhaps for lack of memory"
+        if isinstance(answer, str):
+            self.process.join()
+            raise Failed(answer)
+        return answer
+
+    def step(self, steps):
+        """Seconds of a step, over so many."""
+        self.pipe.send(steps)
+        return self._answer()
+
+    def close(self):
+        """Ends the process, whose peak of memory in MB is returned."""
+        peak = self.step(0)
+        self.process.join()
+        return peak
+
+
+def quartiles(values):
+    return [float(q) for q in np.quantile(values, (0.5, 0.25, 0.75))]
+
+
+def measure(name, case, without, arguments):
+    """The row of a network; `without`: a worker for it without the method, or None."""
+    workers = {"": Worker(ours, case.config, case.changes, arguments)}
+    if arguments.originals is not None and name in CASES:
+        try:
+            workers["their "] = Worker(theirs, name, arguments.originals, arguments)
+        except Failed as error:
+            print(f"The original of {name} does not run: {error}", file=sys.stderr)
+    ready = {who: worker.ready for who, worker in workers.items()}
+    everyone = {**workers, "without ": without} if without else workers
+    seconds = {who: [] for who in everyone}
+    for _ in range(arguments.repetitions):
+        for who, worker in everyone.items():
+            seconds[who].append(worker.step(arguments.steps))
+    seconds = {who: np.array(values) for who, values in seconds.items()}
+    row = {"network": name, "machine": ", ".join(each["machine"] for each in ready.values())}
+    for who, worker in workers.items():
+        row[f"{who}ms"] = quartiles(seconds[who] * 1e3)
+        row[f"{who}images/s"] = arguments.batch / float(np.median(seconds[who]))
+        row[f"{who}first step s"] = ready[who]["first"]
+        row[f"{who}peak MB"] = worker.close()
+    if "their " in workers:
+        row["ratio"] = quartiles(seconds["their "] / seconds[""])
+    if without:
+        row["share"] = quartiles(1 - seconds["without "] / seconds[""])
+    return row
+
+
+COLUMNS = (
+    ("network", "{}"),
+    ("ms", "{0[0]:.0f} ({0[1]:.0f}–{0[2]:.0f})"),
+    ("images/s", "{:.2f}"),
+    ("÷ plain", "{:.2f}"),
+    ("share", "{0[0]:.1%} ({0[1]:.1%}–{0[2]:.1%})"),
+    ("first step s", "{:.1f}"),
+    ("peak MB", "{:.0f}"),
+    ("their ms", "{0[0]:.0f} ({0[1]:.0f}–{0[2]:.0f})"),
+    ("their images/s", "{:.2f}"),
+    ("their first step s", "{:.1f}"),
+    ("their peak MB", "{:.0f}"),
+    ("ratio", "{0[0]:.2f} ({0[1]:.2f}–{0[2]:.2f})"),
+)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--originals", type=Path, metavar="DIR")
+    parser.add_argument("--networks", default=",".join(CASES), help="names, with commas between")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--image_size", type=int, default=224)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--steps", type=int, default=1, help="of a repetition")
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--compile", action="store_true", help="theirs: compile, channels-last")
+    parser.add_argument("--json", type=Path, help="write the rows here as well")
+    arguments = parser.parse_args()
+    if arguments.originals is None:
+        print("No --originals=DIR: ours alone.")
+    elif importlib.util.find_spec("torch") is None:
+        print("PyTorch is not installed: ours alone.")
+        arguments.originals = None
+    print("\n| " + " | ".join(name for name, _ in COLUMNS) + " |")
+    print("|" + " --- |" * len(COLUMNS), flush=True)
+    rows, key, without = [], None, None
+    for name in arguments.networks.split(","):
+        case = CASES.get(name, Case(name))
+        try:
+            if case.without and case.without != key:
+                if without:
+                    without.close()
+                key, without = case.without, Worker(ours, *case.without, arguments)
+            row = measure(name, case, case.without and without, arguments)
+        except Failed as error:
+            print(f"{name} does not run: {error}", file=sys.stderr)
+            continue
+        rows.append(row)
+        if rows[0]["network"] == "gavp":
+            row["÷ plain"] = row["ms"][0] / rows[0]["ms"][0]
+        cells = (form.format(row[name]) if name in row else "–" for name, form in COLUMNS)
+        print("| " + " | ".join(cells) + " |", flush=True)
+    if without:
+        without.close()
+    if rows:
+        print(
+            f"\n{platform.machine()}, {os.cpu_count()} cores, {rows[0]['machine']}; batch "
+            f"{arguments.batch}, {arguments.image_size} pixels, {arguments.dtype}, "
+            f"{arguments.repetitions} repetitions of {arguments.steps} steps, load "
+            f"{os.getloadavg()[0]:.1f}, {time.strftime('%F')}"
+        )
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
