@@ -173,11 +173,17 @@ def their_resnet50(name, originals):
         return partial(checkout(originals / "GFGP/models", "resnet").resnet50, ptype="max_ent")
     if name == "cgd":
         return checkout(cgd, "resnet").resnet50
-    if name in ("gsop1", "gsop2"):
-        return partial(gsop_net, checkout(gsop, "resnet").resnet50, int(name[-1]))
     sys.path.insert(0, str(originals / "fast-MPN-COV"))
+    covariance = importlib.import_module("src.representation.MPNCOV")
+    if name in ("gsop1", "gsop2"):
+        network = checkout(gsop, "resnet")
+        # The same function; its own has a backward pass that today's PyTorch refuses.
+        network.MPNCOV.TriuvecLayer = covariance.TriuvecLayer
+        return partial(gsop_net, network.resnet50, int(name[-1]))
     if name == "mpncov":
-        return importlib.import_module("src.network.mpncovresnet").mpncovresnet50
+        network = importlib.import_module("src.network.mpncovresnet")
+        network.MPNCOV = covariance  # it means the file and gets the class of this name
+        return network.mpncovresnet50
     plain = importlib.import_module("src.network.resnet").resnet50
     return plain if name == "gavp" else partial(compact_bilinear, plain)
 
