@@ -13,6 +13,7 @@ import math
 import re
 import sys
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +33,7 @@ from sop.models.parts import entry
 from sop.models.squeezenet import VERSIONS
 from sop.models.vgg import STAGE_SIZES
 from sop.training.checkpoints import save_variables
+from sop.training.config import parse_flags
 
 Rules = tuple[tuple[str, str], ...]
 HEAD = "params/classifier/kernel"
@@ -228,8 +230,8 @@ def convert(
       {'params', 'batch_stats', …}: NumPy arrays, float32.
 
     Raises:
-      UsageError: tensors are missing, left over or of another shape (lists them), or the config is
-        refused by `create_model`.
+      UsageError: tensors are missing, left over or of another shape (lists them), a pattern is no
+        regular expression, or the config is refused by `create_model`.
     """
     found = conversion(state_dict, config, allow_missing)
     for what, names in (("Not used", found.unused), ("Not in the file, so new", found.fresh)):
@@ -252,11 +254,13 @@ def conversion(
     misshapen = [name for name in paths if name in tensors and tensors[name].shape != shapes[name]]
     left_over = [name for name in tensors if name not in paths]
 
-    allowed = re.compile("|".join((*family.unused, *allow_missing)) or r"(?!)")
+    allowed = [compiled(pattern) for pattern in (*family.unused, *allow_missing)]
+
+    def is_allowed(name):
+        return any(pattern.search(name) for pattern in allowed)
 
     def refused(names, phrase):
-        names = [n for n in names if not allowed.search(n) and not allowed.search(paths.get(n, n))]
-        return [phrase(name) for name in names]
+        return [phrase(n) for n in names if not is_allowed(n) and not is_allowed(paths.get(n, n))]
 
     refuse(
         config["backbone"],
@@ -281,6 +285,16 @@ def conversion(
     return Conversion(
         traverse_util.unflatten_dict(values, sep="/"), [*left_over, *misshapen], fresh
     )
+
+
+def compiled(pattern: str) -> re.Pattern:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise UsageError(
+            f"allow_missing '{pattern}' is no regular expression: {error}; escape what stands for "
+            f"itself with a backslash."
+        ) from error
 
 
 def to_state_dict(variables: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -483,12 +497,13 @@ def read(path: str | Path) -> Mapping[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"There is no file {path}.")
-    extra = "install it with `pip install -e '.[weights]'`"
     if path.suffix == ".safetensors":
         try:
             from safetensors.numpy import load_file
         except ImportError as error:
-            raise UsageError(f"Reading {path} needs safetensors; {extra}.") from error
+            raise UsageError(
+                f"Reading {path} needs safetensors; install it with `pip install safetensors`."
+            ) from error
         try:
             return load_file(path)
         except Exception as error:
@@ -496,7 +511,9 @@ def read(path: str | Path) -> Mapping[str, Any]:
     try:
         import torch
     except ImportError as error:
-        raise UsageError(f"Reading {path} needs PyTorch; {extra}.") from error
+        raise UsageError(
+            f"Reading {path} needs PyTorch; install it with `pip install -e '.[weights]'`."
+        ) from error
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -514,26 +531,33 @@ def read(path: str | Path) -> Mapping[str, Any]:
 
 def main(arguments: list[str]) -> None:
     if len(arguments) != 2:
-        raise app.UsageError("Give one file of weights.")
+        raise UsageError("Give a file of weights: python -m sop.torch_weights FILE --config=….")
     logging.set_verbosity(logging.ERROR)  # Orbax narrates
-    config = _CONFIG.value.model
+    config = _CONFIG.value.get("model", {})
     found = conversion(read(arguments[1]), config, _ALLOW_MISSING.value)
     save_variables(_WORKDIR.value, found.variables)
     for what, names in (("not used", found.unused), ("not in the file, so new", found.fresh)):
         if names:
             print(f"{what}: {', '.join(names)}")
     count = sum(x.size for x in jax.tree.leaves(found.variables["params"]))
-    print(f"{config.backbone} with {count:,} parameters is in {_WORKDIR.value}")
+    print(f"{config['backbone']} with {count:,} parameters is in {_WORKDIR.value}")
 
 
 if __name__ == "__main__":
-    _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=False)
+    _CONFIG = config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "The experiment; --config.KEY=VALUE changes a key of it.",
+        lock_config=False,
+        accept_new_attributes=True,  # options of config.model.attention and the like
+    )
     _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the checkpoint.", required=True)
     _ALLOW_MISSING = flags.DEFINE_multi_string(
         "allow-missing", [], r"Regular expression of names that may be missing, as '^fc\.'."
     )
     flags.mark_flag_as_required("config")
     try:
-        app.run(main)
+        app.run(main, flags_parser=partial(parse_flags, default=None, file=None, operands=1))
     except UsageError as error:
-        sys.exit(str(error))
+        print(error, file=sys.stderr)
+        sys.exit(2)

@@ -177,6 +177,12 @@ def test_a_new_head(resnet18, pattern):
     assert 0 < abs(kernel).max() <= 512**-0.5
 
 
+def test_a_pattern_that_is_none_is_refused(resnet18):
+    state_dict, config, _ = resnet18
+    with pytest.raises(UsageError, match=r"allow_missing '\(' is no regular expression"):
+        convert(state_dict, config, allow_missing=[r"^fc\.", "("])
+
+
 def test_a_new_representation(resnet18):
     state_dict, config, variables = resnet18
     config = config | {"representation": MPNCOV}
@@ -212,6 +218,9 @@ def test_read_refuses(tmp_path, monkeypatch):
     (tmp_path / "broken.safetensors").write_bytes(b"12345678901234567890")
     with pytest.raises(UsageError, match="no safetensors file"):
         read(tmp_path / "broken.safetensors")
+    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    with pytest.raises(UsageError, match="needs safetensors; install it with `pip install safet"):
+        read(tmp_path / "broken.safetensors")
     monkeypatch.setitem(sys.modules, "torch", None)
     (tmp_path / "some.pth").write_bytes(b"")
     with pytest.raises(UsageError, match=r"needs PyTorch; install it with `pip install -e '\.\[w"):
@@ -237,8 +246,9 @@ def test_a_pickle_runs_no_code(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_command(tmp_path):
-    """A safetensors file and a config become a checkpoint with the same variables."""
+@pytest.fixture
+def command(tmp_path):
+    """(state dict, config.model, function that runs the command on both with more arguments)."""
     config = {"backbone": "resnet8_cifar", "num_classes": 3}
     state_dict = random_state_dict(config)
     weights = {name: np.ascontiguousarray(value) for name, value in state_dict.items()}
@@ -246,23 +256,78 @@ def test_command(tmp_path):
     (tmp_path / "config.py").write_text(
         "from ml_collections import ConfigDict\n"
         "def get_config():\n"
-        f"    return ConfigDict({{'model': {config}}})\n"
+        f"    return ConfigDict({{'model': {config | {'representation': {}}}}})\n"
     )
-    command = [sys.executable, "-m", "sop.torch_weights", str(tmp_path / "weights.safetensors")]
-    command.append(f"--config={tmp_path / 'config.py'}")
+    start = [sys.executable, "-m", "sop.torch_weights", str(tmp_path / "weights.safetensors")]
+    start.append(f"--config={tmp_path / 'config.py'}")
 
     def run(*arguments):
-        return subprocess.run([*command, *arguments], capture_output=True, text=True)
+        return subprocess.run([*start, *arguments], capture_output=True, text=True)
 
+    return state_dict, config, run
+
+
+def test_command(tmp_path, command):
+    """A safetensors file and a config become a checkpoint with the same variables."""
+    state_dict, config, run = command
     done = run(f"--workdir={tmp_path / 'new'}")
     assert done.returncode == 0, done.stderr
     assert "resnet8_cifar with 77,587 parameters" in done.stdout
     assert_equal(load_variables(tmp_path / "new"), convert(state_dict, config))
     new_head = ("--config.model.num_classes=4", "--allow-missing=^fc")
     refused = run(f"--workdir={tmp_path / 'other'}", new_head[0])
-    assert refused.returncode != 0
+    assert refused.returncode == 2
     assert refused.stderr.strip().endswith("--allow-missing=REGEX.")
     assert "Traceback" not in refused.stderr
     done = run(f"--workdir={tmp_path / 'other'}", *new_head)
     assert "not in the file, so new: fc." in done.stdout
     assert load_variables(tmp_path / "other")["params"]["classifier"]["bias"].shape == (4,)
+
+
+def test_command_takes_options_that_the_config_file_does_not_name(tmp_path, command):
+    """Those of the backbone, and of what is put into it."""
+    _, _, run = command
+    done = run(
+        f"--workdir={tmp_path / 'new'}",
+        "--config.model.stage_size=2",
+        "--config.model.representation.name=mpncov",
+        "--config.model.representation.reduction=8",
+        r"--allow-missing=^fc|layer_reduce|layer\d\.1",
+    )
+    assert done.returncode == 0, done.stderr
+    params = load_variables(tmp_path / "new")["params"]
+    assert params["representation"]["reduce"]["kernel"].shape == (1, 1, 64, 8)
+    assert "layer1_1" in params["features"]
+
+
+def test_command_without_arguments():
+    command = [sys.executable, "-m", "sop.torch_weights"]
+    refused = subprocess.run(command, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert refused.stderr == "Flag --workdir is missing: give --workdir=VALUE.\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--config.model.bakbone=vgg16"], "no config key 'model.bakbone'. Did you mean 'model.ba"),
+        (["--config.modle.num_classes=3"], "no config key 'modle.num_classes'"),
+        (["--config.model.num_clases=3"], "Did you mean 'model.num_classes'"),
+        (["--config.model.num_classes=many"], "is 'many' but must be a whole number"),
+        (["--config.model.heads=3"], "heads"),
+        (["--config.model.attention.name=gsop"], "no config key 'model.attention.name'"),
+        (["--config.model.representation.num_iters=3"], "has options ('num_iters') but no name"),
+        (["--config=nowhere/config.py"], "no config file nowhere/config.py"),
+        (["--allow-missing=("], "no regular expression"),
+        (["another.pth"], "'another.pth' is not a flag"),
+        (["--colour=red"], "Unknown command line flag 'colour'"),
+    ],
+)
+def test_command_refuses_in_one_sentence(tmp_path, command, arguments, sentence):
+    _, _, run = command
+    refused = run(f"--workdir={tmp_path / 'new'}", *arguments)
+    assert refused.returncode == 2
+    assert sentence in refused.stderr
+    assert "Traceback" not in refused.stderr + refused.stdout
+    assert len(refused.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "new").exists()

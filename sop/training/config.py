@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import runpy
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -45,13 +46,19 @@ def check(config: ConfigDict, default: ConfigDict) -> None:
             raise UsageError(f"In config.stages[{index}]: {error}") from None
 
 
-def check_batch(config: ConfigDict, device_count: int) -> None:
+def check_batch(
+    config: ConfigDict,
+    device_count: int,
+    keys: Sequence[str] = ("batch_size", "eval_batch_size"),
+) -> None:
     """Refuses batch sizes that `device_count` devices, of all processes, cannot share evenly.
 
+    Args:
+      keys: the batch sizes that will be used.
     Raises:
       UsageError: naming the nearest sizes that they can.
     """
-    for key in ("batch_size", "eval_batch_size"):
+    for key in keys:
         size = config[key]
         if size % device_count:
             below, above = size - size % device_count, size - size % device_count + device_count
@@ -62,7 +69,9 @@ def check_batch(config: ConfigDict, device_count: int) -> None:
             )
 
 
-def parse_flags(argv: Sequence[str], default: ConfigDict, file: str) -> list[str]:
+def parse_flags(
+    argv: Sequence[str], default: ConfigDict | None, file: str | None, *, operands: int = 0
+) -> list[str]:
     """Parses a command line with a flag `--config`, or says in one sentence what is wrong.
 
     For `absl.app.run(main, flags_parser=functools.partial(parse_flags, …))`, with
@@ -72,21 +81,22 @@ def parse_flags(argv: Sequence[str], default: ConfigDict, file: str) -> list[str
 
     Args:
       argv: program name and arguments.
-      default: the schema, as for `check`.
-      file: the config file where `--config` is left out.
+      default: the schema, as for `check`; None: the keys that the config file itself has.
+      file: the config file where `--config` is left out, if any.
+      operands: how many arguments may be no flags, as a file to read.
     Returns:
-      The program name; other arguments that are not flags are refused.
+      The program name and the operands; more arguments that are not flags are refused.
     Raises:
       SystemExit: with status 2, after the sentence on stderr. Where a config file fails for another
         reason than a key or value of its config, that is a bug there and its traceback is kept.
     """
-    if not any(re.match(r"--?config(=|$)", argument) for argument in argv[1:]):
+    if file and not any(re.match(r"--?config(=|$)", argument) for argument in argv[1:]):
         argv = [argv[0], f"--config={file}", *argv[1:]]
     try:
         _check_command_line(argv[1:], default)
         rest = flags.FLAGS(argv)
-        if len(rest) > 1:
-            raise UsageError(f"{rest[1]!r} is not a flag: write --NAME=VALUE.")
+        if len(rest) > 1 + operands:
+            raise UsageError(f"{rest[1 + operands]!r} is not a flag: write --NAME=VALUE.")
         return rest
     except (UsageError, flags.Error, AttributeError, TypeError, ValueError, KeyError) as error:
         sentence = str(error) if isinstance(error, UsageError) else _explain(error)
@@ -253,7 +263,7 @@ _CONDITIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def _check_command_line(arguments: Sequence[str], default: ConfigDict) -> None:
+def _check_command_line(arguments: Sequence[str], default: ConfigDict | None) -> None:
     """Refuses a missing config file, and overrides of keys that the schema does not have."""
     files = [a.partition("=")[2] for a in arguments if re.match(r"--?config=", a)]
     files += [b for a, b in pairwise(arguments) if re.fullmatch(r"--?config", a)]
@@ -266,14 +276,27 @@ def _check_command_line(arguments: Sequence[str], default: ConfigDict) -> None:
             raise UsageError(f"There is no config file {path}. {remedy}")
         if not re.search(r"^def get_config\(", path.read_text(), re.MULTILINE):
             raise UsageError(f"Config file {path} defines no function get_config().")
+    if default is None:
+        if not files:
+            return  # absl asks for it
+        default = _load(files[-1])
     known = _paths(default)
     for argument in arguments:
         override = re.match(r"--?(?:no)?config\.([^=]*)", argument)
         if not override:
             continue
         path = override[1]
-        if path not in known and not _may_be_option(path, known):
+        if path in known:
+            continue
+        if path.rpartition(".")[0] not in known or not _may_be_option(path, known):
             raise UsageError(f"There is no config key '{path}'.{_closest(path, known)}")
+
+
+def _load(file: str) -> ConfigDict:
+    """The config of a file, given as for `--config`: PATH or PATH:ARGUMENT."""
+    path, colon, argument = file.partition(":")
+    get_config = runpy.run_path(path)["get_config"]
+    return get_config(argument) if colon else get_config()
 
 
 def _explain(error: BaseException) -> str | None:
@@ -286,12 +309,14 @@ def _explain(error: BaseException) -> str | None:
             caller = [f for f in frames if "ml_collections" not in Path(f.filename).parts][-1]
             return f"{caller.filename}, line {caller.lineno}, {caller.line!r}: {_reason(link)}"
         link = link.__cause__ or link.__context__
-    message = str(error)
-    if not isinstance(error, flags.Error) or "\n" in message:
+    if not isinstance(error, flags.Error):
         return None
+    message = str(error)
     missing = re.search(r"Flag --(\w+) must have a value", message)
-    if missing:
+    if missing:  # perhaps several, a line each
         return f"Flag --{missing[1]} is missing: give --{missing[1]}=VALUE."
+    if "\n" in message:
+        return None
     override = re.fullmatch(r"flag --([^=]+)=(.*?): (.*)", message)
     if not override:
         return message
