@@ -1,30 +1,23 @@
 """A training step of whole networks, beside the originals' own in PyTorch.
 
-    python benchmarks/train_step.py [--originals=DIR] [--networks=gavp,mpncov,…]
+`python benchmarks/train_step.py [--originals=DIR] [--networks=gavp,mpncov,…]` prints a table. Ours
+is the step that main.py runs: `make_train_step` and `data_parallel` of a config's network, the
+state donated, uint8 noise copied to the device at each step. Theirs is the network of a checkout in
+DIR (see layers.py) with cross-entropy and SGD, its images normalised and on the device beforehand;
+GFGP's CUDA kernel is replaced by its equation in PyTorch. Each network has a process of its own;
+processes take turns, `--steps` steps each. malloc is left as it is. Columns:
 
-prints a markdown table. Ours is the step that main.py runs: the network of a config, through
-`make_train_step` and `data_parallel`, the state donated, a batch of uint8 images (noise) copied to
-the device at each step. Theirs is the network of a checkout in DIR (as for layers.py) with
-cross-entropy and SGD; its images are normalised and on the device beforehand. GFGP's CUDA kernel is
-replaced by the same equation in PyTorch. Batches and images have the same size on both sides.
-
-Each network has a process of its own, so that memory is its own; processes take turns, a repetition
-of `--steps` steps each. Columns:
-
-- ms: of one step, the median over repetitions and its quartiles; "÷ plain": by that of 'gavp',
-  which was timed before, not in turns.
-- share: 1 − t₀/t in turns, t₀ being the step of the same network at the same strides without the
-  method: attention left out, average instead of entropy pooling, global average instead of
-  second-order representation. What a method brings with it, the reduction to 256 channels and the
-  wider classifier of MPN-COV, counts as its own.
-- first step: seconds from building the network to the end of its first step, compilation included.
-- peak: MB of device memory where the device tells, else the growth of the process's largest
-  resident set (ru_maxrss) since its imports.
+- ms: of one step, median over repetitions and quartiles. "÷ plain": by that of 'gavp', if timed
+  first; not in turns. ratio: theirs ÷ ours, in turns.
+- share: 1 − t₀/t in turns, t₀ of the same network at the same strides without the method: no
+  attention, average pooling, global average. The reduction to 256 channels and the wider classifier
+  that come with MPN-COV count as its own.
+- first step: from building the network to the end of its first step, compilation included.
+- peak: device memory where the device tells, else growth of ru_maxrss since the imports.
 
 On a GPU: `--dtype=bfloat16 --batch=256 --steps=10 --compile` (theirs under autocast, channels-last,
-`torch.compile`); none was at hand, so that this is untested there. B-CNN is missing: on ResNet-50
-its classifier alone would have 2048² × 1000 weights. --networks also takes names of other files in
-configs/ (vgg16: cub_vgg16_bcnn), which are timed alone.
+`torch.compile`); none was at hand: untested there. B-CNN on ResNet-50 would need a classifier of
+2048² × 1000 weights; --networks also takes names of files in configs/, timed alone.
 """
 
 import argparse
@@ -129,8 +122,7 @@ def ours(config, changes, arguments):
         return run
 
     def peak():
-        stats = jax.local_devices()[0].memory_stats()
-        return stats and stats["peak_bytes_in_use"]
+        return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
     return f"{jax.devices()[0].device_kind}, jax {jax.__version__}", build, peak
 
@@ -148,35 +140,31 @@ def their_resnet50(name, originals):
     import layers
     import torch
 
-    gsop = originals / layers.GSOP / "torchvision/models"
-    cgd = originals / "Compact-Global-Descriptor/classification/models/imagenet"
-
     def gsop_net(build, mode):
-        last = "1" if mode == 1 else "0"
-        places = ["001", "0001", "000001", "00" + last]
+        places = ["001", "0001", "000001", "001" if mode == 1 else "000"]
         network = build(att_position=[list(word) for word in places], GSoP_mode=mode)
-        if mode == 1:  # a window of 14×14: the same at 224 pixels, and no other size
-            network.avgpool = torch.nn.AdaptiveAvgPool2d(1)
+        network.avgpool = torch.nn.AdaptiveAvgPool2d(1)  # theirs takes 14×14 alone
         return network
 
     def compact_bilinear(build):
         network = build()
-        sketch = layers.their_compact_bilinear(originals, torch.empty(1, 2048))
-        network.avgpool, network.fc = sketch, torch.nn.Linear(8192, 1000)
+        network.avgpool = layers.their_compact_bilinear(originals, torch.empty(1, 2048))
+        network.fc = torch.nn.Linear(8192, 1000)
         return network
 
     if name == "gfgp":
-        pool = types.SimpleNamespace(apply=max_entropy)
         kernel = types.ModuleType("original.modules.maxentpool_cuda")
+        pool = types.SimpleNamespace(apply=max_entropy)
         kernel.maxentpool2d = types.SimpleNamespace(maxentpool2d_func=pool)
         sys.modules[kernel.__name__] = kernel
         return partial(checkout(originals / "GFGP/models", "resnet").resnet50, ptype="max_ent")
     if name == "cgd":
-        return checkout(cgd, "resnet").resnet50
+        folder = originals / "Compact-Global-Descriptor/classification/models/imagenet"
+        return checkout(folder, "resnet").resnet50
     sys.path.insert(0, str(originals / "fast-MPN-COV"))
     covariance = importlib.import_module("src.representation.MPNCOV")
     if name in ("gsop1", "gsop2"):
-        network = checkout(gsop, "resnet")
+        network = checkout(originals / layers.GSOP / "torchvision/models", "resnet")
         # The same function; its own has a backward pass that today's PyTorch refuses.
         network.MPNCOV.TriuvecLayer = covariance.TriuvecLayer
         return partial(gsop_net, network.resnet50, int(name[-1]))
@@ -249,7 +237,7 @@ def work(pipe, make, *arguments):
             run(1)
             first = time.perf_counter() - start
             run(1)
-            pipe.send({"machine": machine, "first": first})
+            pipe.send((machine, first))
             while steps := pipe.recv():
                 start = time.perf_counter()
                 loss = run(steps)
@@ -266,41 +254,30 @@ def resident_peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-class Failed(Exception):
-    pass
-
-
 class Worker:
-    """The parent's end of `work`."""
+    """The parent's end of `work`; a RuntimeError where that fails."""
 
     def __init__(self, make, *arguments):
         spawn = multiprocessing.get_context("spawn")
         self.pipe, end = spawn.Pipe()
-        self.process = spawn.Process(target=work, args=(end, make, *arguments), daemon=True)
-        self.process.start()
+        spawn.Process(target=work, args=(end, make, *arguments), daemon=True).start()
         end.close()
-        self.ready = self._answer()
+        self.machine, self.first = self._answer()
 
     def _answer(self):
         try:
             answer = self.pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):
             answer = "its process ended, perhaps for lack of memory"
         if isinstance(answer, str):
-            self.process.join()
-            raise Failed(answer)
+            raise RuntimeError(answer)
         return answer
 
-    def step(self, steps):
-        """Seconds of a step, over so many."""
-        self.pipe.send(steps)
+    def __call__(self, steps):
+        """Seconds of a step, over so many; of 0 steps: ends the process, peak memory in MB."""
+        with contextlib.suppress(OSError):  # its process has ended, which the answer tells
+            self.pipe.send(steps)
         return self._answer()
-
-    def close(self):
-        """Ends the process, whose peak of memory in MB is returned."""
-        peak = self.step(0)
-        self.process.join()
-        return peak
 
 
 def quartiles(values):
@@ -313,21 +290,20 @@ def measure(name, case, without, arguments):
     if arguments.originals is not None and name in CASES:
         try:
             workers["their "] = Worker(theirs, name, arguments.originals, arguments)
-        except Failed as error:
+        except RuntimeError as error:
             print(f"The original of {name} does not run: {error}", file=sys.stderr)
-    ready = {who: worker.ready for who, worker in workers.items()}
     everyone = {**workers, "without ": without} if without else workers
-    seconds = {who: [] for who in everyone}
-    for _ in range(arguments.repetitions):
-        for who, worker in everyone.items():
-            seconds[who].append(worker.step(arguments.steps))
-    seconds = {who: np.array(values) for who, values in seconds.items()}
-    row = {"network": name, "machine": ", ".join(each["machine"] for each in ready.values())}
+    turns = [
+        [worker(arguments.steps) for worker in everyone.values()]
+        for _ in range(arguments.repetitions)
+    ]
+    seconds = dict(zip(everyone, np.array(turns).T, strict=True))
+    row = {"network": name, "machine": ", ".join(each.machine for each in workers.values())}
     for who, worker in workers.items():
         row[f"{who}ms"] = quartiles(seconds[who] * 1e3)
         row[f"{who}images/s"] = arguments.batch / float(np.median(seconds[who]))
-        row[f"{who}first step s"] = ready[who]["first"]
-        row[f"{who}peak MB"] = worker.close()
+        row[f"{who}first step s"] = worker.first
+        row[f"{who}peak MB"] = worker(0)
     if "their " in workers:
         row["ratio"] = quartiles(seconds["their "] / seconds[""])
     if without:
@@ -335,20 +311,16 @@ def measure(name, case, without, arguments):
     return row
 
 
-COLUMNS = (
-    ("network", "{}"),
-    ("ms", "{0[0]:.0f} ({0[1]:.0f}–{0[2]:.0f})"),
-    ("images/s", "{:.2f}"),
-    ("÷ plain", "{:.2f}"),
-    ("share", "{0[0]:.1%} ({0[1]:.1%}–{0[2]:.1%})"),
-    ("first step s", "{:.1f}"),
-    ("peak MB", "{:.0f}"),
-    ("their ms", "{0[0]:.0f} ({0[1]:.0f}–{0[2]:.0f})"),
-    ("their images/s", "{:.2f}"),
-    ("their first step s", "{:.1f}"),
-    ("their peak MB", "{:.0f}"),
-    ("ratio", "{0[0]:.2f} ({0[1]:.2f}–{0[2]:.2f})"),
-)
+MEDIAN, PERCENT = "{0[0]:.0f} ({0[1]:.0f}–{0[2]:.0f})", "{0[0]:.1%} ({0[1]:.1%}–{0[2]:.1%})"
+OF_EACH = {"ms": MEDIAN, "images/s": "{:.2f}", "first step s": "{:.1f}", "peak MB": "{:.0f}"}
+COLUMNS = {
+    "network": "{}",
+    **OF_EACH,
+    "÷ plain": "{:.2f}",
+    "share": PERCENT,
+    **{f"their {name}": form for name, form in OF_EACH.items()},
+    "ratio": "{0[0]:.2f} ({0[1]:.2f}–{0[2]:.2f})",
+}
 
 
 def main():
@@ -368,7 +340,7 @@ def main():
     elif importlib.util.find_spec("torch") is None:
         print("PyTorch is not installed: ours alone.")
         arguments.originals = None
-    print("\n| " + " | ".join(name for name, _ in COLUMNS) + " |")
+    print("\n| " + " | ".join(COLUMNS) + " |")
     print("|" + " --- |" * len(COLUMNS), flush=True)
     rows, key, without = [], None, None
     for name in arguments.networks.split(","):
@@ -376,19 +348,21 @@ def main():
         try:
             if case.without and case.without != key:
                 if without:
-                    without.close()
+                    done, key, without = without, None, None
+                    done(0)
                 key, without = case.without, Worker(ours, *case.without, arguments)
             row = measure(name, case, case.without and without, arguments)
-        except Failed as error:
+        except RuntimeError as error:
             print(f"{name} does not run: {error}", file=sys.stderr)
             continue
         rows.append(row)
         if rows[0]["network"] == "gavp":
             row["÷ plain"] = row["ms"][0] / rows[0]["ms"][0]
-        cells = (form.format(row[name]) if name in row else "–" for name, form in COLUMNS)
+        cells = (form.format(row[name]) if name in row else "–" for name, form in COLUMNS.items())
         print("| " + " | ".join(cells) + " |", flush=True)
     if without:
-        without.close()
+        with contextlib.suppress(RuntimeError):
+            without(0)
     if rows:
         print(
             f"\n{platform.machine()}, {os.cpu_count()} cores, {rows[0]['machine']}; batch "
