@@ -246,7 +246,9 @@ def conversion(
     """`convert`, with a report."""
     model = create_model(config)
     family = family_of(config["backbone"])
-    tensors = canonical(unwrapped(state_dict), family)
+    published = published_constants(model)
+    tensors = {torch_name(path, family): value for path, value in published.items()}
+    tensors |= canonical(unwrapped(state_dict), family)
     wanted = leaves(model)
     paths = {torch_name(path, family): path for path in wanted}
     shapes = {name: torch_shape(path, wanted[path].shape) for name, path in paths.items()}
@@ -274,14 +276,17 @@ def conversion(
     )
     fresh = [*missing, *misshapen]
     values = {
-        path: to_flax(path, tensors[name], wanted[path].shape)
+        path: to_flax(path, tensors[name], wanted[path].shape).astype(
+            wanted[path].dtype, copy=False
+        )
         for name, path in paths.items()
         if name not in fresh
     }
     if gsop_net2(model, config) and HEAD in values:
         values[HEAD] = values[HEAD][columns_by_rows(len(values[HEAD]))]
+    for path in published.keys() & values.keys():
+        check_hash(path, values[path], model.representation.projected_dim)
     values |= initial(model, [paths[name] for name in fresh])
-    values |= published_constants(model)
     return Conversion(
         traverse_util.unflatten_dict(values, sep="/"), [*left_over, *misshapen], fresh
     )
@@ -298,10 +303,14 @@ def compiled(pattern: str) -> re.Pattern:
 
 
 def to_state_dict(variables: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The way back: variables of `create_model(config)` under the original's names and layouts."""
+    """The way back: variables of `create_model(config)` under the original's names and layouts.
+
+    The hashes and signs of compact bilinear pooling, which the original does not save, are
+    'representation.hash_1', 'representation.sign_1' and so on; `convert` finds them there again.
+    """
     family = family_of(config["backbone"])
     flat = traverse_util.flatten_dict(dict(variables), sep="/")
-    flat = {path: as_array(x) for path, x in flat.items() if not path.startswith("constants/")}
+    flat = {path: np.asarray(x) for path, x in flat.items()}
     if gsop_net2(create_model(config), config):
         flat[HEAD] = flat[HEAD][np.argsort(columns_by_rows(len(flat[HEAD])))]
     return {torch_name(path, family): to_torch(path, value) for path, value in flat.items()}
@@ -377,10 +386,9 @@ def torch_name(path: str, family: Family) -> str:
 
 
 def leaves(model: nn.Module) -> dict[str, jax.ShapeDtypeStruct]:
-    """Path 'params/…/kernel' → shape and dtype of everything that training changes."""
+    """Path 'params/…/kernel' → shape and dtype of every variable."""
     shapes = jax.eval_shape(lambda: start(model))
-    flat = traverse_util.flatten_dict(shapes, sep="/")
-    return {path: leaf for path, leaf in flat.items() if not path.startswith("constants/")}
+    return traverse_util.flatten_dict(shapes, sep="/")
 
 
 def start(model: nn.Module) -> dict[str, Any]:
@@ -402,13 +410,12 @@ def initial(model: nn.Module, paths: list[str]) -> dict[str, np.ndarray]:
 
 
 def published_constants(model: nn.Module) -> dict[str, np.ndarray]:
-    """The sketches of compact bilinear pooling, which no state dict holds.
+    """The sketches of compact bilinear pooling, which no published state dict holds.
 
     The original draws them by `torch.randint` after `torch.manual_seed(1)`: successive outputs of
     the Mersenne twister modulo the range, both hashes first, then both signs.
     """
-    shapes = jax.eval_shape(lambda: start(model)).get("constants", {})
-    flat = traverse_util.flatten_dict({"constants": shapes}, sep="/")
+    flat = {path: leaf for path, leaf in leaves(model).items() if path.startswith("constants/")}
     if not flat:
         return {}
     projected_dim = model.representation.projected_dim
@@ -424,6 +431,16 @@ def published_constants(model: nn.Module) -> dict[str, np.ndarray]:
         for path, like in flat.items()
         for end in [path.rpartition("/")[2]]
     }
+
+
+def check_hash(path: str, value: np.ndarray, projected_dim: int) -> None:
+    """Refuses hashes that were drawn for more dimensions: a sketch would drop channels unseen."""
+    if "/hash_" in path and value.max() >= projected_dim:
+        raise UsageError(
+            f"The file's {path.rpartition('/')[2]} of compact bilinear pooling goes up to "
+            f"{value.max()}, but representation.projected_dim is {projected_dim}; give the number "
+            f"of dimensions that the weights were trained with."
+        )
 
 
 def gsop_net2(model: nn.Module, config: Mapping[str, Any]) -> bool:

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from sop.errors import UsageError
 from sop.models import create_model
-from sop.torch_weights import columns_by_rows, convert, leaves, read, to_state_dict
+from sop.torch_weights import columns_by_rows, convert, leaves, read, start, to_state_dict
 from sop.training.checkpoints import load_variables
 from tests.golden import network_cases
 from tests.golden.network_cases import CASES, MORE_CASES, TOLERANCE, compare, original, tensor
@@ -204,6 +204,24 @@ def test_compact_bilinear_pooling_keeps_the_originals_hashes(resnet18):
     assert constants["hash_2"][:4].tolist() == [2843, 6472, 6684, 5762]
     assert constants["sign_1"][:6].tolist() == [1, -1, -1, 1, 1, 1]
     assert constants["sign_2"][:6].tolist() == [1, -1, 1, -1, 1, -1]
+
+
+def test_round_trip_keeps_the_hashes_of_compact_bilinear_pooling():
+    """Those of a network trained here are not the published ones, which a file without gets."""
+    representation = {"name": "compact_bilinear", "projected_dim": 64, "seed": 7}
+    config = {"backbone": "resnet8_cifar", "num_classes": 3, "representation": representation}
+    variables = jax.jit(lambda: start(create_model(config)))()
+    variables = jax.tree.map(np.asarray, variables)
+    state_dict = to_state_dict(variables, config)
+    found = convert(state_dict, config)
+    assert_equal(found, variables)
+    assert jax.tree.map(lambda x: x.dtype, found) == jax.tree.map(lambda x: x.dtype, variables)
+    published = convert({k: x for k, x in state_dict.items() if "representation" not in k}, config)
+    hashes = [each["constants"]["representation"]["hash_1"] for each in (variables, published)]
+    assert (hashes[0] != hashes[1]).any()
+    smaller = config | {"representation": representation | {"projected_dim": 8}}
+    with pytest.raises(UsageError, match=r"hash_\d .* goes up to \d+, but .*projected_dim is 8;"):
+        convert(state_dict, smaller, allow_missing=["^fc"])
 
 
 def test_columns_by_rows():
