@@ -1,12 +1,14 @@
 """Trains or evaluates an experiment: `main.py --config=configs/NAME.py --workdir=DIR`."""
 
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from absl import app, flags, logging
+from flax.errors import ScopeParamShapeError
 from ml_collections import ConfigDict, config_flags
 
 import input_pipeline
@@ -15,6 +17,7 @@ from sop.errors import UsageError
 from sop.models import create_model
 from sop.training import config as configuration
 from sop.training import distributed
+from sop.training.checkpoints import find_variables, refuse_converted, steps_in
 from sop.training.loop import evaluate_checkpoint, learning_rate_at, train
 from sop.training.reporting import Reporter, report_evaluation
 from sop.training.stages import make_stages, stage_configs
@@ -43,9 +46,18 @@ def _make_model(config: ConfigDict):
     return create_model(config.model, dtype=jnp.dtype(config.dtype), axis_name=axis_name)
 
 
-def _check_image_size(model, image_shape: tuple[int, int, int]) -> None:
+def _check_image_sizes(model, shapes: Sequence[tuple[int, int, int]]) -> None:
     """A network refuses images that it cannot take when it is traced: before any compilation."""
-    jax.eval_shape(partial(init_variables, model, 0, image_shape))
+    variables = jax.eval_shape(partial(init_variables, model, 0, shapes[0]))
+    for shape in dict.fromkeys(shapes):
+        images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+        try:
+            jax.eval_shape(partial(model.apply, train=False), variables, images)
+        except ScopeParamShapeError as error:
+            raise UsageError(
+                f"config.model is made for images of {shapes[0][:2]} pixels and cannot take those "
+                f"of {shape[:2]}: let all transforms end in one size."
+            ) from error
 
 
 def _train(config: ConfigDict, workdir: str) -> None:
@@ -56,9 +68,11 @@ def _train(config: ConfigDict, workdir: str) -> None:
         return train, input_pipeline.create_eval(config, **share)
 
     model, stages = _make_model(config), make_stages(config, make_data)
-    for stage in stages:
-        _check_image_size(model, stage.train.image_shape)
-        _check_image_size(model, stage.evaluation.image_shape)
+    data = [data for stage in stages for data in (stage.train, stage.evaluation)]
+    _check_image_sizes(model, [each.image_shape for each in data])
+    refuse_converted(workdir)
+    if config.init_from and not steps_in(workdir):
+        find_variables(config.init_from)
     distributed.on_first_process(lambda: WorkDir(workdir).settle_config(config))
     reporter = Reporter(
         workdir,
@@ -82,10 +96,10 @@ def _evaluate(config: ConfigDict, workdir: str, checkpoint: str) -> None:
     config = stage_configs(config)[-1]
     evaluation = input_pipeline.create_eval(config, jax.process_index(), jax.process_count())
     model = _make_model(config)
-    _check_image_size(model, evaluation.image_shape)
+    _check_image_sizes(model, [evaluation.image_shape])
     scores = evaluate_checkpoint(config, workdir, checkpoint, model, evaluation, make_mesh())
     if jax.process_index() == 0:
-        report_evaluation(workdir, scores)
+        report_evaluation(workdir, scores, config)
 
 
 def main(_) -> None:
@@ -95,9 +109,11 @@ def main(_) -> None:
     for stage in stage_configs(config):
         configuration.check(stage, default.get_config())
     distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    train = _MODE.value == "train"
+    sizes = ("batch_size", "eval_batch_size") if train else ("eval_batch_size",)
     for stage in stage_configs(config):
-        configuration.check_batch(stage, jax.device_count())
-    if _MODE.value == "train":
+        configuration.check_batch(stage, jax.device_count(), sizes)
+    if train:
         _train(config, _WORKDIR.value)
     else:
         _evaluate(config, _WORKDIR.value, _CHECKPOINT.value)

@@ -105,6 +105,7 @@ REFUSALS = {
     "image too small": (["--config.model.backbone=alexnet"], "8"),
     "unknown transform": (["--config.input.train_transforms=rotate(3)"], "rotate"),
     "unwritable folder": (["--workdir=/proc/run"], "/proc/run"),
+    "no weights to start from": (["--config.init_from=/no/such/run"], "/no/such/run"),
     "evaluating an empty folder": (["--mode=eval"], "train"),
 }
 

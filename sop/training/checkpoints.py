@@ -54,7 +54,9 @@ class Checkpoints:
         self._say = say
         self.directory = Path(workdir).absolute() / FOLDER
         if not read_only:
-            self._set_aside_unscored()
+            if jax.process_index() == 0:
+                self._set_aside_unscored()
+            multihost_utils.sync_global_devices("set aside what has damaged metrics")
         policies = checkpoint_managers.AnyPreservationPolicy(
             [
                 checkpoint_managers.LatestN(n=keep),
@@ -103,15 +105,6 @@ class Checkpoints:
         self._manager.wait_until_finished()
         return self._manager.latest_step()
 
-    def best_step(self) -> int | None:
-        """The step of the highest evaluation top-1, the later one of equals."""
-        scored = [
-            (_top1(metrics), step)
-            for step in self._manager.all_steps()
-            if (metrics := _read_metrics(self.directory / str(step))) is not None
-        ]
-        return max(scored)[1] if scored else None
-
     def restore_newest(
         self, template: Callable[[dict[str, Any]], TrainState]
     ) -> tuple[TrainState, dict[str, Any]] | None:
@@ -126,12 +119,18 @@ class Checkpoints:
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
+            restored, error = None, None
             try:
-                return self._restore(step, template)
+                restored = self._restore(step, template)
             except UsageError:
                 raise
-            except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
-                self._set_aside(step, error)
+            except Exception as caught:  # Orbax and TensorStore raise many kinds for damaged files
+                error = caught
+            if np.all(multihost_utils.process_allgather(np.array(error is None))):
+                return restored
+            self._rename_damaged(step, error or OSError("another process cannot read it"))
+            multihost_utils.sync_global_devices(f"set aside {step}")
+            self._manager.reload()
         if steps:
             raise UsageError(
                 f"None of the checkpoints in {self.directory} can be read; remove that folder to "
@@ -150,23 +149,7 @@ class Checkpoints:
         Raises:
           UsageError: no such checkpoint, a damaged one asked for by name, or one of another model.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        if not steps:
-            raise UsageError(
-                f"There is no checkpoint in {self.directory}; train first, or name another work "
-                "folder with --workdir."
-            )
-        if which not in ("best", "latest"):
-            if not which.isdigit() or int(which) not in steps:
-                raise UsageError(
-                    f"There is no checkpoint {which!r} in {self.directory}; use 'best', 'latest' "
-                    f"or one of {', '.join(map(str, sorted(steps)))}."
-                )
-            candidates = [int(which)]
-        else:
-            best = self.best_step() if which == "best" else None
-            candidates = ([best] if best is not None else []) + [s for s in steps if s != best]
-        for step in candidates:
+        for step in _candidates(self.directory, which):
             try:
                 return self._restore_variables(step, template), step, self._epoch(step)
             except UsageError:
@@ -218,23 +201,18 @@ class Checkpoints:
 
     def _set_aside_unscored(self) -> None:
         """Orbax reads every step's metrics when it starts and fails on one that is damaged."""
-        for path in list(self.directory.glob("*/metrics/metrics")):
-            step = path.parent.parent
-            if step.name.isdigit() and _read_metrics(step) is None:
-                self._rename_damaged(step.name, ValueError("its metrics are no JSON"))
+        for step in steps_in(self.directory.parent):
+            path = self.directory / str(step)
+            if (path / "metrics" / "metrics").exists() and _read_metrics(path) is None:
+                self._rename_damaged(step, ValueError("its metrics are no JSON"))
 
-    def _set_aside(self, step: int, error: Exception) -> None:
-        self._rename_damaged(str(step), error)
-        self._manager.reload()
-
-    def _rename_damaged(self, step: str, error: Exception) -> None:
+    def _rename_damaged(self, step: int, error: Exception) -> None:
         self._say(
             f"Checkpoint {step} in {self.directory} is damaged ({_first_line(error)}); it is "
             f"renamed to {DAMAGED}{step} and the one before it is tried."
         )
         if jax.process_index() == 0:
-            (self.directory / step).rename(self._unused(f"{DAMAGED}{step}"))
-        multihost_utils.sync_global_devices(f"set aside {step}")
+            (self.directory / str(step)).rename(self._unused(f"{DAMAGED}{step}"))
 
     def _unused(self, name: str) -> Path:
         path, count = self.directory / name, 1
@@ -242,6 +220,51 @@ class Checkpoints:
             count += 1
             path = self.directory / f"{name}.{count}"
         return path
+
+
+def steps_in(workdir: str | Path) -> list[int]:
+    """The steps of a work folder's whole checkpoints, in ascending order."""
+    names = (path.name for path in (Path(workdir) / FOLDER).glob("*"))
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def best_step(workdir: str | Path) -> int | None:
+    """The step of the highest evaluation top-1, the later one of equals; None: never evaluated."""
+    folder = Path(workdir) / FOLDER
+    scored = [
+        (_top1(metrics), step)
+        for step in steps_in(workdir)
+        if (metrics := _read_metrics(folder / str(step))) is not None
+    ]
+    return max(scored)[1] if scored else None
+
+
+def refuse_converted(workdir: str | Path) -> None:
+    """Raises UsageError where a work folder holds weights without a run, which nothing resumes."""
+    folder = Path(workdir) / FOLDER / "0"
+    if (folder / "variables").is_dir() and not (folder / "progress").exists():
+        raise UsageError(
+            f"Work folder {workdir} holds converted weights: train in another --workdir, starting "
+            f"from them with --config.init_from={workdir}."
+        )
+
+
+def _candidates(directory: Path, which: str) -> list[int]:
+    """The steps to try, first to last, for 'best', 'latest' or a step; see `restore_variables`."""
+    steps = steps_in(directory.parent)[::-1]
+    if not steps:
+        raise UsageError(
+            f"There is no checkpoint in {directory}; train first, or name another work folder."
+        )
+    if which in ("best", "latest"):
+        best = best_step(directory.parent) if which == "best" else None
+        return ([] if best is None else [best]) + [step for step in steps if step != best]
+    if not which.isdigit() or int(which) not in steps:
+        raise UsageError(
+            f"There is no checkpoint {which!r} in {directory}; use 'best', 'latest' "
+            f"or one of {', '.join(map(str, sorted(steps)))}."
+        )
+    return [int(which)]
 
 
 def _read_metrics(step: Path) -> dict[str, float] | None:
@@ -273,37 +296,39 @@ def save_variables(workdir: str | Path, variables: Mapping[str, Any]) -> None:
         manager.wait_until_finished()
 
 
+def find_variables(path: str | Path) -> list[Path]:
+    """The checkpoints that `path` names, to be tried first to last.
+
+    Args:
+      path: a work folder (its best checkpoint, then the latest ones) or one checkpoint's folder
+        `WORKDIR/checkpoints/STEP`.
+    Raises:
+      UsageError: there is none.
+    """
+    path = Path(path).absolute()
+    one = path.name.isdigit() and path.parent.name == FOLDER
+    directory, which = (path.parent, path.name) if one else (path / FOLDER, "best")
+    return [directory / str(step) for step in _candidates(directory, which)]
+
+
 def load_variables(path: str | Path) -> dict[str, Any]:
     """Variables as NumPy arrays, whatever their shapes, to initialise another run from.
 
     Args:
-      path: a work folder (its best checkpoint, else its latest) or one checkpoint's folder
-        `WORKDIR/checkpoints/STEP`.
+      path: see `find_variables`.
     Raises:
-      UsageError: there is no checkpoint, or it cannot be read.
+      UsageError: there is no checkpoint, or none can be read.
     """
-    path = Path(path).absolute()
-    if path.name.isdigit() and path.parent.name == FOLDER:
-        workdir, which = path.parent.parent, path.name
-    else:
-        workdir, which = path, "best"
-    if not (workdir / FOLDER).is_dir():
-        raise UsageError(
-            f"{path} holds no checkpoint; give a work folder, or WORKDIR/{FOLDER}/STEP."
-        )
-    checkpoints = Checkpoints(workdir, read_only=True)
-    steps = checkpoints._manager.all_steps()
-    step = int(which) if which.isdigit() else checkpoints.best_step() or max(steps, default=None)
-    if step not in steps:
-        raise UsageError(f"There is no whole checkpoint at {path}.")
-    item = checkpoints.directory / str(step) / "variables"
-    try:
-        with ocp.PyTreeCheckpointer() as reader:
-            tree = reader.metadata(item).item_metadata.tree
-            restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-            return reader.restore(item, restore_args=restore_args)
-    except Exception as error:  # as in Checkpoints.restore_newest
-        raise UsageError(f"The checkpoint {item} cannot be read ({_first_line(error)}).") from error
+    for step in find_variables(path):
+        try:
+            with ocp.PyTreeCheckpointer() as reader:
+                item = step / "variables"
+                tree = reader.metadata(item).item_metadata.tree
+                as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+                return reader.restore(item, restore_args=as_numpy)
+        except Exception as caught:  # as in Checkpoints.restore_newest
+            error = caught
+    raise UsageError(f"No checkpoint of {path} can be read ({_first_line(error)}).") from error
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

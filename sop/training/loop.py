@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from sop.data.normalization import normalize
 from sop.errors import UsageError
 from sop.training import pretrained
-from sop.training.checkpoints import Checkpoints, load_variables
+from sop.training.checkpoints import Checkpoints, load_variables, steps_in
 from sop.training.evaluation import evaluate, is_finite
 from sop.training.optimizer import make_optimizer, make_schedule, matches_any
 from sop.training.reporting import Reporter
@@ -71,11 +71,13 @@ def train(
         tx = optimizers[progress["stage"]]
         return _abstract(lambda: init_state(make_variables(), tx), mesh)
 
+    loaded = None
+    if config.init_from and not steps_in(workdir):
+        loaded = load_variables(config.init_from)
     checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep, say=reporter.say)
     with closing(checkpoints), StopRequest(mesh) as stop:
         restored = checkpoints.restore_newest(template)
         if restored is None:
-            loaded = load_variables(config.init_from) if config.init_from else None
             variables = jax.jit(make_variables, out_shardings=replicated(mesh))()
             if loaded is not None:
                 variables = pretrained.merge(variables, loaded, config.init_from, reporter.say)

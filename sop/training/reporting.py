@@ -107,7 +107,12 @@ class Reporter:
         self.say(f"Devices: {len(devices)} × {', '.join(kinds)} in {processes} process(es)")
         self.say("Parameters\n" + parameter_table(variables))
         sizes = [leaf.size for leaf in jax.tree.leaves(variables["params"])]
-        self._about = {"parameters": sum(sizes), "devices": len(devices), "device_kind": kinds[0]}
+        self._about = {
+            "parameters": sum(sizes),
+            "devices": len(devices),
+            "device_kind": kinds[0],
+            **_data(config),
+        }
 
         self._window = _Window(saved)
         entries = read_history(self._workdir)
@@ -247,20 +252,29 @@ class Reporter:
         draw_curves(self._workdir / "curves.png", self._history, title=str(self._workdir))
 
 
-def report_evaluation(workdir: str | os.PathLike, scores: Mapping[str, Any]) -> None:
+def report_evaluation(
+    workdir: str | os.PathLike, scores: Mapping[str, Any], config: ConfigDict
+) -> None:
     """Writes the evaluation of one checkpoint over that in `results.json`, and says it.
 
     Args:
       scores: 'step', 'epoch', 'loss', 'top1', 'top5', 'count'.
+      config: says on which data.
     """
     path = Path(workdir) / "results.json"
     before = json.loads(path.read_text()) if path.exists() else {}
-    write_json(path, {**before, **scores})
+    write_json(path, {**before, **scores, **_data(config)})
     print(f"Results: {path}")
     print(
         f"Evaluated step {scores['step']}, epoch {scores['epoch']:.1f}: {describe(scores)} "
         f"on the {scores['count']} examples of the evaluation split"
     )
+
+
+def _data(config: ConfigDict) -> dict[str, str]:
+    """What an evaluation was made on."""
+    names = ("dataset", "eval_split", "eval_transforms")
+    return {name: config.input[name] for name in names}
 
 
 def describe(metrics: Mapping[str, float]) -> str:

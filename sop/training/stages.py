@@ -9,7 +9,17 @@ from ml_collections import ConfigDict
 from sop.errors import UsageError
 
 # Keys that a stage shares with the whole run: they belong to the model or to the work folder.
-_FIXED = ("model", "dtype", "stages", "init_from", "seed", "sync_batch_norm", "checkpoint")
+_FIXED = (
+    "model",
+    "dtype",
+    "stages",
+    "init_from",
+    "seed",
+    "sync_batch_norm",
+    "checkpoint",
+    "log_every_steps",
+    "profile",
+)
 
 
 class TrainIterator(Iterator[dict[str, Any]], Protocol):

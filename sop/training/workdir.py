@@ -103,7 +103,7 @@ class WorkDir:
         """Ties the folder to `config`, in `config.json`; call it before the first step.
 
         A folder with checkpoints holds a run: `config` may then differ from `config.json` in
-        `FREE_KEYS` only (in `num_epochs` too where the schedule does not depend on it), and the
+        `FREE_KEYS` only (in `num_epochs` too where nothing else depends on it), and the
         file is brought up to date.
 
         Args:
@@ -115,7 +115,8 @@ class WorkDir:
         if _has_checkpoints(self.path) and (self.path / "config.json").exists():
             saved = read_config(self.path)
             free = FREE_KEYS
-            if all(c["schedule"]["name"] in ("constant", "step") for c in (saved, present)):
+            lengthens = all(c["schedule"]["name"] in ("constant", "step") for c in (saved, present))
+            if lengthens and not present["stages"]:
                 free = (*FREE_KEYS, "num_epochs")
             _refuse_differences(self.path, differences(saved, present, free))
             if saved == present:

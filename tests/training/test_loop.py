@@ -13,7 +13,13 @@ import pytest
 
 from configs.default import get_config
 from sop.errors import UsageError
-from sop.training.checkpoints import Checkpoints, load_variables, save_variables
+from sop.training.checkpoints import (
+    best_step,
+    find_variables,
+    load_variables,
+    refuse_converted,
+    save_variables,
+)
 from sop.training.loop import evaluate_checkpoint, learning_rate_at, train
 from sop.training.reporting import Reporter, read_history
 from sop.training.stages import make_stages, stage_configs
@@ -200,7 +206,7 @@ def test_the_newest_and_the_best_are_kept(whole):
     evaluations = [e for e in read_history(whole) if e["split"] == "eval"]
     best = max(evaluations, key=lambda e: (e["top1"], e["step"]))["step"]
     assert names == {12, 14, 15} | {best}
-    assert Checkpoints(whole, read_only=True).best_step() == best
+    assert best_step(whole) == best
 
 
 def test_a_checkpoint_of_eight_devices_goes_on_on_one_and_back(tmp_path, whole):
@@ -303,6 +309,16 @@ def test_starting_from_another_runs_weights(tmp_path, whole):
     )
 
 
+def test_weights_are_taken_from_the_next_checkpoint_where_the_best_is_damaged(tmp_path, whole):
+    shutil.copytree(whole, tmp_path / "run")
+    best = tmp_path / "run" / "checkpoints" / str(best_step(whole))
+    (best / "variables" / "manifest.ocdbt").write_bytes(b"")
+    assert find_variables(tmp_path / "run")[0] == best
+    load_variables(tmp_path / "run")
+    with pytest.raises(UsageError, match="can be read"):
+        load_variables(best)
+
+
 def test_weights_of_another_backbone_are_refused(tmp_path):
     variables = init_variables(Network(), 0, (4, 4, 3))
     variables["params"]["features"]["conv"]["kernel"] = jnp.zeros((5, 5, 3, 4))
@@ -320,5 +336,8 @@ def test_converted_variables_can_be_evaluated(tmp_path, whole):
     entry = [e for e in read_history(whole) if e["split"] == "eval"][-1]
     assert (scores["step"], scores["epoch"]) == (0, 0.0)
     assert scores["loss"] == entry["loss"]
+    with pytest.raises(UsageError, match=r"converted weights: .*init_from"):
+        refuse_converted(tmp_path / "converted")
+    refuse_converted(whole)
     with pytest.raises(UsageError, match="already has checkpoints"):
         save_variables(tmp_path / "converted", variables_of(whole))

@@ -17,6 +17,8 @@ from sop.training.reporting import Reporter, read_history
 from sop.training.stages import Stage
 from sop.training.tables import config_table, parameter_table
 
+DATA = {"dataset": "digits", "eval_split": "test", "eval_transforms": ""}
+CONFIG = ConfigDict({"input": DATA})
 VARIABLES = {
     "params": {
         "stem": {"conv": {"kernel": np.ones((3, 3, 3, 16), np.float32)}},
@@ -45,7 +47,7 @@ def metrics_of(step):
 def go_on(workdir, step=0, saved=None, until=12, **changes):
     """Reports steps as a loop does, evaluating each epoch; what `state` returned after each."""
     reporter = make_reporter(workdir, **changes)
-    reporter.start(ConfigDict(), VARIABLES, jax.devices(), step=step, saved=saved)
+    reporter.start(CONFIG, VARIABLES, jax.devices(), step=step, saved=saved)
     states = {}
     for now in range(step + 1, until + 1):
         reporter.train(now, metrics_of(now))
@@ -127,7 +129,7 @@ def test_results(whole):
 
 def test_best_is_not_the_last(tmp_path):
     reporter = make_reporter(tmp_path)
-    reporter.start(ConfigDict(), VARIABLES, jax.devices())
+    reporter.start(CONFIG, VARIABLES, jax.devices())
     for step, top1 in ((4, 0.5), (8, 0.9), (12, 0.7)):
         reporter.evaluation(step, {"loss": 1.0, "top1": top1, "top5": 1.0})
     results = json.loads((tmp_path / "results.json").read_text())
@@ -204,7 +206,7 @@ def test_images_per_second_leave_pauses_and_the_first_step_out(monkeypatch, tmp_
     now = [0.0]
     monkeypatch.setattr(reporting.time, "perf_counter", lambda: now[0])
     reporter = make_reporter(tmp_path)
-    reporter.start(ConfigDict(), VARIABLES, jax.devices())
+    reporter.start(CONFIG, VARIABLES, jax.devices())
     for step in range(1, 5):
         now[0] += 100.0 if step == 1 else 0.5
         reporter.train(step, metrics_of(step))
@@ -262,9 +264,9 @@ def test_config_table():
 def test_an_evaluation_on_its_own_updates_the_results(tmp_path, capsys):
     go_on(tmp_path)
     scores = {"step": 8, "epoch": 2.0, "loss": 0.5, "top1": 0.91, "top5": 0.99, "count": 359}
-    reporting.report_evaluation(tmp_path, scores)
+    reporting.report_evaluation(tmp_path, scores, CONFIG)
     results = json.loads((tmp_path / "results.json").read_text())
-    assert results | scores == results
+    assert results | scores | DATA == results
     assert results["best"]["step"] == 12
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("Evaluated step 8, epoch 2.0: loss 0.5000, top-1 91.00%, top-5 99.00%")

@@ -22,6 +22,7 @@ def config(**changes):
             "schedule": {"name": "cosine", "boundaries": (1, 2)},
             "checkpoint": {"keep": 3},
             "num_epochs": 3,
+            "stages": (),
             "log_every_steps": 10,
         }
     )
@@ -89,10 +90,14 @@ def test_a_key_that_only_one_config_has_is_named(folder):
         folder.settle_config(more)
 
 
-@pytest.mark.parametrize(("schedule", "allowed"), [("cosine", False), ("step", True)])
-def test_a_run_may_be_prolonged_where_the_schedule_does_not_stretch(folder, schedule, allowed):
-    folder.settle_config(config(**{"schedule.name": schedule}))
-    longer = config(**{"schedule.name": schedule, "num_epochs": 5})
+@pytest.mark.parametrize(
+    ("schedule", "stages", "allowed"),
+    [("cosine", (), False), ("step", (), True), ("step", ({"batch_size": 2},), False)],
+)
+def test_a_run_may_be_prolonged_where_nothing_stretches(folder, schedule, stages, allowed):
+    fixed = {"schedule.name": schedule, "stages": stages}
+    folder.settle_config(config(**fixed))
+    longer = config(**fixed, num_epochs=5)
     if allowed:
         folder.settle_config(longer)
         assert workdir.read_config(folder.path)["num_epochs"] == 5
