@@ -39,6 +39,8 @@ GOLDEN = {
     "imagenet_resnet101_mpncov": "fastmpn_mpncovresnet101",
     "imagenet_resnet101_mpncov_tf": "fastmpn_mpncovresnet101",
     "imagenet_resnet50_cgd": "cgd_resnet50",
+    "imagenet_resnet50_gavp": "fastmpn_resnet50_gavp",
+    "imagenet_resnet50_gavp_cgd": "fastmpn_resnet50_gavp",
     "imagenet_resnet50_gfgp": "gfgp_resnet50_max_ent",
     "imagenet_resnet50_gsop1": "gsop1_resnet50_channel",
     "imagenet_resnet50_gsop2": "gsop2_resnet50_channel",

@@ -13,7 +13,7 @@ DATASETS = {
 
 
 def resnet_mpncov(dataset: str, depth: int) -> ConfigDict:
-    """Starts from the weights of imagenet_resnetDEPTH_mpncov."""
+    """Starts from imagenet_resnetDEPTH_mpncov as trained here; else set init_from."""
     config = _recipe(dataset)
     config.model.backbone = f"resnet{depth}"
     config.model.representation.name = "mpncov"
@@ -28,7 +28,7 @@ def resnet_mpncov(dataset: str, depth: int) -> ConfigDict:
 
 
 def vgg16_mpncov(dataset: str) -> ConfigDict:
-    """Starts from the weights of imagenet_vgg16_mpncov, with one layer as its classifier."""
+    """Starts from imagenet_vgg16_mpncov as trained here, with one layer as its classifier."""
     config = _recipe(dataset)
     config.model.backbone = "vgg16_bn"
     config.model.hidden = ()
@@ -48,9 +48,10 @@ def vgg16_bilinear(dataset: str, representation: str) -> ConfigDict:
     config = _recipe(dataset)
     config.model.backbone = "vgg16"
     config.model.representation.name = representation
-    config.init_from = "runs/vgg16"
+    config.init_from = "runs/published_vgg16"
     config.num_epochs = 100
     config.optimizer.learning_rate = 1e-3
+    # In both stages, as in the original's script.
     config.optimizer.lr_multipliers = (("^classifier/", 1000.0),)
     config.optimizer.weight_decay = 5e-4
     config.optimizer.weight_decays = (("^classifier/", 0.0),)
