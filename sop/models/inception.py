@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from sop.errors import UsageError
 from sop.layers import MaxPool
 from sop.models.network import BatchNorm, Linear, Network
 from sop.models.parts import Attention, Parts, Stages
@@ -183,12 +184,21 @@ class InceptionV3(nn.Module):
 def inception_v3(
     parts: Parts, *, transform_input: bool = False, dropout: float | None = None
 ) -> Network:
-    """Inception-v3. Attention stands on the output of mixed blocks, wherever else it may stand.
+    """Inception-v3. Attention stands on the output of mixed blocks: there is no other place.
 
     Args:
       transform_input: see `InceptionV3`.
       dropout: rate before the classifier; by default 0.5 with global average pooling, else 0.
+
+    Raises:
+      UsageError: `attention.where` is not the attention's default, which has no meaning here.
     """
+    plan = parts.attention
+    if plan is not None and plan.attention.where != plan.kind.where:
+        raise UsageError(
+            f"attention.where is '{plan.attention.where}', but in inception_v3 attention stands on "
+            f"the output of mixed blocks alone; leave it out."
+        )
     average = parts.representation_name in (None, "gavp")
     if dropout is None:
         dropout = 0.5 if average else 0.0

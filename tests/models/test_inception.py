@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sop.errors import UsageError
 from sop.models import create_model
 from sop.models.inception import STAGES
 from sop.torch_weights import canonical, family_of
@@ -40,6 +41,13 @@ def test_attention_stands_on_mixed_blocks(name):
     last = {"Mixed_5d", "Mixed_6e", "Mixed_7c"}
     every = {block[0] for stage in STAGES for block in stage}
     assert tracing.places(shapes, "attention") == (last if name == "gsop" else every)
+
+
+@pytest.mark.parametrize(("name", "where"), [("gsop", "conv"), ("cgd", "branch")])
+def test_another_place_for_attention_is_refused(name, where):
+    config = {"backbone": "inception_v3", "num_classes": 3}
+    with pytest.raises(UsageError, match=f"attention.where is '{where}', but in inception_v3"):
+        create_model(config | {"attention": {"name": name, "where": where}})
 
 
 @pytest.mark.parametrize("name", ["skip", "gfgp"])
