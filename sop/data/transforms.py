@@ -9,6 +9,7 @@ import ast
 import dataclasses
 import functools
 import math
+from abc import ABC, abstractmethod
 from statistics import NormalDist
 from typing import ClassVar
 
@@ -24,19 +25,19 @@ from sop.errors import UsageError
 Size = tuple[int, int]  # height, width
 
 
-class Transform:
+class Transform(ABC):
     """What every transform has; the defaults are those of one that is not random."""
 
     num_draws: ClassVar[int] = 0
     num_views: ClassVar[int | None] = None  # how many images one becomes, in a new axis 1
 
+    @abstractmethod
     def __call__(self, images: np.ndarray, draws: np.ndarray) -> np.ndarray:
         """[B, H, W, 3], [B, num_draws] → [B, H', W', 3] or [B, num_views, H', W', 3]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def output_size(self, size: Size | None) -> Size | None:
         """Size of the result for images of `size`; None where it differs among images."""
-        raise NotImplementedError
 
 
 class Sampling(Transform):
@@ -45,8 +46,9 @@ class Sampling(Transform):
     Standing first it decides how large a JPEG must be decoded.
     """
 
+    @abstractmethod
     def region(self, height: int, width: int, draws: np.ndarray) -> Region:
-        raise NotImplementedError
+        """The rectangle of an image of that size, and the size it is resized to."""
 
     def __call__(self, images: np.ndarray, draws: np.ndarray) -> np.ndarray:
         size = images.shape[1:3]
