@@ -310,18 +310,25 @@ def nhwc(a):
     return np.moveaxis(a, 1, 3) if a.ndim == 4 else a.reshape(a.shape[0], -1)
 
 
-def clock(run):
+def clock(run, number=1):
+    """Seconds of one of `number` runs in a row, after as many that do not count.
+
+    In those OpenMP's threads, which spin for some milliseconds after PyTorch's work and would take
+    a core from what comes next, fall asleep, and the kernel spreads the woken threads over cores.
+    """
+    for _ in range(number):
+        run()
     start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+    for _ in range(number):
+        run()
+    return (time.perf_counter() - start) / number
 
 
 def interleaved(runs, repetitions):
-    """Seconds [runs, repetitions], after two runs of each to compile and warm up."""
-    for run in runs:
-        run()
-        run()
-    return np.array([[clock(run) for run in runs] for _ in range(repetitions)]).T
+    """Seconds [runs, repetitions], each the mean over about 0.2 s, after a run to compile."""
+    numbers = [max(1, round(0.2 / clock(run))) for run in runs]
+    pairs = list(zip(runs, numbers, strict=True))
+    return np.array([[clock(*pair) for pair in pairs] for _ in range(repetitions)]).T
 
 
 def error(found, expected):
@@ -395,6 +402,7 @@ def keep_freed_memory():
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
+        libc.mallopt(-8, 1)  # M_ARENA_MAX: heaps other than the first go when they are empty
         libc.mallopt(-4, 0)  # M_MMAP_MAX
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 

@@ -92,7 +92,7 @@ def _backward(num_iters, x, cotangent):
     x, _ = _normalized(x)
     g = _from_upper_triangle(cotangent, shape[3])
     if x.shape[1] < x.shape[2]:
-        xg = product(x, g)
+        xg = _product("bnc,bcd->bnd", x, g)
         direction = product(xg, x)
         z, dz = newton_schulz_and_adjoint(product(x, x), direction, num_iters, inverse=True)
         gradient = _product("bmn,bnc->bmc", z, xg) + _product("bmn,bnc->bmc", dz, x)
@@ -100,7 +100,7 @@ def _backward(num_iters, x, cotangent):
     else:
         a = _product("bnc,bnd->bcd", x, x)
         y, dy = newton_schulz_and_adjoint(a, g, num_iters)
-        gradient = product(x, dy)
+        gradient = _product("bnc,bcd->bnd", x, dy)
         value = jnp.sum(g * y, axis=(1, 2), keepdims=True)
     # Along x only the norm changes, and the result with it in proportion.
     along = jnp.sum(x * gradient, axis=(1, 2), keepdims=True)

@@ -57,7 +57,11 @@ def pool_padding(shape, window, strides, padding=(0, 0), ceil_mode=False):
 
 @dataclasses.dataclass(frozen=True)
 class _Grid:
-    """Where windows lie: the arguments of `pool_padding` and what it found."""
+    """Where windows lie, the arguments of `pool_padding` and what it found; and blocks.
+
+    A block is as large as the strides, and window i starts with block i, so that an entry is in
+    the window of its block and in at most `before` that start further up or left.
+    """
 
     size: tuple[int, int]
     window: tuple[int, int]
@@ -65,17 +69,37 @@ class _Grid:
     counts: tuple[int, int]
     pads: tuple[tuple[int, int], tuple[int, int]]
 
-    def places(self, x):
+    @property
+    def before(self):
+        return tuple(-(-k // s) - 1 for k, s in zip(self.window, self.strides, strict=True))
+
+    @property
+    def blocks(self):
+        """How many blocks the windows reach into."""
+        return tuple(n + m for n, m in zip(self.counts, self.before, strict=True))
+
+    def _block_pads(self):
+        axes = zip(self.size, self.strides, self.blocks, self.pads, strict=True)
+        return [(0, 0), *((low, n * s - low - size) for size, s, n, (low, _) in axes), (0, 0)]
+
+    def pad(self, x):
+        """x with zeros around it, or without the rows left over, as whole blocks."""
+        return lax.pad(x, jnp.zeros((), x.dtype), [(*pad, 0) for pad in self._block_pads()])
+
+    def unpad(self, x):
+        """The transpose of `pad`."""
+        pads = [(-low, -high, 0) for low, high in self._block_pads()]
+        return lax.pad(x, jnp.zeros((), x.dtype), pads)
+
+    def places(self, padded):
         """For each place in the window: its entries [B, H', W', C], and which are inside x.
 
         The second is [1, H', W', 1], or None where all are.
         """
-        pads = ((0, 0, 0), *((*pad, 0) for pad in self.pads), (0, 0, 0))
-        x = lax.pad(x, jnp.zeros((), x.dtype), pads)
         for place in np.ndindex(*self.window):
             starts = zip(place, self.counts, self.strides, strict=True)
             rows, columns = (slice(i, i + (n - 1) * stride + 1, stride) for i, n, stride in starts)
-            yield x[:, rows, columns], self._inside(place)
+            yield padded[:, rows, columns], self._inside(place)
 
     def _inside(self, place):
         inside = []
@@ -86,70 +110,99 @@ class _Grid:
         inside = np.logical_and.outer(*inside)[None, :, :, None]
         return None if inside.all() else inside
 
+    def holders(self, *arrays):
+        """For each window that may hold an entry of a block: its values, and which it holds.
 
-def _only(inside, values, otherwise):
-    return values if inside is None else jnp.where(inside, values, otherwise)
+        The first are those of arrays [·, H', W', ·] as [·, blocks, 1, blocks, 1, ·], zero where
+        there is no window; the second is [stride, 1, stride, 1], or None where it holds all.
+        """
+        around = [(0, 0), *((m, m) for m in self.before), (0, 0)]
+        arrays = [jnp.pad(a, around) for a in arrays]
+        for back in np.ndindex(*(m + 1 for m in self.before)):
+            starts = zip(self.before, back, self.blocks, strict=True)
+            rows, columns = (slice(m - i, m - i + n) for m, i, n in starts)
+            sizes = zip(back, self.strides, self.window, strict=True)
+            held = np.logical_and.outer(*(i * s + np.arange(s) < k for i, s, k in sizes))
+            held = None if held.all() else held[:, None, :, None]
+            yield [a[:, rows, None, columns, None] for a in arrays], held
 
 
-def _reference(x, lam, grid):
+def _only(chosen, values, otherwise):
+    return values if chosen is None else jnp.where(chosen, values, otherwise)
+
+
+def _difference(a, b):
+    """a − b, at most the largest number: ∞ times a weight of 0 would be NaN."""
+    largest = jnp.finfo(a.dtype).max
+    return jnp.clip(a - b, -largest, largest)
+
+
+def _reference(padded, lam, grid):
     """The entry of each window that the softmax peaks at: its largest, smallest for λ < 0."""
     sign = jnp.where(lam < 0, -1.0, 1.0)
-    lowest = jnp.finfo(x.dtype).min
-    peaks = [_only(inside, sign * place, lowest) for place, inside in grid.places(x)]
+    lowest = jnp.finfo(padded.dtype).min
+    peaks = [_only(inside, sign * place, lowest) for place, inside in grid.places(padded)]
     return lax.stop_gradient(sign * functools.reduce(jnp.maximum, peaks))
 
 
-def _moments(x, lam, reference, grid):
-    """Σ e, Σ e d / Σ e and Σ e d² / Σ e over windows, d = x − reference, e = exp(λ d)."""
-    total = first = second = 0.0
-    for place, inside in grid.places(x):
-        d = _only(inside, place - reference, 0)
-        e = _only(inside, jnp.exp(lam * d), 0)
-        total += e
-        first += e * d
-        second += e * d * d
-    return total, first / total, second / total
+def _sum(term, padded, reference, grid):
+    """Σ term(d) over windows, d = x − reference."""
+    return functools.reduce(
+        jnp.add,
+        (
+            _only(inside, term(_only(inside, _difference(place, reference), 0)), 0)
+            for place, inside in grid.places(padded)
+        ),
+    )
 
 
-def _pool(x, lam, grid):
-    reference = _reference(x, lam, grid)
-    return reference + _moments(x, lam, reference, grid)[1]
+def _statistics(padded, lam, grid):
+    """Of windows, d = x − reference: the reference, log Σ exp(λ d), and y.
+
+    Every sum here and in `_pool_backward` writes its exponentials in a way of its own: those that
+    two sums share XLA writes to memory on CPU, which takes longer than to compute them again.
+    """
+    reference = _reference(padded, lam, grid)
+    log_total = jnp.log(_sum(lambda d: jnp.exp(lam * d), padded, reference, grid))
+    mean = _sum(lambda d: jnp.exp(lam * d - log_total) * d, padded, reference, grid)
+    return reference, log_total, reference + mean
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _pool_tiles(x, lam, grid):
-    """`_pool` where windows tile the map: each entry is in one window, its gradient in one pass."""
-    return _pool(x, lam, grid)
+def _pool(x, lam, grid):
+    return _statistics(grid.pad(x), lam, grid)[2]
 
 
-def _pool_tiles_backward(grid, residuals, cotangent):
+def _pool_backward(grid, residuals, cotangent):
+    """With ȳ the cotangent: ∂x = Σ ȳ w (1 + λ(d − Σ w d)) over windows, ∂λ = ȳ Σ w (d − Σ w d)²."""
     x, lam = residuals
-    reference = _reference(x, lam, grid)
-    total, mean, square = _moments(x, lam, reference, grid)
-    to_lam = cotangent * (square - mean * mean)
+    padded = grid.pad(x)
+    reference, log_total, y = _statistics(padded, lam, grid)
+    mean = y - reference  # not from `_statistics`: its sum would then be shared, as above
+
+    def deviation(d):
+        return jnp.exp((lam * d - log_total) / 2) * (d - mean)
+
+    variance = _sum(lambda d: deviation(d) ** 2, padded, reference, grid)
     summed = [axis for axis in range(4) if lam.shape[axis] < cotangent.shape[axis]]
-    batch, _, _, channels = x.shape
-    rows, columns = (n * k for n, k in zip(grid.counts, grid.window, strict=True))
-    pads = [(0, 0, 0), *((*pad, 0) for pad in grid.pads), (0, 0, 0)]
-    tiles = lax.pad(x, jnp.zeros((), x.dtype), pads).reshape(
-        batch, grid.counts[0], grid.window[0], grid.counts[1], grid.window[1], channels
-    )
-    reference, share, mean, lam = (
-        a[:, :, None, :, None] for a in (reference, cotangent / total, mean, lam)
-    )
-    d = tiles - reference
-    # Only padding, whose gradient is dropped, is beyond the reference. At the reference itself
-    # jnp.minimum would halve the second derivative.
-    exponent = lam * d
-    exponent = jnp.where(exponent > 0, 0, exponent)
-    gradient = share * jnp.exp(exponent) * (1 + lam * (d - mean))
-    back = [(-low, -high, interior) for low, high, interior in pads]
-    gradient = gradient.reshape(batch, rows, columns, channels)
-    gradient = lax.pad(gradient, jnp.zeros((), x.dtype), back)
-    return gradient, to_lam.sum(summed, keepdims=True)
+    to_lam = (cotangent * variance).sum(summed, keepdims=True)
+
+    sizes = [size for pair in zip(grid.blocks, grid.strides, strict=True) for size in pair]
+    blocks = padded.reshape(x.shape[0], *sizes, x.shape[3])
+    lam = jnp.broadcast_to(lam, (lam.shape[0], *grid.counts, lam.shape[3]))
+    gradient = 0.0
+    windows = grid.holders(cotangent, reference, log_total, mean, lam)
+    for (pulled, peak, log_sum, centre, scale), held in windows:
+        # Entries beyond the peak are padding or in other windows, those far below have no weight:
+        # bounds keep infinities out. At the peak jnp.minimum would halve the second derivative.
+        exponent = scale * _difference(blocks, peak)
+        exponent = jnp.maximum(jnp.where(exponent > 0, 0, exponent), -1e3)
+        term = pulled * jnp.exp(exponent - log_sum) * (1 + exponent - scale * centre)
+        gradient += _only(held, term, 0)
+    return grid.unpad(gradient.reshape(padded.shape)), to_lam
 
 
-_pool_tiles.defvjp(lambda x, lam, grid: (_pool(x, lam, grid), (x, lam)), _pool_tiles_backward)
+_pool.defvjp(lambda x, lam, grid: (_pool(x, lam, grid), (x, lam)), _pool_backward)
 
 
 def max_entropy_pool(x, lam, window=(2, 2), strides=None, padding=(0, 0), ceil_mode=False):
@@ -188,8 +241,7 @@ def max_entropy_pool(x, lam, window=(2, 2), strides=None, padding=(0, 0), ceil_m
     # gradient does.
     lam += jnp.zeros_like(lax.stop_gradient(x), lam.dtype, shape=(1, 1, 1, 1))
     grid = _Grid(x.shape[1:3], tuple(window), tuple(strides), counts, pads)
-    pool = _pool_tiles if grid.strides == grid.window else _pool
-    return narrow(pool(at_least_float32(x), lam, grid), x.dtype)
+    return narrow(_pool(at_least_float32(x), lam, grid), x.dtype)
 
 
 def adaptive_average_pool(x, shape):

@@ -88,6 +88,25 @@ def test_finite_for_every_lambda(window, dtype):
             assert all(jnp.isfinite(a).all() for a in found), (key, lam)
 
 
+@pytest.mark.parametrize("window", [(2, 2), (3, 3)])
+def test_pooling_over_the_whole_range_of_float32(window):
+    largest = float(jnp.finfo(jnp.float32).max)
+    x = jnp.asarray(np.clip(NORMAL * 1e39, -largest, largest), jnp.float32)
+
+    @jax.jit
+    def both(x, lam):
+        def pool(x):
+            return ops.max_entropy_pool(x, lam, window, (2, 2), (1, 1))
+
+        y, pullback = jax.vjp(pool, x)
+        return y, *pullback(jnp.ones_like(y))
+
+    for lam in (0.0, 1e-38, 1.0, 1e38, -1e38):
+        y, gradient = both(x, jnp.full((1, 1, 1, 1), lam))
+        assert jnp.isfinite(y).all(), lam
+        assert jnp.isfinite(gradient).all(), lam
+
+
 @pytest.mark.parametrize("value", [0.0, 3.7, 1e9])
 @pytest.mark.parametrize("shape", [(2, 5, 7, 3), (2, 1, 2, 3)])
 def test_zero_covariance_has_zero_root_and_gradient(value, shape):
