@@ -41,6 +41,30 @@ def batch_norm(train: bool, axis_name: str | None, name: str, axis: int = -1) ->
     )
 
 
+def _contract(x, kernel, axis):
+    """Σ over the last axis of x and the given one of the kernel, summed in at least float32."""
+    return lax.dot_general(
+        x,
+        kernel,
+        (((x.ndim - 1,), (axis,)), ((), ())),
+        preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
+    )
+
+
+@jax.custom_jvp
+def _matmul(x, kernel):
+    return _contract(x, kernel, 0)
+
+
+@_matmul.defjvp
+def _matmul_jvp(primals, tangents):
+    # The kernel's tangent is transposed, and so is its cotangent: XLA multiplies twice as fast on
+    # CPU for the gradient of Wᵀ. Without the barrier it would fold the transposition back.
+    (x, kernel), (dx, dkernel) = primals, tangents
+    transposed = lax.optimization_barrier(dkernel.T)
+    return _matmul(x, kernel), _contract(dx, kernel, 0) + _contract(x, transposed, 1)
+
+
 class PointwiseConv(nn.Module):
     """1×1 convolution, y = x W + b, whose result is float32 whatever the type of its factors.
 
@@ -75,12 +99,7 @@ class PointwiseConv(nn.Module):
         if self.strides > 1:
             x = x[:, :: self.strides, :: self.strides]
         x = ops.widen(x.astype(self.dtype or x.dtype))
-        y = lax.dot_general(
-            x,
-            kernel[0, 0].astype(x.dtype),
-            (((x.ndim - 1,), (0,)), ((), ())),
-            preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
-        )
+        y = _matmul(x, kernel[0, 0].astype(x.dtype))
         return y + self.param("bias", uniform, (self.features,)) if self.use_bias else y
 
 
