@@ -20,6 +20,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import profiles
 
 from sop import layers, ops
 
@@ -248,6 +249,10 @@ class Ours:
         y, (_, gradient) = jax.block_until_ready(self.step(self.params, self.x, cotangent))
         return y, gradient
 
+    def profile(self, cotangent):
+        compiled = self.step.lower(self.params, self.x, cotangent).compile()
+        return profiles.operations(compiled, lambda: self.both(cotangent))
+
     def residual_bytes(self):
         """Of what the pullback holds, parameters excepted: the input is part of it."""
         _, pullback = jax.vjp(self.apply, self.params, self.x)
@@ -376,7 +381,19 @@ def measure(case, arguments):
             ratio = seconds[1] / seconds[0]
             row[f"their {name} ms"] = float(np.median(seconds[1]) * 1e3)
             row[f"{name} ratio"] = [float(q) for q in np.quantile(ratio, (0.5, 0.25, 0.75))]
+    if arguments.profile:
+        row["profile"] = ours.profile(v)
     return row
+
+
+def print_profile(row, least=0.02):
+    """Ours, forward + backward, by operation: those that take at least this share."""
+    total = sum(ms for ms, _, _ in row["profile"])
+    print(f"\n{row['layer']}, {row['input']}: {total:.2f} ms in operations\n")
+    print("| ms | share | operation | in JAX |\n| --- | --- | --- | --- |")
+    for ms, name, source in row["profile"]:
+        if ms >= least * total:
+            print(f"| {ms:.2f} | {ms / total:.0%} | {name} | {source} |")
 
 
 COLUMNS = (
@@ -414,6 +431,7 @@ def main():
     parser.add_argument("--repetitions", type=int, default=15)
     parser.add_argument("--batch", type=int, help="instead of each case's own")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--profile", action="store_true", help="where the time of ours goes")
     parser.add_argument("--json", type=Path, help="write the rows here as well")
     parser.add_argument("--malloc", action="store_true", help="leave glibc's malloc as it is")
     arguments = parser.parse_args()
@@ -439,6 +457,9 @@ def main():
         rows.append(row)
         cells = (form.format(row[name]) if name in row else "–" for name, form in COLUMNS)
         print("| " + " | ".join(cells) + " |", flush=True)
+    if arguments.profile:
+        for row in rows:
+            print_profile(row)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(rows, indent=1))
 

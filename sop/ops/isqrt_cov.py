@@ -82,12 +82,32 @@ def _forward(x, num_iters):
     return upper_triangle(y) * (norm / np.sqrt(x.shape[1]))[:, :, 0]
 
 
+def _in_halves(f, *arrays):
+    """f over a batch; on CPU over its two halves, so that XLA runs operations of both at once.
+
+    It runs a batched product of small matrices on one core.
+    """
+
+    def halves(*arrays):
+        half = arrays[0].shape[0] // 2
+        parts = f(*(a[:half] for a in arrays)), f(*(a[half:] for a in arrays))
+        return jnp.concatenate(parts)
+
+    if arrays[0].shape[0] < 2:
+        return f(*arrays)
+    return lax.platform_dependent(*arrays, cpu=halves, default=f)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _isqrt_cov(x, num_iters):
-    return _forward(x, num_iters)
+    return _in_halves(functools.partial(_forward, num_iters=num_iters), x)
 
 
 def _backward(num_iters, x, cotangent):
+    return (_in_halves(functools.partial(_gradient, num_iters=num_iters), x, cotangent),)
+
+
+def _gradient(x, cotangent, num_iters):
     shape, dtype = x.shape, x.dtype
     x, _ = _normalized(x)
     g = _from_upper_triangle(cotangent, shape[3])
@@ -106,7 +126,7 @@ def _backward(num_iters, x, cotangent):
     along = jnp.sum(x * gradient, axis=(1, 2), keepdims=True)
     gradient = (2 * gradient + (value - 2 * along) * x) / np.sqrt(x.shape[1])
     gradient -= gradient.mean(axis=1, keepdims=True)
-    return (gradient.reshape(shape).astype(dtype),)
+    return gradient.reshape(shape).astype(dtype)
 
 
 _isqrt_cov.defvjp(lambda x, num_iters: (_isqrt_cov(x, num_iters), x), _backward)
