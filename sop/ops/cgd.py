@@ -28,6 +28,11 @@ def _descriptor(total, count, peak, weights, biases, inner_tanh):
     return psi * _dot(phi, weights[2]) + b2
 
 
+def _maximum(x, axis):
+    """Maximum over axes; for its gradient x is compared with it again, no mask of x's size kept."""
+    return jax.checkpoint(lambda x: x.max(axis=axis), prevent_cse=False)(x)
+
+
 def _rescale(x, gate, dtype):
     return narrow(x * (1 + gate), dtype)
 
@@ -67,7 +72,7 @@ def cgd(x, weights, biases=None, inner_tanh=True):
     _require_vectors("weights", weights, x.shape[3])
     _require_vectors("biases", biases, x.shape[3])
     wide = at_least_float32(x)
-    total, peak = wide.sum(axis=(1, 2)), wide.max(axis=(1, 2))
+    total, peak = wide.sum(axis=(1, 2)), _maximum(wide, (1, 2))
     count = x.shape[1] * x.shape[2]
     gate = jnp.tanh(_descriptor(total, count, peak, weights, biases, inner_tanh))
     return _rescale(wide, gate[:, None, None, :], x.dtype)
@@ -100,7 +105,7 @@ def spatial_cgd(x, row_weights, column_weights, row_biases=None, column_biases=N
     _require_vectors("column_weights", column_weights, x.shape[2])
     _require_vectors("column_biases", column_biases, x.shape[2])
     wide = at_least_float32(x)
-    total, peak = wide.sum(axis=3), wide.max(axis=3)
+    total, peak = wide.sum(axis=3), _maximum(wide, 3)
     _, height, width, channels = x.shape
     rows = _descriptor(
         total.sum(axis=2), width * channels, peak.max(axis=2), row_weights, row_biases, True
