@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from sop import ops
@@ -65,6 +66,27 @@ def _matmul_jvp(primals, tangents):
         # as fast on CPU. Without the barrier it would fold the transposition back.
         dkernel, axis = lax.optimization_barrier(dkernel.T), 1
     return _matmul(x, kernel), _contract(dx, kernel, 0) + _contract(x, dkernel, axis)
+
+
+def convolve(x, kernel, strides, padding, *, lhs_dilation, feature_group_count, **options):
+    """`lax.conv_general_dilated` of NHWC and HWIO; on CPU 1×1 convolutions are matrix products.
+
+    XLA's own take up to 2.8 times as long there.
+    """
+    pointwise = kernel.shape[:2] == (1, 1) and feature_group_count == 1 and lhs_dilation == (1, 1)
+    padded = padding not in ("SAME", "VALID") and np.any(padding)
+    if pointwise and not padded and jax.default_backend() == "cpu":
+        x = x[:, :: strides[0], :: strides[1]]
+        return _matmul(x, kernel[0, 0]).astype(x.dtype)
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        strides,
+        padding,
+        lhs_dilation=lhs_dilation,
+        feature_group_count=feature_group_count,
+        **options,
+    )
 
 
 class PointwiseConv(nn.Module):

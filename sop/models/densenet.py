@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sop.models.network import BatchNorm, Linear, Network
+from sop.models.network import BatchNorm, Conv, Linear, Network
 from sop.models.parts import Attention, Parts, Stages, attend
 
 kaiming_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
@@ -133,7 +133,7 @@ def densenet(
       width: channels of the stem.
       growth: channels that each layer adds.
     """
-    conv = partial(nn.Conv, use_bias=False, kernel_init=kaiming_fan_in, dtype=parts.dtype)
+    conv = partial(Conv, kernel_init=kaiming_fan_in, dtype=parts.dtype)
     norm = partial(BatchNorm, dtype=parts.dtype, axis_name=parts.axis_name)
     pool = parts.strided_pool
     if parts.pool_name == "gfgp":

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from sop.errors import UsageError
 from sop.layers import MaxPool
-from sop.models.network import BatchNorm, Linear, Network
+from sop.models.network import BatchNorm, Conv, Linear, Network
 from sop.models.parts import Attention, Parts, Stages
 from sop.models.plain import ConvLayer, check_dropout
 
@@ -206,7 +206,7 @@ def inception_v3(
     truncated = nn.initializers.truncated_normal(0.1)
     layer = partial(
         ConvLayer,
-        conv=partial(nn.Conv, use_bias=False, kernel_init=truncated, dtype=parts.dtype),
+        conv=partial(Conv, kernel_init=truncated, dtype=parts.dtype),
         norm=partial(BatchNorm, epsilon=1e-3, dtype=parts.dtype, axis_name=parts.axis_name),
     )
     features = InceptionV3(

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 
 from sop.errors import UsageError
-from sop.models.network import BatchNorm, Network
+from sop.models.network import BatchNorm, Conv, Network
 from sop.models.parts import Attention, Parts, Stages, attend
 from sop.models.plain import torch_kernel
 
@@ -91,7 +91,7 @@ def mobilenet(parts: Parts, *, multiplier: float = 1.0) -> Network:
     """
     if multiplier * 32 < 1:
         raise UsageError(f"MobileNet's multiplier is {multiplier}; give at least 1/32.")
-    conv = partial(nn.Conv, use_bias=False, kernel_init=torch_kernel, dtype=parts.dtype)
+    conv = partial(Conv, kernel_init=torch_kernel, dtype=parts.dtype)
     norm = partial(BatchNorm, dtype=parts.dtype, axis_name=parts.axis_name)
     pool = parts.strided_pool
     features = MobileNet(

@@ -9,9 +9,14 @@ import jax
 import jax.numpy as jnp
 
 from sop.errors import UsageError
-from sop.layers.linear import kaiming_normal, torch_uniform
+from sop.layers.linear import convolve, kaiming_normal, torch_uniform
 
-Conv = partial(nn.Conv, use_bias=False, kernel_init=kaiming_normal)
+Conv = partial(
+    nn.Conv,
+    use_bias=False,
+    kernel_init=kaiming_normal,
+    conv_general_dilated_cls=lambda: convolve,
+)
 BatchNorm = partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
 
 

@@ -96,8 +96,13 @@ class ConvClassifier(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         normal = nn.initializers.normal(0.01)
-        conv = nn.Conv(
-            self.num_classes, (1, 1), dtype=self.dtype, kernel_init=normal, name="conv10"
+        conv = Conv(
+            self.num_classes,
+            (1, 1),
+            use_bias=True,
+            dtype=self.dtype,
+            kernel_init=normal,
+            name="conv10",
         )
         return nn.relu(conv(x)).mean((1, 2), dtype=jnp.float32)
 
