@@ -9,10 +9,8 @@ a ratio is the median of the ratios of neighbours, its spread their quartiles.
 import argparse
 import ctypes
 import dataclasses
-import importlib.util
 import json
 import platform
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,11 +18,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import original_layers
 import profiles
 
 from sop import layers, ops
-
-GSOP = "Global-Second-order-Pooling-Convolutional-Networks"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,142 +57,6 @@ def module(m):
     return make
 
 
-def load(path, name):
-    """A file of the originals as a module."""
-    spec = importlib.util.spec_from_file_location(name, path)
-    loaded = importlib.util.module_from_spec(spec)
-    sys.modules[name] = loaded
-    spec.loader.exec_module(loaded)
-    return loaded
-
-
-def their_isqrt_cov(num_iters):
-    def make(originals, x):
-        path = originals / "fast-MPN-COV/src/representation/MPNCOV.py"
-        return load(path, "original_mpncov").MPNCOV(num_iters, input_dim=x.shape[1])
-
-    return make
-
-
-def their_bilinear(originals, x):
-    path = originals / "fast-MPN-COV/src/representation/BCNN.py"
-    return load(path, "original_bcnn").BCNN(input_dim=x.shape[1])
-
-
-def their_compact_bilinear(originals, x):
-    import torch
-
-    cbp = load(originals / "fast-MPN-COV/src/representation/CBP.py", "original_cbp")
-
-    class OldTorch:
-        """`torch` with the functions of 2018 that CBP.py calls, on pairs (real, imaginary)."""
-
-        def __getattr__(self, name):
-            return getattr(torch, name)
-
-        @staticmethod
-        def fft(pairs, _):
-            return torch.view_as_real(torch.fft.fft(torch.view_as_complex(pairs)))
-
-        @staticmethod
-        def ifft(pairs, _):
-            return torch.view_as_real(torch.fft.ifft(torch.view_as_complex(pairs.contiguous())))
-
-    cbp.torch = OldTorch()
-    return cbp.CBP(projDim=8192, input_dim=x.shape[1])
-
-
-def their_gsop(originals, x):
-    import types
-
-    import torch
-
-    root = originals / GSOP / "torchvision/models"
-    # Its package is called torchvision and would hide, or be hidden by, the real one.
-    package = types.ModuleType("original_gsop")
-    package.__path__ = [str(root)]
-    sys.modules["original_gsop"] = package
-    block = load(root / "resnet.py", "original_gsop.resnet").Bottleneck
-    planes = x.shape[1] // 4
-    found = block(x.shape[1], planes, attention="1", att_dim=128)
-
-    class Attention(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            for name in (
-                "conv_for_DR",
-                "bn_for_DR",
-                "row_bn",
-                "row_conv_group",
-                "fc_adapt_channels",
-            ):
-                setattr(self, name, getattr(found, name))
-            self.relu, self.relu_normal, self.sigmoid = found.relu, found.relu_normal, found.sigmoid
-
-        def forward(self, x):
-            return x * block.chan_att(self, x)
-
-    return Attention()
-
-
-def their_cgd(originals, x):
-    path = originals / "Compact-Global-Descriptor/attention_best.py"
-    return load(path, "original_cgd").AttentionLayer(x.shape[1], x.shape[1])
-
-
-def torch_max_entropy(x, lam, window, stride, padding):
-    """The equation with unfold and softmax; the original has a CUDA kernel only."""
-    import torch
-    import torch.nn.functional as F
-
-    batch, channels, height, width = x.shape
-    places = F.unfold(x, window, stride=stride, padding=padding)
-    places = places.view(batch, channels, window**2, -1)
-    scores = lam.reshape(-1, lam.shape[1], 1, 1) * places
-    if padding:
-        inside = F.unfold(torch.ones_like(x[:1, :1]), window, stride=stride, padding=padding)
-        scores = scores.masked_fill(inside.view(1, 1, window**2, -1) == 0, float("-inf"))
-    y = (torch.softmax(scores, 2) * places).sum(2)
-    rows, columns = ((n + 2 * padding - window) // stride + 1 for n in (height, width))
-    return y.view(batch, channels, rows, columns)
-
-
-def their_max_entropy(window, stride, padding):
-    def make(originals, x):
-        import torch
-
-        lam = torch.ones(1, 1, 1, 1)
-        return lambda x: torch_max_entropy(x, lam, window, stride, padding)
-
-    return make
-
-
-def their_gfgp(originals, x):
-    """GFGP's layers with the equation in the place of its CUDA kernel."""
-    import torch
-
-    channels = x.shape[1]
-    to_lam = torch.nn.Sequential(
-        torch.nn.AdaptiveAvgPool2d(1),
-        torch.nn.Conv2d(channels, channels // 2, 1),
-        torch.nn.BatchNorm2d(channels // 2),
-        torch.nn.ReLU(),
-        torch.nn.Conv2d(channels // 2, channels, 1),
-        torch.nn.BatchNorm2d(channels),
-        torch.nn.Sigmoid(),
-    )
-
-    class Pool(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.to_lam = to_lam
-
-        def forward(self, x):
-            return torch_max_entropy(x, self.to_lam(x), 2, 2, 0)
-
-    return Pool()
-
-
 def cases():
     def add(name, batch, size, channels, ours, theirs):
         found.append(Case(name, batch, size, channels, ours, theirs))
@@ -204,22 +65,22 @@ def cases():
     for size, channels in ((7, 256), (14, 256), (28, 256), (8, 128), (16, 128), (7, 512)):
         for n in (3, 5):
             ours = function(lambda x, n=n: ops.isqrt_cov(x, n))
-            add(f"iSQRT-COV N={n}", 16, size, channels, ours, their_isqrt_cov(n))
+            add(f"iSQRT-COV N={n}", 16, size, channels, ours, original_layers.their_isqrt_cov(n))
     for size, channels in ((56, 256), (28, 512), (14, 1024), (14, 2048)):
-        add("GSoP channel", 8, size, channels, module(layers.GSoP()), their_gsop)
+        add("GSoP channel", 8, size, channels, module(layers.GSoP()), original_layers.their_gsop)
     for size, channels in ((112, 64), (56, 256), (28, 512), (14, 512)):
         ours = function(lambda x: ops.max_entropy_pool(x, 1.0))
-        add("max-ent 2×2/2", 8, size, channels, ours, their_max_entropy(2, 2, 0))
+        add("max-ent 2×2/2", 8, size, channels, ours, original_layers.their_max_entropy(2, 2, 0))
     ours = function(lambda x: ops.max_entropy_pool(x, 1.0, (3, 3), (2, 2), (1, 1)))
-    add("max-ent 3×3/2", 8, 112, 64, ours, their_max_entropy(3, 2, 1))
+    add("max-ent 3×3/2", 8, 112, 64, ours, original_layers.their_max_entropy(3, 2, 1))
     for size, channels in ((112, 64), (28, 512)):
-        add("GFGP 2×2/2", 8, size, channels, module(layers.GFGP(2)), their_gfgp)
+        add("GFGP 2×2/2", 8, size, channels, module(layers.GFGP(2)), original_layers.their_gfgp)
     for size, channels in ((112, 64), (14, 512), (56, 256)):
-        add("CGD", 8, size, channels, module(layers.CGD()), their_cgd)
-    add("B-CNN", 8, 28, 512, function(ops.bilinear), their_bilinear)
+        add("CGD", 8, size, channels, module(layers.CGD()), original_layers.their_cgd)
+    add("B-CNN", 8, 28, 512, function(ops.bilinear), original_layers.their_bilinear)
     # The original's sketches are drawn with seed 1; here as there the hashes are constants.
     compact = module(layers.CompactBilinear(8192))
-    add("compact bilinear", 8, 28, 512, compact, their_compact_bilinear)
+    add("compact bilinear", 8, 28, 512, compact, original_layers.their_compact_bilinear)
     return found
 
 

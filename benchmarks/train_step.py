@@ -137,7 +137,7 @@ def checkout(folder, module):
 
 def their_resnet50(name, originals):
     """A function that builds the network of an original."""
-    import layers
+    import original_layers
     import torch
 
     def gsop_net(build, mode):
@@ -148,7 +148,7 @@ def their_resnet50(name, originals):
 
     def compact_bilinear(build):
         network = build()
-        network.avgpool = layers.their_compact_bilinear(originals, torch.empty(1, 2048))
+        network.avgpool = original_layers.their_compact_bilinear(originals, torch.empty(1, 2048))
         network.fc = torch.nn.Linear(8192, 1000)
         return network
 
@@ -164,7 +164,7 @@ def their_resnet50(name, originals):
     sys.path.insert(0, str(originals / "fast-MPN-COV"))
     covariance = importlib.import_module("src.representation.MPNCOV")
     if name in ("gsop1", "gsop2"):
-        network = checkout(originals / layers.GSOP / "torchvision/models", "resnet")
+        network = checkout(originals / original_layers.GSOP / "torchvision/models", "resnet")
         # The same function; its own has a backward pass that today's PyTorch refuses.
         network.MPNCOV.TriuvecLayer = covariance.TriuvecLayer
         return partial(gsop_net, network.resnet50, int(name[-1]))
@@ -178,9 +178,9 @@ def their_resnet50(name, originals):
 
 def max_entropy(x, lam, window, stride, padding, ceil_mode):
     """In the place of GFGP's kernel; its ResNets have square windows and do not round up."""
-    import layers
+    import original_layers
 
-    return layers.torch_max_entropy(x, lam, window[0], stride[0], padding[0])
+    return original_layers.torch_max_entropy(x, lam, window[0], stride[0], padding[0])
 
 
 def theirs(name, originals, arguments):

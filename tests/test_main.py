@@ -19,17 +19,12 @@ SMALL = (
     "--config.num_epochs=2",
     "--config.batch_size=144",
     "--config.checkpoint.every_steps=2",
-    "--config.checkpoint.keep=10",  # all of them
 )
 LAST_STEP = 18
 
 
 def results(workdir: Path) -> dict:
     return json.loads((workdir / "results.json").read_text())
-
-
-def history(workdir: Path) -> list[dict]:
-    return [json.loads(line) for line in (workdir / "history.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -73,20 +68,21 @@ def test_a_killed_run_goes_on_as_if_it_never_stopped(whole, tmp_path):
     assert unequal(whole[0], workdir) == []
 
 
-def test_two_processes_of_four_devices_are_one_of_eight(whole, tmp_path):
-    workdir = tmp_path / "run"
-    ends = run_together(*SMALL, f"--workdir={workdir}", processes=2, devices=4)
+def test_two_processes_of_four_devices_are_one_of_eight(tmp_path):
+    # At the config's rate a rounding of the first step, 3e-8, grows to 1e-3 in 18 steps, where
+    # ReLUs open or close for it.
+    slow = (*SMALL, "--config.optimizer.learning_rate=1e-3")
+    one, two = tmp_path / "one", tmp_path / "two"
+    code, output = run(*slow, f"--workdir={one}", devices=8)
+    assert code == 0, output
+    ends = run_together(*slow, f"--workdir={two}", processes=2, devices=4)
     assert [code for code, _ in ends] == [0, 0], ends
     assert "Devices: 8" in ends[0][1] and "Finished" in ends[0][1]
     assert "step" not in ends[1][1]  # only the first process talks
-    # Sums in another order differ by 3e-8 after one step and, where a ReLU opens or closes for it,
-    # by 1e-3 after 18: variables are compared early, losses and accuracies of both epochs.
-    ours, theirs = (load_variables(w / "checkpoints/2") for w in (whole[0], workdir))
+    ours, theirs = (load_variables(w) for w in (one, two))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours, theirs)
-    for one, other in zip(history(whole[0]), history(workdir), strict=True):
-        assert one["step"] == other["step"]
-        np.testing.assert_allclose(one["loss"], other["loss"], rtol=1e-3)
-        np.testing.assert_allclose(one["top1"], other["top1"], atol=3 / 360)
+    for name in ("loss", "top1", "top5"):
+        np.testing.assert_allclose(results(two)[name], results(one)[name], rtol=1e-4)
 
 
 def test_evaluation_of_a_run(whole):

@@ -1,0 +1,146 @@
+"""The originals' own layers in PyTorch, from checkouts named as their repositories.
+
+`their_*`: (folder of the checkouts, x in NCHW) → module or function of x, or a function that makes
+such a one. PyTorch is imported where it is needed.
+"""
+
+import importlib.util
+import sys
+
+GSOP = "Global-Second-order-Pooling-Convolutional-Networks"
+
+
+def load(path, name):
+    """A file of the originals as a module."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules[name] = loaded
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def their_isqrt_cov(num_iters):
+    def make(originals, x):
+        path = originals / "fast-MPN-COV/src/representation/MPNCOV.py"
+        return load(path, "original_mpncov").MPNCOV(num_iters, input_dim=x.shape[1])
+
+    return make
+
+
+def their_bilinear(originals, x):
+    path = originals / "fast-MPN-COV/src/representation/BCNN.py"
+    return load(path, "original_bcnn").BCNN(input_dim=x.shape[1])
+
+
+def their_compact_bilinear(originals, x):
+    import torch
+
+    cbp = load(originals / "fast-MPN-COV/src/representation/CBP.py", "original_cbp")
+
+    class OldTorch:
+        """`torch` with the functions of 2018 that CBP.py calls, on pairs (real, imaginary)."""
+
+        def __getattr__(self, name):
+            return getattr(torch, name)
+
+        @staticmethod
+        def fft(pairs, _):
+            return torch.view_as_real(torch.fft.fft(torch.view_as_complex(pairs)))
+
+        @staticmethod
+        def ifft(pairs, _):
+            return torch.view_as_real(torch.fft.ifft(torch.view_as_complex(pairs.contiguous())))
+
+    cbp.torch = OldTorch()
+    return cbp.CBP(projDim=8192, input_dim=x.shape[1])
+
+
+def their_gsop(originals, x):
+    import types
+
+    import torch
+
+    root = originals / GSOP / "torchvision/models"
+    # Its package is called torchvision and would hide, or be hidden by, the real one.
+    package = types.ModuleType("original_gsop")
+    package.__path__ = [str(root)]
+    sys.modules["original_gsop"] = package
+    block = load(root / "resnet.py", "original_gsop.resnet").Bottleneck
+    planes = x.shape[1] // 4
+    found = block(x.shape[1], planes, attention="1", att_dim=128)
+
+    class Attention(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            for name in (
+                "conv_for_DR",
+                "bn_for_DR",
+                "row_bn",
+                "row_conv_group",
+                "fc_adapt_channels",
+            ):
+                setattr(self, name, getattr(found, name))
+            self.relu, self.relu_normal, self.sigmoid = found.relu, found.relu_normal, found.sigmoid
+
+        def forward(self, x):
+            return x * block.chan_att(self, x)
+
+    return Attention()
+
+
+def their_cgd(originals, x):
+    path = originals / "Compact-Global-Descriptor/attention_best.py"
+    return load(path, "original_cgd").AttentionLayer(x.shape[1], x.shape[1])
+
+
+def torch_max_entropy(x, lam, window, stride, padding):
+    """The equation with unfold and softmax; the original has a CUDA kernel only."""
+    import torch
+    import torch.nn.functional as F
+
+    batch, channels, height, width = x.shape
+    places = F.unfold(x, window, stride=stride, padding=padding)
+    places = places.view(batch, channels, window**2, -1)
+    scores = lam.reshape(-1, lam.shape[1], 1, 1) * places
+    if padding:
+        inside = F.unfold(torch.ones_like(x[:1, :1]), window, stride=stride, padding=padding)
+        scores = scores.masked_fill(inside.view(1, 1, window**2, -1) == 0, float("-inf"))
+    y = (torch.softmax(scores, 2) * places).sum(2)
+    rows, columns = ((n + 2 * padding - window) // stride + 1 for n in (height, width))
+    return y.view(batch, channels, rows, columns)
+
+
+def their_max_entropy(window, stride, padding):
+    def make(originals, x):
+        import torch
+
+        lam = torch.ones(1, 1, 1, 1)
+        return lambda x: torch_max_entropy(x, lam, window, stride, padding)
+
+    return make
+
+
+def their_gfgp(originals, x):
+    """GFGP's layers with the equation in the place of its CUDA kernel."""
+    import torch
+
+    channels = x.shape[1]
+    to_lam = torch.nn.Sequential(
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Conv2d(channels, channels // 2, 1),
+        torch.nn.BatchNorm2d(channels // 2),
+        torch.nn.ReLU(),
+        torch.nn.Conv2d(channels // 2, channels, 1),
+        torch.nn.BatchNorm2d(channels),
+        torch.nn.Sigmoid(),
+    )
+
+    class Pool(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.to_lam = to_lam
+
+        def forward(self, x):
+            return torch_max_entropy(x, self.to_lam(x), 2, 2, 0)
+
+    return Pool()
