@@ -2,16 +2,18 @@
 
 Both are functions of the config alone: which examples a batch holds, in which order and with which
 random pixels, depends neither on the number of workers nor on that of processes, and any batch can
-be made without those before it. Grain runs them ahead of the training loop in threads (OpenCV
-and NumPy release the interpreter's lock) and keeps the position, which is all that has to be saved.
+be made without those before it: its number is all that has to be known to go on. Grain runs them
+ahead of the training loop in threads (OpenCV and NumPy release the interpreter's lock).
 """
 
 import contextlib
 import dataclasses
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
+import cv2
 import grain
 import numpy as np
 from ml_collections import ConfigDict
@@ -26,30 +28,58 @@ Batch = dict[str, np.ndarray]
 _NUM_PROBED = 1000  # images whose sizes are compared where no transform fixes the size
 
 
-def create_train(config: ConfigDict, process_index: int = 0, process_count: int = 1) -> "Train":
+def create(
+    configs: Sequence[ConfigDict], process_index: int = 0, process_count: int = 1
+) -> list[tuple["Train", "Evaluation"]]:
+    """The data of successive stages; those that have the same images share them, cache included.
+
+    Nothing is decoded before the first batch is asked for.
+
+    Raises:
+      UsageError: A config does not fit its data.
+    """
+    share, opened = (process_index, process_count), {}
+    return [(create_train(c, *share, opened), create_eval(c, *share, opened)) for c in configs]
+
+
+def create_train(
+    config: ConfigDict,
+    process_index: int = 0,
+    process_count: int = 1,
+    opened: dict[Any, Any] | None = None,
+) -> "Train":
     """Batches for training. Process p of P gets rows [p·B/P, (p+1)·B/P) of each batch of B.
 
+    Args:
+      opened: Images to share with other calls, by what they were opened with; added to.
     Raises:
       UsageError: The config does not fit the data.
     """
     rows = _share("batch_size", config.batch_size, process_index, process_count)
-    images = _open(config, training=True)
+    images = _open(config, True, {} if opened is None else opened)
     if config.batch_size > len(images.source):
         raise UsageError(
             f"config.batch_size = {config.batch_size} exceeds the {len(images.source)} examples of "
             f"split {config.input.train_split!r}; set a smaller one."
         )
-    return Train(images, config.batch_size, rows, config.seed, config.input.num_workers)
+    return Train(images, config.batch_size, rows, config.input.num_workers, config.seed)
 
 
-def create_eval(config: ConfigDict, process_index: int = 0, process_count: int = 1) -> "Evaluation":
+def create_eval(
+    config: ConfigDict,
+    process_index: int = 0,
+    process_count: int = 1,
+    opened: dict[Any, Any] | None = None,
+) -> "Evaluation":
     """Batches for evaluation, of which each process gets its rows as in training.
 
+    Args:
+      opened: See `create_train`.
     Raises:
       UsageError: The config does not fit the data.
     """
     rows = _share("eval_batch_size", config.eval_batch_size, process_index, process_count)
-    images = _open(config, training=False)
+    images = _open(config, False, {} if opened is None else opened)
     return Evaluation(images, config.eval_batch_size, rows, config.input.num_workers)
 
 
@@ -80,36 +110,34 @@ class _Batches:
 class Train(_Batches):
     """Endless batches {'image': uint8 [b, H, W, 3], 'label': int32 [b]}, b = B / processes.
 
-    Epoch e = step // steps_per_epoch shows each example at most once, in an order that depends on
-    (seed, e) alone; what does not fill a batch is left out. An example's augmentation depends on
-    (seed, e, its index) alone.
+    Each epoch shows an example at most once, in an order that depends on (seed, epoch) alone; what
+    does not fill a batch is left out. An example's augmentation depends on (seed, epoch, its index)
+    alone.
 
     Attributes:
       steps_per_epoch: num_examples // B.
     """
 
     def __init__(
-        self, images: "_Images", batch_size: int, rows: slice, seed: int, num_workers: int
+        self, images: "_Images", batch_size: int, rows: slice, num_workers: int, seed: int
     ):
         super().__init__(images, batch_size, rows, num_workers)
         self.steps_per_epoch = self.num_examples // batch_size
         self._seed = seed
 
-    def iterator(self, start_step: int = 0) -> grain.DatasetIterator:
-        """An iterator whose next batch is that of `start_step`.
+    def batches(self, start: int = 0, first_epoch: int = 0) -> Iterator[Batch]:
+        """Batch number `start` and those that follow; batch 0 begins epoch `first_epoch`."""
+        self._images.prepare(self._num_workers)
 
-        Its `get_state()` and `set_state(…)` handle a dict that holds the number of the next step.
-        """
-        iterator = _prefetched(self._batch, sys.maxsize, self._num_workers)
-        iterator.set_state({"next_index": start_step})
-        return iterator
+        def batch(number: int) -> Batch:
+            epoch, place = divmod(number, self.steps_per_epoch)
+            epoch += first_epoch
+            # Not Grain's shuffle: an index costs it 14 μs with 2,048 examples, 200 μs with 128.
+            order = randomness.order(self._seed, epoch, self.num_examples)
+            images, labels, _ = self._images.load(order[self._places(place)], epoch)
+            return {"image": images, "label": labels}
 
-    def _batch(self, step: int) -> Batch:
-        epoch, step = divmod(step, self.steps_per_epoch)
-        # Not Grain's shuffle: an index costs it 14 μs with 2,048 examples, 200 μs with 128.
-        order = randomness.order(self._seed, epoch, self.num_examples)
-        images, labels, _ = self._images.load(order[self._places(step)], epoch)
-        return {"image": images, "label": labels}
+        return _prefetch(batch, start, sys.maxsize, self._num_workers)
 
 
 class Evaluation(_Batches):
@@ -128,7 +156,8 @@ class Evaluation(_Batches):
         self.num_batches = math.ceil(self.num_examples / batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        return _prefetched(self._batch, self.num_batches, self._num_workers)
+        self._images.prepare(self._num_workers)
+        return _prefetch(self._batch, 0, self.num_batches, self._num_workers)
 
     def _batch(self, number: int) -> Batch:
         places = self._places(number)
@@ -140,22 +169,21 @@ class Evaluation(_Batches):
         return dict(zip(("image", "label", "mask"), arrays, strict=True))
 
 
-def _open(config: ConfigDict, training: bool) -> "_Images":
+def _open(config: ConfigDict, training: bool, opened: dict[Any, Any]) -> "_Images":
     """The images of the training or the evaluation split, after all that can be refused cheaply."""
     options = config.input
-    pipeline = transforms.parse(
-        options.train_transforms if training else options.eval_transforms, training=training
-    )
-    check_normalization(options.normalization)
-    if options.bad_images not in ("stop", "skip"):
-        raise UsageError(
-            f"config.input.bad_images = {options.bad_images!r} is unknown; set 'stop' or 'skip'."
-        )
-    for key, value in (("seed", config.seed), ("input.num_workers", options.num_workers)):
-        if value < 0:
-            raise UsageError(f"config.{key} = {value} is negative; set 0 or more.")
+    text = options.train_transforms if training else options.eval_transforms
     split = options.train_split if training else options.eval_split
-    source = open_source(options.dataset, split, options.data_dir)
+    pipeline = transforms.parse(text, training=training)
+    check_normalization(options.normalization)
+    skip_bad = options.bad_images == "skip"
+    key = (options.dataset, options.data_dir, split, pipeline, config.seed, skip_bad, training)
+    key = (*key, options.cache)
+    if key not in opened:
+        source = open_source(options.dataset, split, options.data_dir)
+        images = _Images(source, pipeline, config.seed, skip_bad, replace_bad=training)
+        opened[key] = _CachedImages(images) if options.cache else images
+    source = opened[key].source
     if config.model.num_classes != len(source.class_names):
         raise UsageError(
             f"config.model.num_classes = {config.model.num_classes}, but data set "
@@ -165,10 +193,7 @@ def _open(config: ConfigDict, training: bool) -> "_Images":
         raise UsageError(
             f"Split {split!r} of data set {options.dataset!r} comes without labels; choose another."
         )
-    images = _Images(
-        source, pipeline, config.seed, skip_bad=options.bad_images == "skip", replace_bad=training
-    )
-    return _CachedImages(images, options.num_workers) if options.cache else images
+    return opened[key]
 
 
 @dataclasses.dataclass
@@ -180,12 +205,16 @@ class _Images:
     seed: int
     skip_bad: bool  # or stop
     replace_bad: bool  # by the next good one, or leave them black
+    check: Callable[[bytes], None] = lambda data: None  # called with each encoded image
     bad: set[str] = dataclasses.field(default_factory=set)
 
     def __post_init__(self):
         self.shape = (*_image_size(self.source, self.pipeline), 3)
         views = self.pipeline.num_views
         self._row_shape = (views, *self.shape) if views else self.shape
+
+    def prepare(self, num_workers: int) -> None:
+        """To be called before `load`."""
 
     def load(self, examples: np.ndarray, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """[n] indices → images uint8 [n, …], labels int32 [n], whether an image is good [n]."""
@@ -209,6 +238,7 @@ class _Images:
     def _read(self, example: int, epoch: int) -> tuple[np.ndarray | None, int]:
         """(transformed image, label) of one example; None in place of a bad image."""
         data, label = self.source[example]
+        self.check(data)
         draws = randomness.uniforms(self.seed, epoch, example, self.pipeline.num_draws)
         try:
             image = self.pipeline.decode(data, draws)
@@ -236,38 +266,46 @@ class _Images:
 class _CachedImages:
     """The same as `_Images`, from memory: what is fixed is done once, the rest on whole batches."""
 
-    def __init__(self, images: _Images, num_workers: int):
+    def __init__(self, images: _Images):
         self.source, self.shape, self.bad = images.source, images.shape, images.bad
-        self._seed = images.seed
+        self._seed, self._replace_bad = images.seed, images.replace_bad
         fixed, self._rest = images.pipeline.split()
-        decoder = dataclasses.replace(images, pipeline=fixed, replace_bad=False)
-        self._check_crop(decoder.shape)
+        check = self._refuse_reduced if not fixed.transforms else images.check
+        self._decoder = dataclasses.replace(images, pipeline=fixed, replace_bad=False, check=check)
+        self._cached: tuple[np.ndarray, ...] | None = None
+
+    def prepare(self, num_workers: int) -> None:
+        """Decodes everything, unless that was done before."""
+        if self._cached:
+            return
         count = len(self.source)
-        self._images = np.zeros((count, *decoder.shape), np.uint8)
-        self._labels = np.zeros(count, np.int32)
-        self._good = np.zeros(count, bool)
+        images = np.zeros((count, *self._decoder.shape), np.uint8)
+        labels, good = np.zeros(count, np.int32), np.zeros(count, bool)
         parts = np.array_split(np.arange(count), math.ceil(count / 256))
-        loaded = _prefetched(lambda i: decoder.load(parts[i], 0), len(parts), num_workers)
-        for part, arrays in zip(parts, loaded, strict=True):
-            self._images[part], self._labels[part], self._good[part] = arrays
-        self._stand_in = np.arange(count)
-        if images.replace_bad and self._good.any():
-            good = np.flatnonzero(self._good)
-            self._stand_in = good[np.searchsorted(good, self._stand_in) % len(good)]
+
+        def load(number: int) -> tuple[np.ndarray, ...]:
+            return self._decoder.load(parts[number], epoch=0)
+
+        for part, arrays in zip(parts, _prefetch(load, 0, len(parts), num_workers), strict=True):
+            images[part], labels[part], good[part] = arrays
+        stand_in = np.arange(count)
+        if self._replace_bad and good.any():
+            stand_in = np.flatnonzero(good)
+            stand_in = stand_in[np.searchsorted(stand_in, np.arange(count)) % len(stand_in)]
+        self._cached = images, labels, good, stand_in
 
     def load(self, examples: np.ndarray, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        examples = self._stand_in[examples]
-        table = randomness.epoch_uniforms(
-            self._seed, epoch, len(self._stand_in), self._rest.num_draws
-        )
-        images = self._rest(self._images[examples], table[examples])
-        return images, self._labels[examples], self._good[examples]
+        images, labels, good, stand_in = self._cached
+        examples = stand_in[examples]
+        table = randomness.epoch_uniforms(self._seed, epoch, len(labels), self._rest.num_draws)
+        return self._rest(images[examples], table[examples]), labels[examples], good[examples]
 
-    def _check_crop(self, shape: tuple[int, ...]) -> None:
+    def _refuse_reduced(self, data: bytes) -> None:
         """Refuses what would not be the same without the cache: crops of JPEGs decoded smaller."""
         first = self._rest.transforms[0] if self._rest.transforms else None
-        if not isinstance(first, transforms.Sampling) or not is_jpeg(self.source[0][0]):
+        if not isinstance(first, transforms.Sampling) or not is_jpeg(data):
             return
+        shape = self._decoder.shape
         whole = Region(0, 0, *shape[:2], first.output_size(None))
         if reduction(whole) > 1:
             raise UsageError(
@@ -297,19 +335,21 @@ def _image_size(source: Source, pipeline: transforms.Pipeline) -> tuple[int, int
     return next(iter(names))
 
 
-def _prefetched(function: Callable, length: int, num_workers: int) -> grain.DatasetIterator:
-    """An iterator over function(0), …, function(length − 1), computed ahead by threads in order."""
+def _prefetch(function: Callable, start: int, stop: int, num_workers: int) -> Iterator:
+    """function(start), …, function(stop − 1), computed ahead by threads, in order."""
+    cv2.setNumThreads(0)  # the workers are the parallelism; OpenCV's would compete with them
     ahead = num_workers + 2 if num_workers else 0
     options = grain.ReadOptions(num_threads=num_workers, prefetch_buffer_size=ahead)
-    return iter(grain.MapDataset.range(length).map(function).to_iter_dataset(options))
+    numbers = grain.MapDataset.range(start, stop)
+    return iter(numbers.map(function).to_iter_dataset(options))
 
 
 def _share(key: str, batch_size: int, process_index: int, process_count: int) -> slice:
     """The rows of a global batch that one process holds."""
-    if batch_size < 1 or batch_size % process_count:
+    if batch_size % process_count:
         raise UsageError(
             f"config.{key} = {batch_size} cannot be divided among {process_count} processes; set a "
-            f"positive multiple of {process_count}."
+            f"multiple of {process_count}."
         )
     rows = batch_size // process_count
     return slice(process_index * rows, (process_index + 1) * rows)

@@ -1,14 +1,13 @@
-"""iSQRT-COV on scikit-learn's 8×8 handwritten digits: real data, no download, minutes on a CPU."""
+"""scikit-learn's 8×8 handwritten digits: real data, no download, minutes on a CPU."""
 
-from configs import default
+from ml_collections import ConfigDict
+
+from sop.config import Experiment, choose, set_model
+from sop.config import get_config as default_config
 
 
-def get_config():
-    config = default.get_config()
-    config.model.backbone = "resnet8_cifar"
-    config.model.num_classes = 10
-    config.model.representation.name = "mpncov"
-
+def mpncov() -> ConfigDict:
+    config = set_model(default_config(), "resnet8_cifar", representation="mpncov", num_classes=10)
     config.input.dataset = "digits"
     config.input.eval_split = "test"
     config.input.train_transforms = "pad_crop(8, 1)"
@@ -16,7 +15,6 @@ def get_config():
     config.input.normalization = "digits"
     config.input.cache = True
     config.input.num_workers = 0
-
     config.batch_size = 64
     config.eval_batch_size = 120
     config.num_epochs = 30
@@ -25,3 +23,37 @@ def get_config():
     config.optimizer.weight_decay = 1e-3
     config.schedule.name = "cosine"
     return config
+
+
+def gavp04() -> ConfigDict:
+    """The pre-training of `bcnn59`."""
+    config = set_model(mpncov(), "resnet8_cifar", representation="gavp", num_classes=5)
+    config.input.dataset = "digits/0-4"
+    config.batch_size = 32
+    config.num_epochs = 10
+    return config
+
+
+def bcnn59() -> ConfigDict:
+    """Weights of digits 0–4, a new head for 5–9; `--config.init_from=` starts from scratch."""
+    config = set_model(mpncov(), "resnet8_cifar", representation="bcnn", num_classes=5)
+    config.input.dataset = "digits/5-9"
+    config.init_from = "runs/digits_gavp04"
+    config.batch_size = 32
+    config.schedule.name = "constant"
+    config.stages = (
+        {"num_epochs": 1, "optimizer": {"frozen": ("features/",), "learning_rate": 1.0}},
+        {"num_epochs": 2, "optimizer": {"learning_rate": 0.1}},
+    )
+    return config
+
+
+EXPERIMENTS = {
+    "mpncov": Experiment("ResNet-8 + fast MPN-COV, what runs without a name", mpncov),
+    "gavp04": Experiment("ResNet-8 on the digits 0 to 4 alone", gavp04),
+    "bcnn59": Experiment("the same fine-tuned on 5 to 9 with B-CNN, two stages", bcnn59),
+}
+
+
+def get_config(experiment: str = "mpncov") -> ConfigDict:
+    return choose(EXPERIMENTS, experiment)

@@ -1,4 +1,3 @@
-import json
 import subprocess
 import sys
 
@@ -7,7 +6,7 @@ import numpy as np
 import pytest
 
 import input_pipeline
-from configs import default
+from sop.config import get_config
 from sop.data import images, sources
 from sop.errors import UsageError
 
@@ -19,7 +18,7 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture
 def config(data_dir):
-    config = default.get_config()
+    config = get_config()
     config.model.num_classes = 10
     config.input.dataset = "digits"
     config.input.data_dir = data_dir
@@ -79,7 +78,7 @@ def joined(shares):
 
 def test_training_has_the_advertised_shapes_and_types(config):
     train = input_pipeline.create_train(config)
-    batch = next(train.iterator())
+    batch = next(train.batches())
     assert (train.num_examples, train.num_classes, train.steps_per_epoch) == (1437, 10, 29)
     assert train.image_shape == (8, 8, 3) and train.class_names == list("0123456789")
     assert batch["image"].shape == (48, 8, 8, 3) and batch["image"].dtype == np.uint8
@@ -94,7 +93,7 @@ def test_an_epoch_shows_each_example_at_most_once_and_each_epoch_another_order(c
     assert len(set(pixels)) == len(pixels)
     places = {each: index for index, each in enumerate(pixels)}
     steps = train.steps_per_epoch
-    batches = take(train.iterator(), 3 * steps)
+    batches = take(train.batches(), 3 * steps)
     shown = np.array([places[image.tobytes()] for batch in batches for image in batch["image"]])
     labels = np.concatenate([batch["label"] for batch in batches])
     np.testing.assert_array_equal(labels, [source[index][1] for index in shown])
@@ -107,15 +106,15 @@ def test_an_epoch_shows_each_example_at_most_once_and_each_epoch_another_order(c
 
 
 def test_the_seed_decides_the_order_and_the_pixels(config):
-    first = take(input_pipeline.create_train(config).iterator(), 2)
-    assert_same(first, take(input_pipeline.create_train(config).iterator(), 2))
+    first = take(input_pipeline.create_train(config).batches(), 2)
+    assert_same(first, take(input_pipeline.create_train(config).batches(), 2))
     config.seed = 1
-    other = take(input_pipeline.create_train(config).iterator(), 2)
+    other = take(input_pipeline.create_train(config).batches(), 2)
     assert (first[0]["label"] != other[0]["label"]).any()
     # The same example is not augmented alike in two epochs.
     config.batch_size = 1437
     config.input.train_transforms = "flip"
-    epochs = take(input_pipeline.create_train(config).iterator(), 2)
+    epochs = take(input_pipeline.create_train(config).batches(), 2)
     rows = [
         np.sort(batch["image"].reshape(1437, -1).astype("u1").view("S192")[:, 0])
         for batch in epochs
@@ -131,7 +130,7 @@ def test_batches_depend_neither_on_workers_nor_on_processes(config, cache):
         config.input.num_workers = workers
         for count in (1, 2, 4):
             shares = [
-                take(input_pipeline.create_train(config, index, count).iterator(27), 4)
+                take(input_pipeline.create_train(config, index, count).batches(27), 4)
                 for index in range(count)
             ]
             batches = joined(shares)
@@ -155,38 +154,52 @@ def test_the_cache_changes_no_pixel(config, transforms):
     decoded = []
     for cache in (True, False):
         config.input.cache = cache
-        decoded.append(take(input_pipeline.create_train(config).iterator(2), 2))
+        decoded.append(take(input_pipeline.create_train(config).batches(2), 2))
     assert_same(*decoded)
 
 
 def test_the_cache_is_not_handed_out(config):
     config.input.train_transforms = ""
     train = input_pipeline.create_train(config)
-    batch = next(train.iterator())
+    batch = next(train.batches())
     before = batch["image"].copy()
     batch["image"][:] = 0
-    np.testing.assert_array_equal(next(train.iterator())["image"], before)
+    np.testing.assert_array_equal(next(train.batches())["image"], before)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_saved_position_goes_on_exactly(config, workers):
+def test_any_batch_can_be_had_by_its_number(config, workers):
     config.input.num_workers = workers
     train = input_pipeline.create_train(config)
-    batches = take(train.iterator(), 70)
-    for step in (0, 1, 28, 29, 57):
-        iterator = train.iterator()
-        take(iterator, step)
-        saved = json.dumps(iterator.get_state())
-        assert len(saved) < 100
-        take(iterator, 3)
-        iterator.set_state(json.loads(saved))
-        assert_same(take(iterator, 4), batches[step : step + 4])
-        config.input.num_workers = 2 - workers
-        half = input_pipeline.create_train(config, 1, 2)
-        elsewhere = half.iterator()
-        elsewhere.set_state(json.loads(saved))
-        assert elsewhere.get_state() == json.loads(saved) == half.iterator(step).get_state()
-        np.testing.assert_array_equal(next(elsewhere)["image"], batches[step]["image"][24:])
+    batches = take(train.batches(), 70)
+    config.input.num_workers = 2 - workers
+    half = input_pipeline.create_train(config, 1, 2)
+    for number in (0, 1, 28, 29, 57):
+        assert_same(take(train.batches(number), 4), batches[number : number + 4])
+        image = next(half.batches(number))["image"]
+        np.testing.assert_array_equal(image, batches[number]["image"][24:])
+
+
+def test_epochs_of_a_later_stage_are_new_ones(config):
+    train = input_pipeline.create_train(config)
+    steps = train.steps_per_epoch
+    assert_same(take(train.batches(0, first_epoch=2), 3), take(train.batches(2 * steps), 3))
+    assert_same(take(train.batches(1, first_epoch=2), 3), take(train.batches(2 * steps + 1), 3))
+
+
+def test_stages_share_images_and_keep_the_order_of_the_run(config):
+    other = config.copy_and_resolve_references()
+    other.batch_size = 96
+    more = config.copy_and_resolve_references()
+    more.input.train_transforms = "flip"
+    (first, one), (second, two), (third, three) = input_pipeline.create([config, other, more])
+    assert first._images is second._images is not third._images
+    assert one._images is two._images is three._images
+    assert first._images._cached is None  # nothing is decoded before it is asked for
+    next(first.batches())
+    assert second._images._cached is not None
+    labels = np.concatenate([batch["label"] for batch in take(first.batches(), 2)])
+    np.testing.assert_array_equal(next(second.batches())["label"], labels)
 
 
 @pytest.mark.parametrize("cache", [True, False])
@@ -236,7 +249,7 @@ def test_a_folder_of_images_is_read(folder_config, cache):
     reds = np.concatenate([batch["image"][batch["mask"]][:, 0, 0, 0] for batch in batches])
     assert reds.tolist() == [5, 25, 45, 15, 35, 55]
     train = input_pipeline.create_train(folder_config)
-    iterator = train.iterator()
+    iterator = train.batches()
     for _ in range(3):
         epoch = take(iterator, train.steps_per_epoch)
         colors = np.concatenate([batch["image"][:, 8, 8, 0] for batch in epoch])
@@ -256,7 +269,7 @@ def test_an_undecodable_image_stops_the_run_by_its_name(folder_config, tmp_path,
     break_images(folder_config, tmp_path, "train/b/3.png")
     folder_config.input.cache = cache
     with pytest.raises(UsageError, match=r"train/b/3.png cannot be decoded.*bad_images = 'skip'"):
-        take(input_pipeline.create_train(folder_config).iterator(), 3)
+        take(input_pipeline.create_train(folder_config).batches(), 3)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -269,7 +282,7 @@ def test_undecodable_images_are_counted_and_skipped(folder_config, tmp_path, wor
     for cache in (True, False):
         folder_config.input.cache = cache
         train = input_pipeline.create_train(folder_config)
-        epochs.append(take(train.iterator(), 3))
+        epochs.append(take(train.batches(), 3))
         assert {name[-13:] for name in train.bad_images} == {"train/b/3.png", "train/b/5.png"}
         evaluation = input_pipeline.create_eval(folder_config)
         evaluated.append(list(evaluation))
@@ -312,17 +325,29 @@ def test_an_image_whose_size_was_not_probed_is_refused_when_met(
         list(input_pipeline.create_eval(folder_config))
 
 
+def test_a_jpeg_behind_the_first_record_counts_for_the_cache_too(folder_config, tmp_path):
+    dataset = folder_of_images(tmp_path / "own", sizes=((80, 80),))
+    last = tmp_path / "own" / "train" / "b" / "5.png"
+    cv2.imwrite(str(last.with_suffix(".jpg")), cv2.imread(str(last)))
+    folder_config.input.dataset = dataset
+    folder_config.input.cache = True
+    with pytest.raises(UsageError, match="keep images of 80×80 to make crops of 16×16"):
+        next(input_pipeline.create_train(folder_config).batches())
+    last.with_suffix(".jpg").unlink()
+    next(input_pipeline.create_train(folder_config).batches())
+
+
 def test_a_cache_of_jpegs_much_larger_than_their_crops_is_refused(folder_config, tmp_path):
     folder_config.input.cache = True
     large = folder_of_images(tmp_path / "own", sizes=((80, 80),), suffix=".jpg")
     folder_config.input.dataset = large
     with pytest.raises(UsageError, match="keep images of 80×80 to make crops of 16×16"):
-        input_pipeline.create_train(folder_config)
+        next(input_pipeline.create_train(folder_config).batches())
     folder_config.input.train_transforms = "resize(40, 40) | random_resized_crop(16)"
     batches = []
     for cache in (True, False):
         folder_config.input.cache = cache
-        batches.append(take(input_pipeline.create_train(folder_config).iterator(), 3))
+        batches.append(take(input_pipeline.create_train(folder_config).batches(), 3))
     assert_same(*batches)
 
 
@@ -330,7 +355,6 @@ def test_a_cache_of_jpegs_much_larger_than_their_crops_is_refused(folder_config,
     ("key", "value", "message"),
     [
         ("batch_size", 49, "config.batch_size = 49 cannot be divided among 2 processes"),
-        ("batch_size", 0, "config.batch_size = 0 cannot"),
         ("batch_size", 1438, "exceeds the 1437 examples"),
         ("eval_batch_size", 95, "config.eval_batch_size = 95 cannot be divided"),
         ("model.num_classes", 11, "num_classes = 11, but data set 'digits' has 10 classes"),
@@ -341,9 +365,6 @@ def test_a_cache_of_jpegs_much_larger_than_their_crops_is_refused(folder_config,
         ("input.normalization", "imagnet", "Normalization 'imagnet' is unknown"),
         ("input.train_transforms", "blur(3)", "there is no transform 'blur'"),
         ("input.eval_transforms", "flip", "flip is random"),
-        ("input.bad_images", "ignore", "set 'stop' or 'skip'"),
-        ("input.num_workers", -1, "config.input.num_workers = -1 is negative"),
-        ("seed", -1, "config.seed = -1 is negative"),
     ],
 )
 def test_a_config_that_does_not_fit_is_refused_in_a_sentence(config, key, value, message):
@@ -357,10 +378,10 @@ def test_a_config_that_does_not_fit_is_refused_in_a_sentence(config, key, value,
 
 def test_training_imports_no_tensorflow(config):
     program = (
-        "import sys, input_pipeline; from configs import default; c = default.get_config();"
+        "import sys, input_pipeline; from sop.config import get_config; c = get_config();"
         "c.update_from_flattened_dict({'model.num_classes': 10, 'input.dataset': 'digits',"
         f"'input.data_dir': {config.input.data_dir!r}, 'input.train_transforms': 'flip'}});"
-        "next(input_pipeline.create_train(c).iterator());"
+        "next(input_pipeline.create_train(c).batches());"
         "sys.exit('tensorflow' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -8,9 +8,6 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-# The pipeline's own threads are the parallelism; OpenCV's would compete with them.
-cv2.setNumThreads(0)
-
 _PNG_START, _PNG_END = b"\x89PNG", b"IEND"
 _EXIF_ORIENTATION = 0x0112
 _TURNED = (5, 6, 7, 8)  # orientations that swap height and width

@@ -6,19 +6,18 @@ Preparing a data set of the TFDS catalogue needs TensorFlow (pip install -e '.[p
 preparing our own and converting do not.
 """
 
-import argparse
 import concurrent.futures
 import importlib.util
 import os
 import struct
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import dataset_info, file_adapters
 from tensorflow_datasets.core.utils import py_utils
 
+from sop.command import Parser, run
 from sop.data import sources
 from sop.errors import UsageError
 
@@ -125,24 +124,19 @@ def tfrecords(path: Path) -> Iterator[bytes]:
             yield record[:length]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m sop.data.prepare", description=__doc__.split("\n\n")[1]
-    )
+def main(arguments: Sequence[str]) -> None:
+    parser = Parser(prog="python -m sop.data.prepare", description=__doc__)
     parser.add_argument("dataset", help="name, name/config or name:1.2.3, as config.input.dataset")
     parser.add_argument("--data_dir", help="folder of all TFDS data sets")
     parser.add_argument("--manual_dir", help="folder of files that were downloaded by hand")
     parser.add_argument("--convert", action="store_true", help="TFRecord → ArrayRecord")
-    options = parser.parse_args()
-    try:
-        if options.convert:
-            folder = convert(options.dataset, options.data_dir)
-        else:
-            folder = prepare(options.dataset, options.data_dir, options.manual_dir)
-    except UsageError as error:
-        sys.exit(f"{error}")
+    options = parser.parse_args(arguments)
+    if options.convert:
+        folder = convert(options.dataset, options.data_dir)
+    else:
+        folder = prepare(options.dataset, options.data_dir, options.manual_dir)
     print(f"{options.dataset} is ready in {folder}.")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

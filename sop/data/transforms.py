@@ -8,21 +8,27 @@ the numbers decides what the randomness depends on.
 import ast
 import dataclasses
 import functools
-import math
+import inspect
 from abc import ABC, abstractmethod
 from statistics import NormalDist
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import cv2
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from PIL import Image
 
+from sop.checks import Condition, Count, above, at_least, check, options_of
 from sop.data import images as codec
 from sop.data.images import Region
 from sop.errors import UsageError
 
 Size = tuple[int, int]  # height, width
+NotNegative = Annotated[float, at_least(0)]
+_Positive = Annotated[float, above(0)]
+Range = Annotated[
+    tuple[_Positive, _Positive], Condition(lambda pair: pair[0] <= pair[1], "in ascending order")
+]
 
 
 class Transform(ABC):
@@ -68,9 +74,9 @@ class RandomResizedCrop(Sampling):
     allowed ratio, as in torchvision; "Going deeper with convolutions" (2014), §6.
     """
 
-    size: int
-    area: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    size: Count
+    area: Range = (0.08, 1.0)
+    ratio: Range = (3 / 4, 4 / 3)
     attempts: ClassVar[int] = 10
     num_draws: ClassVar[int] = 2 * attempts + 2
 
@@ -108,8 +114,8 @@ class RandomResizedCrop(Sampling):
 class Resize(Sampling):
     """Resizes to a rectangle, whatever the aspect ratio was."""
 
-    height: int
-    width: int
+    height: Count
+    width: Count
 
     def region(self, height: int, width: int, draws: np.ndarray) -> Region:
         return Region(0, 0, height, width, (self.height, self.width))
@@ -122,7 +128,7 @@ class Resize(Sampling):
 class ResizeShort(Sampling):
     """Resizes so that the short side becomes `size`; the aspect ratio stays."""
 
-    size: int
+    size: Count
 
     def region(self, height: int, width: int, draws: np.ndarray) -> Region:
         return Region(0, 0, height, width, self.output_size((height, width)))
@@ -140,7 +146,7 @@ class ResizeShort(Sampling):
 class CenterCrop(Transform):
     """The central size × size square; a smaller image is padded with black."""
 
-    size: int
+    size: Count
 
     def __call__(self, images: np.ndarray, draws: np.ndarray) -> np.ndarray:
         images = _pad_to(images, self.size)
@@ -155,8 +161,8 @@ class CenterCrop(Transform):
 class PadCrop(Transform):
     """Pads every side with `padding` black pixels, then cuts out a random size × size square."""
 
-    size: int
-    padding: int
+    size: Count
+    padding: Annotated[int, at_least(0)]
     num_draws: ClassVar[int] = 2
 
     def __call__(self, images: np.ndarray, draws: np.ndarray) -> np.ndarray:
@@ -206,9 +212,9 @@ class ColorJitter(Transform):
     brightness f·x; contrast f·x + (1 − f)·mean of the grey image; saturation f·x + (1 − f)·grey.
     """
 
-    brightness: float
-    contrast: float
-    saturation: float
+    brightness: NotNegative
+    contrast: NotNegative
+    saturation: NotNegative
     num_draws: ClassVar[int] = 4
     orders: ClassVar[tuple[tuple[int, int, int], ...]] = (
         (0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0),
@@ -254,7 +260,7 @@ class Lighting(Transform):
     sum is rounded to uint8. Krizhevsky et al. (2012), §4.1.
     """
 
-    deviation: float
+    deviation: NotNegative
     num_draws: ClassVar[int] = 3
     eigenvalues: ClassVar[np.ndarray] = np.array([0.2175, 0.0188, 0.0045])
     eigenvectors: ClassVar[np.ndarray] = np.array(
@@ -279,7 +285,7 @@ class Lighting(Transform):
 class TenCrop(Transform):
     """Four corners and centre, size × size each, and their mirror images."""
 
-    size: int
+    size: Count
     num_views: ClassVar[int | None] = 10
 
     def __call__(self, images: np.ndarray, draws: np.ndarray) -> np.ndarray:
@@ -430,28 +436,15 @@ def _build(node: ast.expr, key: str) -> Transform:
     try:
         positional = [ast.literal_eval(value) for value in call.args]
         named = {each.arg: ast.literal_eval(each.value) for each in call.keywords}
-        transform = TRANSFORMS[name](*positional, **named)
-        fields = [
-            (field, getattr(transform, field.name)) for field in dataclasses.fields(transform)
-        ]
-        if all(_fits(value, field) for field, value in fields):
-            return transform
-    except (TypeError, ValueError):
-        pass  # said below, the same for all ill-typed arguments
-    raise UsageError(f"{key}: {ast.unparse(call)} does not fit; write {_signature(name)}.")
-
-
-def _fits(value: object, field: dataclasses.Field) -> bool:
-    if field.type is int:
-        least = 0 if field.name == "padding" else 1
-        return type(value) is int and value >= least
-    if field.type is float:
-        return type(value) in (int, float) and 0 <= value < math.inf
-    if not isinstance(value, tuple) or len(value) != 2:
-        return False
-    return all(type(each) in (int, float) and 0 < each < math.inf for each in value) and (
-        value[0] <= value[1]
-    )
+        arguments = inspect.signature(TRANSFORMS[name]).bind(*positional, **named).arguments
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"{key}: {ast.unparse(call)} does not fit; write {_signature(name)}."
+        ) from error
+    for argument, value in arguments.items():
+        hint = options_of(TRANSFORMS[name])[argument]
+        check(f"{key}: '{argument}' of {name}", value, hint)
+    return TRANSFORMS[name](**arguments)
 
 
 def _name(transform: Transform) -> str:

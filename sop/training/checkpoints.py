@@ -5,7 +5,9 @@ only the first:
 
 - `variables`: {'params': …, 'batch_stats': …, …} as `module.apply` takes them,
 - `optimizer`: {'step', 'opt_state'},
-- `progress`: JSON of where the run stands (stage, position in the data, sums of the open epoch).
+- `progress`: JSON {'epoch', 'report'}: epochs gone by, and what `Reporter.state` returned.
+
+Where the run stands follows from the step (`sop.training.stages`).
 
 A checkpoint that holds only `variables`, at step 0, is what weight conversion writes.
 """
@@ -106,14 +108,14 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def restore_newest(
-        self, template: Callable[[dict[str, Any]], TrainState]
+        self, template: Callable[[int], TrainState]
     ) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest checkpoint that can be read whole, or None where there is none.
+        """The state and report of the newest checkpoint that can be read; None: there is none.
 
         One that cannot be read is reported, renamed to `damaged-STEP` and passed over.
 
         Args:
-          template: progress → the state to fill: `jax.ShapeDtypeStruct`s with shardings.
+          template: step → the state to fill: `jax.ShapeDtypeStruct`s with shardings.
         Raises:
           UsageError: the checkpoint is of another model, or every checkpoint is damaged.
         """
@@ -172,7 +174,7 @@ class Checkpoints:
         saved = self._manager.item_metadata(step)["variables"]
         if saved is None:
             raise FileNotFoundError("its item 'variables' is missing")
-        check_same_model(template, saved.tree, f"checkpoint {step} in {self.directory}")
+        refuse_other_shapes(template, saved.tree, f"checkpoint {step} in {self.directory}")
         args = ocp.args.Composite(variables=ocp.args.StandardRestore(dict(template)))
         return self._manager.restore(step, args=args)["variables"]
 
@@ -190,14 +192,14 @@ class Checkpoints:
         return progress
 
     def _restore(self, step: int, template) -> tuple[TrainState, dict[str, Any]]:
-        progress = self._progress(step)
-        like = template(progress)
+        report = self._progress(step)["report"]
+        like = template(step)
         variables = self._restore_variables(step, like.variables)
         optimizer = {"step": like.step, "opt_state": like.opt_state}
         args = ocp.args.Composite(optimizer=ocp.args.StandardRestore(optimizer))
         optimizer = self._manager.restore(step, args=args)["optimizer"]
         params = variables.pop("params")
-        return TrainState(optimizer["step"], params, variables, optimizer["opt_state"]), progress
+        return TrainState(optimizer["step"], params, variables, optimizer["opt_state"]), report
 
     def _set_aside_unscored(self) -> None:
         """Orbax reads every step's metrics when it starts and fails on one that is damaged."""
@@ -335,7 +337,7 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return {path_name(p): tuple(x.shape) for p, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def differences(wanted: Any, saved: Any) -> list[str]:
+def shape_differences(wanted: Any, saved: Any) -> list[str]:
     """How two trees differ in names and shapes, one phrase each."""
     want, have = _shapes(wanted), _shapes(saved)
     missing = [f"{name} is missing" for name in want if name not in have]
@@ -348,9 +350,9 @@ def differences(wanted: Any, saved: Any) -> list[str]:
     return missing + extra + shapes
 
 
-def check_same_model(wanted: Any, saved: Any, what: str) -> None:
+def refuse_other_shapes(wanted: Any, saved: Any, what: str) -> None:
     """Raises UsageError, naming the first differences, unless names and shapes are equal."""
-    found = differences(wanted, saved)
+    found = shape_differences(wanted, saved)
     if found:
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         raise UsageError(

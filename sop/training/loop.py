@@ -18,10 +18,10 @@ from sop.errors import UsageError
 from sop.training import pretrained
 from sop.training.checkpoints import Checkpoints, load_variables, steps_in
 from sop.training.evaluation import evaluate, is_finite
-from sop.training.optimizer import make_optimizer, make_schedule, matches_any
+from sop.training.optimizer import make_optimizer, matches_any
 from sop.training.reporting import Reporter
 from sop.training.signals import StopRequest
-from sop.training.stages import EvalData, Stage, stage_of
+from sop.training.stages import EvalData, Stage, stage_at
 from sop.training.state import TrainState, init_state, init_variables
 from sop.training.step import (
     data_parallel,
@@ -41,6 +41,7 @@ def train(
     workdir: Path,
     model: nn.Module,
     stages: Sequence[Stage],
+    shapes: dict[str, Any],
     mesh: Mesh,
     reporter: Reporter,
 ) -> bool:
@@ -51,6 +52,7 @@ def train(
       workdir: the run's folder, locked by the caller.
       model: of `config.model`.
       stages: see `sop.training.stages.make_stages`.
+      shapes: the model's variables as `jax.ShapeDtypeStruct`s.
       mesh: all devices; every process calls this function.
       reporter: what the user sees.
     Returns:
@@ -58,18 +60,13 @@ def train(
     Raises:
       UsageError: the loss or gradient became NaN or infinite; or what `Checkpoints` refuses.
     """
-    image_shape = stages[0].train.image_shape
-    make_variables = partial(init_variables, model, config.seed, image_shape)
-    abstract_params = jax.eval_shape(make_variables)["params"]
-    schedules = [_schedule(stage) for stage in stages]
     optimizers = [
-        make_optimizer(stage.config.optimizer, schedule, abstract_params)
-        for stage, schedule in zip(stages, schedules, strict=True)
+        make_optimizer(stage.config.optimizer, stage.schedule, shapes["params"]) for stage in stages
     ]
 
-    def template(progress: dict[str, Any]) -> TrainState:
-        tx = optimizers[progress["stage"]]
-        return _abstract(lambda: init_state(make_variables(), tx), mesh)
+    def template(step: int) -> TrainState:
+        tx = optimizers[stages.index(stage_at(stages, step))]
+        return _on_mesh(jax.eval_shape(partial(init_state, tx=tx), shapes), mesh)
 
     loaded = None
     if config.init_from and not steps_in(workdir):
@@ -78,32 +75,37 @@ def train(
     with closing(checkpoints), StopRequest(mesh) as stop:
         restored = checkpoints.restore_newest(template)
         if restored is None:
-            variables = jax.jit(make_variables, out_shardings=replicated(mesh))()
-            if loaded is not None:
-                variables = pretrained.merge(variables, loaded, config.init_from, reporter.say)
-                variables = jax.device_put(variables, replicated(mesh))
+            variables = _initialize(config, model, stages[0], loaded, mesh, reporter)
             begin = partial(init_state, tx=optimizers[0])
             state = jax.jit(begin, out_shardings=replicated(mesh))(variables)
-            progress = {"stage": 0}
+            report = None
         else:
-            state, progress = restored
+            state, report = restored
         step = int(state.step)
-        reporter.start(
-            config, state.variables, mesh.devices, step=step, saved=progress.get("report")
-        )
+        reporter.start(config, state.variables, mesh.devices, step=step, saved=report)
         if step:
             reporter.say(f"Going on from the checkpoint at step {step}.")
 
-        for stage in stages[progress["stage"] :]:
-            if stage.index != progress["stage"]:
-                progress = {"stage": stage.index}
-                renew = jax.jit(optimizers[stage.index].init, out_shardings=replicated(mesh))
+        for stage, tx in zip(stages, optimizers, strict=True):
+            if int(state.step) >= stage.last_step:
+                continue
+            if 0 < stage.first_step == int(state.step):
+                renew = jax.jit(tx.init, out_shardings=replicated(mesh))
                 state = state.replace(opt_state=renew(state.params))
-            run = _StageRun(model, optimizers[stage.index], stage, mesh, checkpoints, reporter)
-            state, finished = run(state, progress, stop)
+            state, finished = _StageRun(model, tx, stage, mesh, checkpoints, reporter)(state, stop)
             if not finished:
                 return False
     return True
+
+
+def _initialize(config, model, stage, loaded, mesh, reporter):
+    """New variables, or those of `config.init_from` where they fit."""
+    make = partial(init_variables, model, config.seed, stage.train.image_shape)
+    variables = jax.jit(make, out_shardings=replicated(mesh))()
+    if loaded is None:
+        return variables
+    variables = pretrained.merge(variables, loaded, config.init_from, reporter.say)
+    return jax.device_put(variables, replicated(mesh))
 
 
 class _StageRun:
@@ -119,57 +121,53 @@ class _StageRun:
         reporter: Reporter,
     ):
         config = stage.config
-        prepare = partial(normalize, name=config.input.normalization, dtype=jnp.dtype(config.dtype))
         frozen = config.optimizer.frozen if config.optimizer.freeze_batch_norm else ()
         step = make_train_step(
             model,
             tx,
-            normalize=prepare,
+            normalize=_normalization(config),
             seed=config.seed,
             label_smoothing=config.label_smoothing,
-            frozen_batch_norm=matches_any(frozen, "config.optimizer.frozen"),
+            frozen_batch_norm=matches_any(frozen),
         )
         self._train_step = data_parallel(step, mesh, donate=True)
-        self._eval_step = data_parallel(make_eval_step(model, normalize=prepare), mesh)
+        evaluation = make_eval_step(model, normalize=_normalization(config))
+        self._eval_step = data_parallel(evaluation, mesh)
         self._stage, self._mesh = stage, mesh
         self._checkpoints, self._reporter = checkpoints, reporter
         self._in_flight: deque[tuple[int, Any]] = deque()
 
-    def __call__(
-        self, state: TrainState, progress: dict[str, Any], stop: StopRequest
-    ) -> tuple[TrainState, bool]:
+    def __call__(self, state: TrainState, stop: StopRequest) -> tuple[TrainState, bool]:
         """The state at the end, or where a stop was asked for, and whether it is the end."""
-        stage, config = self._stage, self._stage.config
-        batches = stage.train.iterator()
-        if "data" in progress:
-            batches.set_state(progress["data"])
+        stage = self._stage
+        batches = stage.batches(int(state.step))
         for step in range(int(state.step) + 1, stage.last_step + 1):
-            batch = to_devices(self._mesh, next(batches))
-            state, metrics = self._train_step(state, batch)
+            state, metrics = self._train_step(state, to_devices(self._mesh, next(batches)))
             self._in_flight.append((step, metrics))
             self._settle(_IN_FLIGHT)
-
             stopping = stop.agreed()
-            ends_epoch, last = stage.ends_epoch(step), step == stage.last_step
-            epochs = round(stage.epoch_at(step)) if ends_epoch else 0
-            evaluates = last or (ends_epoch and epochs % config.eval_every_epochs == 0)
-            every = config.checkpoint.every_steps
-            saves = last or evaluates or stopping or (step % every == 0 if every else ends_epoch)
-            if not saves:
-                continue
-            self._settle(0)
-            with self._reporter.pause():
-                scores = self._evaluate(state, step) if evaluates else None
-                progress = {
-                    "stage": stage.index,
-                    "epoch": stage.epoch_at(step),
-                    "data": batches.get_state(),
-                    "report": self._reporter.state(),
-                }
-                self._checkpoints.save(state, progress, scores)
-            if stopping and not last:
+            if stopping or self._saves(step):
+                self._settle(0)
+                with self._reporter.pause():
+                    scores = self._evaluate(state, step) if self._evaluates(step) else None
+                    progress = {
+                        "epoch": stage.epoch_at(step),
+                        "report": self._reporter.state(),
+                    }
+                    self._checkpoints.save(state, progress, scores)
+            if stopping and step < stage.last_step:
                 return state, False
         return state, True
+
+    def _evaluates(self, step: int) -> bool:
+        stage, every = self._stage, self._stage.config.eval_every_epochs
+        regular = stage.ends_epoch(step) and round(stage.epoch_at(step)) % every == 0
+        return regular or step == stage.last_step
+
+    def _saves(self, step: int) -> bool:
+        every = self._stage.config.checkpoint.every_steps
+        regular = step % every == 0 if every else self._stage.ends_epoch(step)
+        return regular or self._evaluates(step)
 
     def _settle(self, allowed: int) -> None:
         """Waits for the oldest steps until at most `allowed` are in flight, and reports them."""
@@ -207,6 +205,7 @@ def evaluate_checkpoint(
     workdir: Path,
     which: str,
     model: nn.Module,
+    shapes: dict[str, Any],
     evaluation: EvalData,
     mesh: Mesh,
     say: Callable[[str], None] = print,
@@ -215,42 +214,25 @@ def evaluate_checkpoint(
 
     Args:
       which: 'best', 'latest' or a step.
+      shapes: the model's variables as `jax.ShapeDtypeStruct`s.
       evaluation: see `sop.training.stages.EvalData`.
     Returns:
       'step', 'epoch', 'loss', 'top1', 'top5' and 'count'.
     """
-    make_variables = partial(init_variables, model, config.seed, evaluation.image_shape)
-    checkpoints = Checkpoints(workdir, read_only=True, say=say)
-    variables, step, epoch = checkpoints.restore_variables(which, _abstract(make_variables, mesh))
-    prepare = partial(normalize, name=config.input.normalization, dtype=jnp.dtype(config.dtype))
-    eval_step = data_parallel(make_eval_step(model, normalize=prepare), mesh)
+    with closing(Checkpoints(workdir, read_only=True, say=say)) as checkpoints:
+        template = _on_mesh(shapes, mesh)
+        variables, step, epoch = checkpoints.restore_variables(which, template)
+    eval_step = data_parallel(make_eval_step(model, normalize=_normalization(config)), mesh)
     return {"step": step, "epoch": epoch, **evaluate(eval_step, mesh, variables, evaluation)}
 
 
-def learning_rate_at(stages: Sequence[Stage]) -> Callable[[int], float]:
-    """Optimizer steps taken → the learning rate of the next one, over all stages."""
-    schedules = [_schedule(stage) for stage in stages]
-
-    def learning_rate(step: int) -> float:
-        stage = stage_of(stages, step + 1)
-        return float(schedules[stage.index](step - stage.first_step))
-
-    return learning_rate
+def _normalization(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
+    """uint8 images → what the model takes."""
+    return partial(normalize, name=config.input.normalization, dtype=jnp.dtype(config.dtype))
 
 
-def _schedule(stage: Stage):
-    config = stage.config
-    return make_schedule(
-        config.schedule,
-        config.optimizer.learning_rate,
-        config.num_epochs,
-        stage.train.steps_per_epoch,
-    )
-
-
-def _abstract(make: Callable[[], Any], mesh: Mesh) -> Any:
-    """Shapes of what `make` returns, to be filled with arrays replicated over the mesh."""
+def _on_mesh(shapes: Any, mesh: Mesh) -> Any:
+    """Shapes to be filled with arrays replicated over the mesh."""
     return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)),
-        jax.eval_shape(make),
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), shapes
     )

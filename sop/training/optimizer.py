@@ -1,5 +1,6 @@
 """SGD as the originals' PyTorch runs it, and the learning-rate schedules, composed from optax."""
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,38 +19,16 @@ def path_name(path: Path) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def compile_patterns(patterns: Sequence[str], where: str) -> list[re.Pattern]:
-    """Regular expressions, to be searched in parameter paths; a malformed one is a UsageError."""
-    compiled = []
-    for pattern in patterns:
-        try:
-            compiled.append(re.compile(pattern))
-        except (re.error, TypeError) as error:
-            raise UsageError(
-                f"{where} has {pattern!r}, which is no regular expression ({error}); "
-                "write a pattern that is searched in paths like 'features/conv1/kernel'."
-            ) from error
-    return compiled
+def matches_any(patterns: Sequence[str]) -> Callable[[str], bool]:
+    """A predicate: does any of the regular expressions occur in a path?"""
+    return lambda name: any(re.search(pattern, name) for pattern in patterns)
 
 
-def matches_any(patterns: Sequence[str], where: str) -> Callable[[str], bool]:
-    """A predicate: does any of the patterns occur in a path?"""
-    compiled = compile_patterns(patterns, where)
-    return lambda name: any(pattern.search(name) for pattern in compiled)
-
-
-def _value_by_path(pairs: Sequence[tuple[str, float]], default: float, where: str):
+def _value_by_path(pairs: Sequence[tuple[str, float]], default: float) -> Callable[[str], float]:
     """The value of the last pair whose pattern occurs in a path, else the default."""
-    for pair in pairs:
-        if len(pair) != 2 or isinstance(pair[1], bool) or not isinstance(pair[1], int | float):
-            raise UsageError(
-                f"{where} has {pair!r}; each entry must be a pair (regular expression, number)."
-            )
-    compiled = compile_patterns([pattern for pattern, _ in pairs], where)
-    values = [float(value) for _, value in pairs]
 
     def value(name: str) -> float:
-        found = [v for pattern, v in zip(compiled, values, strict=True) if pattern.search(name)]
+        found = [float(each) for pattern, each in pairs if re.search(pattern, name)]
         return found[-1] if found else default
 
     return value
@@ -64,10 +43,10 @@ def _check_patterns_match(params: Any, config: ConfigDict) -> None:
         "weight_decays": [pair[0] for pair in config.weight_decays],
     }
     for key, patterns in groups.items():
-        for pattern in compile_patterns(patterns, f"config.optimizer.{key}"):
-            if not any(pattern.search(name) for name in names):
+        for pattern in patterns:
+            if not any(re.search(pattern, name) for name in names):
                 raise UsageError(
-                    f"config.optimizer.{key} has the pattern {pattern.pattern!r}, which matches no "
+                    f"config.optimizer.{key} has the pattern {pattern!r}, which matches no "
                     f"parameter; the parameters have paths like {names[0]!r} and {names[-1]!r}."
                 )
 
@@ -89,14 +68,12 @@ def make_optimizer(
       schedule: step → η.
       params: parameter tree (arrays or shapes), for its paths.
     Raises:
-      UsageError: a malformed entry, or a pattern that matches no parameter.
+      UsageError: a pattern matches no parameter.
     """
     _check_patterns_match(params, config)
-    factor = _value_by_path(config.lr_multipliers, 1.0, "config.optimizer.lr_multipliers")
-    decay = _value_by_path(
-        config.weight_decays, config.weight_decay, "config.optimizer.weight_decays"
-    )
-    frozen = matches_any(config.frozen, "config.optimizer.frozen")
+    factor = _value_by_path(config.lr_multipliers, 1.0)
+    decay = _value_by_path(config.weight_decays, config.weight_decay)
+    frozen = matches_any(config.frozen)
 
     def by_path(function):
         return lambda tree: jax.tree_util.tree_map_with_path(
@@ -133,44 +110,58 @@ def make_schedule(
     """The learning rate at each step, from `config.schedule`.
 
     - 'constant': `learning_rate`.
-    - 'step': × `factor` at each epoch in `boundaries`.
-    - 'cosine': half a cosine from `learning_rate` to `final_learning_rate` over the run.
-    - 'log': logspace(log10 lr, log10 final, num_epochs), one value per epoch.
+    - 'step': × `factor` at each epoch in `boundaries`, which count from the start.
+    - 'cosine': half a cosine from `learning_rate` to `final_learning_rate`.
+    - 'log': logspace(log10 lr, log10 final, epochs), one value per epoch.
 
-    `warmup_epochs` raises it linearly to `learning_rate` first; boundaries count from the start.
+    `warmup_epochs` raises it linearly to `learning_rate` first; 'cosine' and 'log' then have the
+    epochs that are left.
+
+    Raises:
+      UsageError: the warm-up leaves no epoch, a boundary lies within it or would never act, or
+        'log' has no final rate.
     """
-    warmup = round(config.warmup_epochs * steps_per_epoch)
-    total = num_epochs * steps_per_epoch
-    if warmup and warmup >= total > 0:
+    warmup_epochs, final = config.warmup_epochs, config.final_learning_rate
+    if warmup_epochs >= num_epochs:
         raise UsageError(
-            f"config.schedule.warmup_epochs is {config.warmup_epochs}, which leaves nothing of "
+            f"config.schedule.warmup_epochs is {warmup_epochs}, which leaves nothing of "
             f"num_epochs = {num_epochs}; make it shorter."
         )
-    final = config.final_learning_rate
-    if config.name == "constant":
-        after = optax.constant_schedule(learning_rate)
-    elif config.name == "step":
-        steps = [round(epoch * steps_per_epoch) - warmup for epoch in config.boundaries]
-        after = optax.piecewise_constant_schedule(
-            learning_rate, {step: config.factor for step in steps}
-        )
-    elif config.name == "cosine":
-        after = optax.cosine_decay_schedule(
-            learning_rate, max(total - warmup, 1), final / learning_rate
-        )
-    elif config.name == "log":
-        if final <= 0:
-            raise UsageError(
-                "config.schedule.name is 'log', which needs config.schedule.final_learning_rate "
-                f"above 0, but it is {final}."
-            )
-        rate = (final / learning_rate) ** (1 / max(num_epochs - 1, 1))
-        after = optax.exponential_decay(learning_rate, steps_per_epoch, rate, staircase=True)
-    else:
-        raise UsageError(
-            f"config.schedule.name is {config.name!r}; use 'constant', 'step', 'cosine' or 'log'."
-        )
+    warmup = round(warmup_epochs * steps_per_epoch)
+    left = num_epochs - warmup_epochs
+    match config.name:
+        case "constant":
+            after = optax.constant_schedule(learning_rate)
+        case "step":
+            after = _step_schedule(config, learning_rate, num_epochs, steps_per_epoch, warmup)
+        case "cosine":
+            steps = max(round(left * steps_per_epoch), 1)
+            after = optax.cosine_decay_schedule(learning_rate, steps, final / learning_rate)
+        case "log":
+            if final <= 0:
+                raise UsageError(
+                    "config.schedule.name is 'log', which needs "
+                    f"config.schedule.final_learning_rate above 0, but it is {final}."
+                )
+            rate = (final / learning_rate) ** (1 / max(math.ceil(left) - 1, 1))
+            after = optax.exponential_decay(learning_rate, steps_per_epoch, rate, staircase=True)
     if not warmup:
         return after
     rise = optax.linear_schedule(learning_rate / warmup, learning_rate, warmup)
     return optax.join_schedules([rise, after], [warmup])
+
+
+def _step_schedule(config, learning_rate, num_epochs, steps_per_epoch, warmup):
+    """Counts its steps from the end of the warm-up."""
+    factors: dict[int, float] = {}
+    for epoch in config.boundaries:
+        if not config.warmup_epochs <= epoch < num_epochs:
+            within = "before the end of the warm-up" if epoch < num_epochs else "never reached"
+            raise UsageError(
+                f"config.schedule.boundaries has {epoch}, which is {within} "
+                f"(warmup_epochs = {config.warmup_epochs}, num_epochs = {num_epochs}): leave it "
+                "out or change it."
+            )
+        step = round(epoch * steps_per_epoch) - warmup
+        factors[step] = factors.get(step, 1.0) * config.factor
+    return optax.piecewise_constant_schedule(learning_rate, factors)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sop.errors import UsageError
-from sop.training.checkpoints import differences
+from sop.training.checkpoints import shape_differences
 
 # What a new task may change; the features must fit whole.
 _REPLACEABLE = ("representation", "classifier")
@@ -34,7 +34,7 @@ def merge(
     for part in sorted(parts):
         want = {name: tree[part] for name, tree in initial.items() if part in tree}
         have = {name: tree[part] for name, tree in pretrained.items() if part in tree}
-        found = differences(want, have)
+        found = shape_differences(want, have)
         if found and part not in _REPLACEABLE:
             raise UsageError(
                 f"config.init_from={source} does not fit this model: in {part}, "

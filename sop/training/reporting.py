@@ -2,7 +2,7 @@
 
 How a training loop uses it, alike in every process (only the first one's is enabled):
 
-    reporter = Reporter(workdir, stages, learning_rate_at(stages), log_every=…, enabled=…)
+    reporter = Reporter(workdir, stages, log_every=…, enabled=…)
     reporter.start(config, variables, devices, step=0 or restored step, saved=what was saved)
     for step in …:
         …
@@ -17,7 +17,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from sop.training.plots import draw_curves
 from sop.training.profiling import Tracer
-from sop.training.stages import Stage, stage_of
+from sop.training.stages import Stage, stage_at
 from sop.training.tables import config_table, parameter_table
 from sop.training.workdir import write_atomically, write_json
 
@@ -54,7 +54,6 @@ class Reporter:
     Args:
       workdir: an existing folder.
       stages: of the run, see `sop.training.stages`.
-      learning_rate: steps taken before → rate of the next one.
       log_every: steps in a window.
       profile_steps: so many steps are traced into `WORKDIR/profile`.
       enabled: False in every process but the first; all methods then do nothing.
@@ -64,7 +63,6 @@ class Reporter:
         self,
         workdir: str | os.PathLike,
         stages: Sequence[Stage],
-        learning_rate: Callable[[int], float],
         *,
         log_every: int,
         profile_steps: int = 0,
@@ -73,7 +71,6 @@ class Reporter:
         self._workdir = Path(workdir)
         self._stages = stages
         self._last_step = stages[-1].last_step
-        self._learning_rate = learning_rate
         self._log_every = log_every
         self._tracer = Tracer(self._workdir / "profile", profile_steps if enabled else 0)
         self._enabled = enabled
@@ -134,7 +131,7 @@ class Reporter:
         self._tracer.after_step()
         if not self._enabled:
             return
-        stage = stage_of(self._stages, step)
+        stage = stage_at(self._stages, step)
         self._window.add(step, metrics)
         self._speed.after_step(stage.config.batch_size)
         if _ends_window(stage, step, self._log_every):
@@ -199,7 +196,8 @@ class Reporter:
             return
         step, means = self._window.close()
         self._speed.close_window()
-        self._enter("train", step, {**means, "learning_rate": self._learning_rate(step - 1)})
+        rate = stage_at(self._stages, step).learning_rate(step)
+        self._enter("train", step, {**means, "learning_rate": rate})
         progress = f"loss {means['loss']:.4f}, top-1 {means['top1']:.2%}"
         if self._speed.rate is not None:
             progress += f", {self._speed.rate:,.0f} images/s"
@@ -216,10 +214,10 @@ class Reporter:
 
     def _epochs(self, step: int) -> str:
         total = self._stages[-1].epoch_at(self._last_step)
-        return f"{stage_of(self._stages, step).epoch_at(step):.1f}/{total:g}"
+        return f"{stage_at(self._stages, step).epoch_at(step):.1f}/{total:g}"
 
     def _enter(self, split: str, step: int, values: Mapping[str, float]) -> None:
-        epoch = stage_of(self._stages, step).epoch_at(step)
+        epoch = stage_at(self._stages, step).epoch_at(step)
         entry = {"split": split, "step": step, "epoch": epoch, **values}
         self._history.append(entry)
         with open(self._workdir / HISTORY, "a") as file:

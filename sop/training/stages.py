@@ -1,33 +1,18 @@
-"""The course of a run: one stage after another, each with its own data and optimizer."""
+"""The course of a run: one stage after another, each with its own data and optimizer.
+
+A *step* is the number of optimizer steps taken since the run began. Stage s covers the steps
+`first_step + 1 … last_step`; the state at `first_step` is what it begins with. Everything else
+about where a run stands follows from the step.
+"""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
+import optax
 from ml_collections import ConfigDict
 
-from sop.errors import UsageError
-
-# Keys that a stage shares with the whole run: they belong to the model or to the work folder.
-_FIXED = (
-    "model",
-    "dtype",
-    "stages",
-    "init_from",
-    "seed",
-    "sync_batch_norm",
-    "checkpoint",
-    "log_every_steps",
-    "profile",
-)
-
-
-class TrainIterator(Iterator[dict[str, Any]], Protocol):
-    """Endless batches, whose place is a small JSON-able dictionary."""
-
-    def get_state(self) -> dict[str, Any]: ...
-
-    def set_state(self, state: dict[str, Any]) -> None: ...
+from sop.training.optimizer import make_schedule
 
 
 class TrainData(Protocol):
@@ -36,7 +21,8 @@ class TrainData(Protocol):
     steps_per_epoch: int
     image_shape: tuple[int, int, int]
 
-    def iterator(self) -> TrainIterator: ...
+    def batches(self, start: int, first_epoch: int) -> Iterator[dict[str, Any]]:
+        """Batch number `start` and those after it; batch 0 begins epoch `first_epoch`."""
 
 
 class EvalData(Protocol):
@@ -49,19 +35,19 @@ class EvalData(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """Steps `first_step … last_step − 1` of a run.
+    """One stage of a run.
 
     Attributes:
-      index: 0 for the first.
       config: the run's config with this stage's changes.
       train, evaluation: its data.
+      schedule: steps taken within the stage → the learning rate of the next one.
       first_step, first_epoch: what had gone by when it began.
     """
 
-    index: int
     config: ConfigDict
     train: TrainData
     evaluation: EvalData
+    schedule: optax.Schedule
     first_step: int
     first_epoch: int
 
@@ -70,66 +56,47 @@ class Stage:
         return self.first_step + self.config.num_epochs * self.train.steps_per_epoch
 
     def epoch_at(self, step: int) -> float:
-        """Epochs of the whole run that have gone by after `step` steps."""
+        """Epochs of the whole run that have gone by at `step`."""
         return self.first_epoch + (step - self.first_step) / self.train.steps_per_epoch
 
     def ends_epoch(self, step: int) -> bool:
         return (step - self.first_step) % self.train.steps_per_epoch == 0
 
+    def batches(self, step: int) -> Iterator[dict[str, Any]]:
+        """The batches of the steps after `step`."""
+        return self.train.batches(step - self.first_step, self.first_epoch)
 
-def stage_configs(config: ConfigDict) -> list[ConfigDict]:
-    """The config of each stage: `config` itself, or it with each of `config.stages` laid over it.
-
-    A stage's data are shuffled with a seed of its own, so that its epochs are new ones.
-
-    Raises:
-      UsageError: a stage changes an unknown key, or one that belongs to the whole run.
-    """
-    if not config.stages:
-        return [config]
-    configs = []
-    for index, changes in enumerate(config.stages):
-        stage = config.copy_and_resolve_references()
-        stage.unlock()
-        stage.stages = ()
-        stage.lock()
-        changes = ConfigDict(changes)
-        for key in changes:
-            if key in _FIXED or key not in stage:
-                raise UsageError(
-                    f"config.stages[{index}] sets {key!r}, which "
-                    + ("belongs to the whole run" if key in _FIXED else "is no key of a config")
-                    + "; remove it from the stage."
-                )
-        try:
-            stage.update(changes)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise UsageError(
-                f"config.stages[{index}] does not fit the config ({error}); correct it."
-            ) from error
-        stage.seed = config.seed + index
-        configs.append(stage)
-    return configs
+    def learning_rate(self, step: int) -> float:
+        """That of the step that leads to `step`."""
+        return float(self.schedule(step - self.first_step - 1))
 
 
 def make_stages(
-    config: ConfigDict, make_data: Callable[[ConfigDict], tuple[TrainData, EvalData]]
+    configs: Sequence[ConfigDict], data: Iterable[tuple[TrainData, EvalData]]
 ) -> list[Stage]:
-    """The stages of a run, in order, their data made by `make_data(stage's config)`."""
+    """The stages of a run, in order.
+
+    Args:
+      configs: see `sop.config.stage_configs`.
+      data: of each.
+    Raises:
+      UsageError: a stage's schedule does not fit its length.
+    """
     stages: list[Stage] = []
     step = epoch = 0
-    for index, stage_config in enumerate(stage_configs(config)):
-        train, evaluation = make_data(stage_config)
-        stage = Stage(index, stage_config, train, evaluation, step, epoch)
-        stages.append(stage)
-        step, epoch = stage.last_step, epoch + stage_config.num_epochs
+    for config, (train, evaluation) in zip(configs, data, strict=True):
+        schedule = make_schedule(
+            config.schedule,
+            config.optimizer.learning_rate,
+            config.num_epochs,
+            train.steps_per_epoch,
+        )
+        stages.append(Stage(config, train, evaluation, schedule, step, epoch))
+        step, epoch = stages[-1].last_step, epoch + config.num_epochs
     return stages
 
 
-def stage_of(stages: Iterable[Stage], step: int) -> Stage:
-    """The stage that leads to `step`: at a border, the one that ends there."""
-    found = None
-    for stage in stages:
-        if found is None or stage.first_step < step:
-            found = stage
-    return found
+def stage_at(stages: Sequence[Stage], step: int) -> Stage:
+    """The stage that covers `step`; the first for step 0, the last beyond the end."""
+    reached = (stage for stage in stages if step <= stage.last_step)
+    return next(reached, stages[-1])

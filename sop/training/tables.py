@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from sop.training.config import flatten
+from sop.config import flatten
 
 
 def config_table(config: ConfigDict) -> str:

@@ -8,25 +8,11 @@ import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+from sop.config.validation import as_json, differences, may_change
 from sop.errors import UsageError
-from sop.training.checkpoints import FOLDER
-from sop.training.config import flatten
-
-# What may change between a run and its continuation: no part of the model, of the training and
-# evaluation examples, or of the course of training. A trailing dot stands for everything below.
-FREE_KEYS = (
-    "checkpoint.",
-    "eval_batch_size",
-    "eval_every_epochs",
-    "input.bad_images",
-    "input.cache",
-    "input.data_dir",
-    "input.num_workers",
-    "log_every_steps",
-    "profile",
-)
+from sop.training.checkpoints import steps_in
 
 
 def write_atomically(path: str | os.PathLike, content: str | bytes) -> None:
@@ -50,7 +36,7 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 
 class WorkDir:
-    """A work folder in use by this process, until `close` or the end of the process.
+    """A work folder in use by this process: a context, which it must be for as long as it runs.
 
     An advisory lock on `.lock` keeps a second run out. It belongs to the process, not to the file:
     the kernel drops it however the process ends, SIGKILL included, so that the same command may be
@@ -68,7 +54,6 @@ class WorkDir:
                 f"--workdir={path} is not a folder of the file system: give a local or mounted one."
             )
         self.path = Path(path)
-        self._lock = -1
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -93,41 +78,38 @@ class WorkDir:
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Lets go of the folder."""
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        os.close(self._lock)
 
     def settle_config(self, config: Mapping[str, Any]) -> None:
         """Ties the folder to `config`, in `config.json`; call it before the first step.
 
-        A folder with checkpoints holds a run: `config` may then differ from `config.json` in
-        `FREE_KEYS` only (in `num_epochs` too where nothing else depends on it), and the
-        file is brought up to date.
+        A folder with checkpoints holds a run: `config` may then differ from `config.json` only in
+        keys that the schema lets change on resuming, and the file is brought up to date.
 
-        Args:
-          config: a ConfigDict, or any nested mapping that JSON can hold.
         Raises:
           UsageError: naming each key that differs, with both values.
         """
         present = as_json(config)
-        if _has_checkpoints(self.path) and (self.path / "config.json").exists():
+        if steps_in(self.path) and (self.path / "config.json").exists():
             saved = read_config(self.path)
-            free = FREE_KEYS
-            lengthens = all(c["schedule"]["name"] in ("constant", "step") for c in (saved, present))
-            if lengthens and not present["stages"]:
-                free = (*FREE_KEYS, "num_epochs")
-            _refuse_differences(self.path, differences(saved, present, free))
+            changed = differences(saved, present)
+            refused = [key for key in changed if not _may_change(key, saved, present)]
+            _refuse(self.path, {key: changed[key] for key in refused})
             if saved == present:
                 return
         write_json(self.path / "config.json", present)
 
 
-def as_json(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What `config` is after a round trip through `config.json` (tuples become lists)."""
-    plain = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-    return json.loads(json.dumps(plain))
+def _may_change(key: str, saved: Mapping[str, Any], present: Mapping[str, Any]) -> bool:
+    return may_change(key, saved) and may_change(key, present)
 
 
 def read_config(path: str | os.PathLike) -> dict[str, Any]:
@@ -149,7 +131,7 @@ def read_config(path: str | os.PathLike) -> dict[str, Any]:
         ) from error
 
 
-def check_same_model(path: str | os.PathLike, config: Mapping[str, Any]) -> None:
+def refuse_another_model(path: str | os.PathLike, config: Mapping[str, Any]) -> None:
     """Refuses to read the checkpoints of work folder `path` into another model than theirs.
 
     Converted weights come without a `config.json`: their shapes alone can tell.
@@ -157,33 +139,15 @@ def check_same_model(path: str | os.PathLike, config: Mapping[str, Any]) -> None
     Raises:
       UsageError: `config.model` differs from the folder's, or the folder holds no run.
     """
-    if _has_checkpoints(path) and not (Path(path) / "config.json").exists():
-        return
-    saved, present = read_config(path).get("model", {}), as_json(config)["model"]
-    _refuse_differences(path, differences({"model": saved}, {"model": present}))
+    if not steps_in(path) or (Path(path) / "config.json").exists():
+        _refuse(path, differences(read_config(path), as_json(config), groups=("model.",)))
 
 
-def differences(
-    saved: Mapping[str, Any], present: Mapping[str, Any], free: tuple[str, ...] = ()
-) -> dict[str, tuple[str, str]]:
-    """Dotted keys, not among `free`, whose values differ → (saved, present) as they are written."""
-    before, now = flatten(saved), flatten(present)
-    changed = {}
-    for key in sorted(before.keys() | now.keys()):
-        values = tuple(json.dumps(d[key]) if key in d else "not set" for d in (before, now))
-        is_free = any(key == f or (f.endswith(".") and key.startswith(f)) for f in free)
-        if before.get(key) != now.get(key) and not is_free:
-            changed[key] = values
-    return changed
-
-
-def _has_checkpoints(path: str | os.PathLike) -> bool:
-    return any(step.name.isdigit() for step in (Path(path) / FOLDER).glob("*"))
-
-
-def _refuse_differences(path: str | os.PathLike, changed: dict[str, tuple[str, str]]) -> None:
+def _refuse(path: str | os.PathLike, changed: Mapping[str, tuple[Any, Any]]) -> None:
     if changed:
-        pairs = "; ".join(f"{k} was {before}, is {now}" for k, (before, now) in changed.items())
+        pairs = "; ".join(
+            f"{key} was {before!r}, is {now!r}" for key, (before, now) in changed.items()
+        )
         raise UsageError(
             f"Work folder {path} holds a run of another config ({pairs}): "
             "restore these values, or choose another --workdir."

@@ -1,5 +1,4 @@
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -45,9 +44,9 @@ def test_tfrecord_is_refused_with_the_command_and_converted_by_it(tfrecord_dir, 
             opened()
         command = " ".join(["python -m sop.data.prepare", *options, "--convert"])
         assert str(refusal.value).endswith(f"run: {command}")
-    run_main([*options, "--convert"])
+    prepare.main([*options, "--convert"])
     assert "digits is ready in" in capsys.readouterr().out
-    run_main([*options, "--convert"])  # again: nothing to do
+    prepare.main([*options, "--convert"])  # again: nothing to do
     fresh = str(tmp_path / "fresh")
     for split in ("train", "test"):
         converted = sources.open_source("digits", split, str(tfrecord_dir))
@@ -68,12 +67,6 @@ def test_a_tfrecord_file_that_is_cut_short_is_refused(tfrecord_dir):
     assert not list(tfrecord_dir.rglob("*test.array_record*"))
 
 
-def run_main(arguments):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["prepare", *arguments])
-        prepare.main()
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -84,9 +77,9 @@ def run_main(arguments):
     ],
 )
 def test_the_command_ends_with_one_sentence(arguments, message, tmp_path):
-    with pytest.raises(SystemExit, match=message) as end:
-        run_main([*arguments, f"--data_dir={tmp_path}"])
-    assert "\n" not in str(end.value)
+    with pytest.raises(UsageError, match=message) as refusal:
+        prepare.main([*arguments, f"--data_dir={tmp_path}"])
+    assert "\n" not in str(refusal.value)
 
 
 def test_the_catalogue_needs_tensorflow(monkeypatch, tmp_path):

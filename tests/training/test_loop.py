@@ -1,5 +1,6 @@
 """The loop on a tiny network and made-up data: stopping, going on, damage, divergence, stages."""
 
+import itertools
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs.default import get_config
+from sop.config import get_config, stage_configs
 from sop.errors import UsageError
 from sop.training.checkpoints import (
     best_step,
@@ -20,9 +21,9 @@ from sop.training.checkpoints import (
     refuse_converted,
     save_variables,
 )
-from sop.training.loop import evaluate_checkpoint, learning_rate_at, train
+from sop.training.loop import evaluate_checkpoint, train
 from sop.training.reporting import Reporter, read_history
-from sop.training.stages import make_stages, stage_configs
+from sop.training.stages import make_stages
 from sop.training.state import init_variables
 from sop.training.step import make_mesh
 
@@ -48,35 +49,21 @@ class Network(nn.Module):
         return nn.Dense(self.classes, name="classifier")(x)
 
 
-class Batches:
+class Train:
     """Shuffled as a function of (seed, step); `on_step(step)` is called before each batch."""
 
-    def __init__(self, config, on_step):
-        self.step, self.config, self.on_step = 0, config, on_step
-
-    def __next__(self):
-        self.on_step(self.step)
-        rng = np.random.default_rng((self.config.seed, self.step))
-        rows = rng.permutation(EXAMPLES)[: self.config.batch_size]
-        self.step += 1
-        return {"image": IMAGES[rows], "label": LABELS[rows]}
-
-    def get_state(self):
-        return {"step": self.step}
-
-    def set_state(self, state):
-        self.step = state["step"]
-
-
-class Train:
     image_shape = (4, 4, 3)
 
     def __init__(self, config, on_step):
         self.config, self.on_step = config, on_step
         self.steps_per_epoch = EXAMPLES // config.batch_size
 
-    def iterator(self):
-        return Batches(self.config, self.on_step)
+    def batches(self, start, first_epoch):
+        for step in itertools.count(start):
+            self.on_step(step)
+            rng = np.random.default_rng((self.config.seed, first_epoch, step))
+            rows = rng.permutation(EXAMPLES)[: self.config.batch_size]
+            yield {"image": IMAGES[rows], "label": LABELS[rows]}
 
 
 class Evaluation:
@@ -102,17 +89,29 @@ def make_config(**changes):
     return config
 
 
+def shapes(model):
+    return jax.eval_shape(lambda: init_variables(model, 0, (4, 4, 3)))
+
+
+def evaluate(workdir, which):
+    model, config = Network(), make_config()
+    arguments = (config, workdir, which, model, shapes(model), Evaluation(), make_mesh())
+    return evaluate_checkpoint(*arguments)
+
+
 def run(workdir, config=None, on_step=lambda step: None, devices=8, model=None):
     """Trains; returns whether it came to the end, and what was said."""
     config = config or make_config()
     workdir.mkdir(exist_ok=True)
-    stages = make_stages(config, lambda c: (Train(c, on_step), Evaluation()))
-    reporter = Reporter(workdir, stages, learning_rate_at(stages), log_every=2)
+    configs = stage_configs(config)
+    stages = make_stages(configs, [(Train(each, on_step), Evaluation()) for each in configs])
+    model = model or Network()
+    reporter = Reporter(workdir, stages, log_every=2)
     said = []
     reporter.say = said.append
     mesh = make_mesh(jax.devices()[:devices])
     try:
-        done = train(config, workdir, model or Network(), stages, mesh, reporter)
+        done = train(config, workdir, model, stages, shapes(model), mesh, reporter)
     finally:
         reporter.close()
     return done, "\n".join(said)
@@ -237,20 +236,19 @@ def test_another_model_is_refused(tmp_path, whole):
 
 
 def test_evaluating_checkpoints(whole):
-    config, mesh = make_config(), make_mesh()
     entries = {e["step"]: e for e in read_history(whole) if e["split"] == "eval"}
     for which in ("latest", "15"):
-        scores = evaluate_checkpoint(config, whole, which, Network(), Evaluation(), mesh)
+        scores = evaluate(whole, which)
         assert scores["epoch"] == 3.0
         for name in ("step", "loss", "top1", "top5", "count"):
             assert scores[name] == entries[15][name]
     with pytest.raises(UsageError, match="no checkpoint '3'"):
-        evaluate_checkpoint(config, whole, "3", Network(), Evaluation(), mesh)
+        evaluate(whole, "3")
 
 
 def test_evaluating_an_empty_folder(tmp_path):
     with pytest.raises(UsageError, match="no checkpoint in"):
-        evaluate_checkpoint(make_config(), tmp_path, "best", Network(), Evaluation(), make_mesh())
+        evaluate(tmp_path, "best")
     assert not any(tmp_path.iterdir())
 
 
@@ -284,15 +282,6 @@ def test_two_stages_and_stopping_at_the_border(tmp_path):
         assert not run(workdir, config, on_step=interrupt)[0]
         assert run(workdir, config)[0]
         assert_same_run(tmp_path / "whole", workdir)
-
-
-@pytest.mark.parametrize(
-    ("stage", "message"),
-    [({"modle": 1}, "no key"), ({"model": {}}, "whole run"), ({"num_epochs": "x"}, "does not fit")],
-)
-def test_stages_that_cannot_be_meant_are_refused(stage, message):
-    with pytest.raises(UsageError, match=message):
-        stage_configs(make_config(stages=(stage,)))
 
 
 def test_starting_from_another_runs_weights(tmp_path, whole):
@@ -330,9 +319,7 @@ def test_weights_of_another_backbone_are_refused(tmp_path):
 
 def test_converted_variables_can_be_evaluated(tmp_path, whole):
     save_variables(tmp_path / "converted", variables_of(whole))
-    scores = evaluate_checkpoint(
-        make_config(), tmp_path / "converted", "best", Network(), Evaluation(), make_mesh()
-    )
+    scores = evaluate(tmp_path / "converted", "best")
     entry = [e for e in read_history(whole) if e["split"] == "eval"][-1]
     assert (scores["step"], scores["epoch"]) == (0, 0.0)
     assert scores["loss"] == entry["loss"]

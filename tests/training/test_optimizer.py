@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs.default import get_config
+from sop.config import get_config
 from sop.errors import UsageError
 from sop.training.optimizer import make_optimizer, make_schedule
 
@@ -111,12 +111,29 @@ def test_a_pattern_that_matches_nothing_is_refused(changes):
 
 def schedule(num_epochs=10, steps_per_epoch=4, learning_rate=0.1, **changes):
     config = get_config().schedule
+    config.boundaries = ()
     config.update(changes)
     return make_schedule(config, learning_rate, num_epochs, steps_per_epoch)
 
 
 def values(function, steps):
     return np.array([float(function(step)) for step in range(steps)])
+
+
+def test_boundaries_that_round_to_one_step_all_act():
+    rates = values(schedule(name="step", boundaries=(3, 3.1), factor=0.1), 40)
+    np.testing.assert_allclose(rates[[11, 12]], [0.1, 0.001], rtol=1e-6)
+
+
+def test_a_boundary_at_the_end_of_the_warmup_acts_there():
+    rates = values(schedule(name="step", boundaries=(2,), warmup_epochs=2), 40)
+    np.testing.assert_allclose(rates[:8], 0.1 * (1 + np.arange(8) * 7 / 8) / 8, rtol=1e-5)
+    np.testing.assert_allclose(rates[8:], 0.01, rtol=1e-6)
+
+
+def test_log_schedule_after_a_warmup_reaches_its_end():
+    rates = values(schedule(name="log", final_learning_rate=1e-3, warmup_epochs=5), 40)
+    np.testing.assert_allclose(rates[20::4], np.logspace(-1, -3, 5), rtol=1e-4)
 
 
 def test_step_schedule_drops_at_the_boundaries():
@@ -149,8 +166,9 @@ def test_log_schedule_is_a_logspace_over_epochs():
     ("changes", "message"),
     [
         ({"name": "log"}, "final_learning_rate"),
-        ({"name": "exponential"}, "exponential"),
         ({"name": "cosine", "warmup_epochs": 10.0}, "warmup_epochs"),
+        ({"boundaries": (3, 10)}, "boundaries has 10, which is never reached"),
+        ({"boundaries": (1, 3), "warmup_epochs": 2}, "has 1, which is before the end of the warm"),
     ],
 )
 def test_senseless_schedules_are_refused(changes, message):

@@ -29,15 +29,15 @@ VARIABLES = {
 }
 
 
-def make_stage(index=0, epochs=3, steps_per_epoch=4, first_step=0, first_epoch=0, batch_size=8):
+def make_stage(epochs=3, steps_per_epoch=4, first_step=0, first_epoch=0, batch_size=8):
     config = ConfigDict({"num_epochs": epochs, "batch_size": batch_size})
     data = SimpleNamespace(steps_per_epoch=steps_per_epoch)
-    return Stage(index, config, data, None, first_step, first_epoch)
+    return Stage(config, data, None, lambda step: 1 / (1 + step), first_step, first_epoch)
 
 
 def make_reporter(workdir, stages=None, **changes):
     arguments = {"log_every": 2, **changes}
-    return Reporter(workdir, stages or [make_stage()], lambda step: 1 / (1 + step), **arguments)
+    return Reporter(workdir, stages or [make_stage()], **arguments)
 
 
 def metrics_of(step):
@@ -188,7 +188,7 @@ def test_a_finished_run_started_again_says_its_result(tmp_path, capsys):
 
 
 def test_stages_are_counted_through(tmp_path, capsys):
-    stages = [make_stage(epochs=1), make_stage(1, 2, 3, first_step=4, first_epoch=1)]
+    stages = [make_stage(epochs=1), make_stage(2, 3, first_step=4, first_epoch=1)]
     reporter = make_reporter(tmp_path, stages, log_every=3)
     for step in range(1, 11):
         reporter.train(step, metrics_of(step))

@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from ml_collections import ConfigDict
 
+from sop.config import get_config
 from sop.errors import UsageError
 from sop.training import workdir
 from sop.training.workdir import WorkDir
@@ -15,18 +15,17 @@ from tests.launch import environment
 
 
 def config(**changes):
-    config = ConfigDict(
-        {
-            "model": {"backbone": "resnet20", "num_classes": 10},
-            "input": {"num_workers": 2, "dataset": "digits"},
-            "schedule": {"name": "cosine", "boundaries": (1, 2)},
-            "checkpoint": {"keep": 3},
-            "num_epochs": 3,
-            "stages": (),
-            "log_every_steps": 10,
-        }
-    )
-    config.update_from_flattened_dict(changes)
+    config = get_config()
+    base = {
+        "model.backbone": "resnet20",
+        "model.num_classes": 10,
+        "input.dataset": "digits",
+        "schedule.name": "cosine",
+        "schedule.boundaries": (1, 2),
+        "num_epochs": 3,
+        "log_every_steps": 10,
+    }
+    config.update_from_flattened_dict(base | changes)
     return config
 
 
@@ -42,7 +41,7 @@ def folder(tmp_path):
 def test_makes_the_folder_and_writes_the_config(folder):
     folder.settle_config(config())
     saved = json.loads((folder.path / "config.json").read_text())
-    assert saved["schedule"] == {"boundaries": [1, 2], "name": "cosine"}
+    assert (saved["schedule"]["boundaries"], saved["num_epochs"]) == ([1, 2], 3)
     assert workdir.read_config(folder.path) == saved
 
 
@@ -67,8 +66,8 @@ def test_each_differing_key_is_named_with_both_values(folder):
     with pytest.raises(UsageError) as refusal:
         folder.settle_config(config(**changes))
     sentence = str(refusal.value)
-    assert 'model.backbone was "resnet20", is "resnet32"' in sentence
-    assert 'input.dataset was "digits", is "cifar10"' in sentence
+    assert "model.backbone was 'resnet20', is 'resnet32'" in sentence
+    assert "input.dataset was 'digits', is 'cifar10'" in sentence
     assert "log_every_steps" not in sentence
     assert workdir.read_config(folder.path)["log_every_steps"] == 10
 
@@ -82,12 +81,30 @@ def test_a_run_that_never_saved_may_start_with_another_config(tmp_path):
     folder.close()
 
 
-def test_a_key_that_only_one_config_has_is_named(folder):
+def test_an_option_that_only_one_config_has_is_named(folder):
     folder.settle_config(config())
     more = config()
     more.model.dropout = 0.5
-    with pytest.raises(UsageError, match=r"model\.dropout was not set, is 0\.5"):
+    with pytest.raises(UsageError, match=r"model\.dropout was None, is 0\.5"):
         folder.settle_config(more)
+
+
+def test_a_config_of_before_a_key_existed_means_its_default(folder):
+    folder.settle_config(config())
+    saved = workdir.read_config(folder.path)
+    del saved["label_smoothing"], saved["model"]["pool"]
+    saved["model"]["attention"] = {"name": "gsop", "placement": "last", "where": "conv"}
+    workdir.write_json(folder.path / "config.json", saved)
+    same = config()
+    same.model.attention = {"name": "gsop", "blocks": "last", "after": "conv"}
+    folder.settle_config(same)
+    saved = workdir.read_config(folder.path)
+    assert saved["label_smoothing"] == 0 and saved["model"]["attention"]["blocks"] == "last"
+    del saved["label_smoothing"]
+    workdir.write_json(folder.path / "config.json", saved)
+    same.label_smoothing = 0.1
+    with pytest.raises(UsageError, match=r"label_smoothing was 0\.0, is 0\.1"):
+        folder.settle_config(same)
 
 
 @pytest.mark.parametrize(
@@ -108,18 +125,18 @@ def test_a_run_may_be_prolonged_where_nothing_stretches(folder, schedule, stages
 
 def test_evaluation_needs_the_same_model_only(folder):
     folder.settle_config(config())
-    workdir.check_same_model(folder.path, config(**{"input.dataset": "cifar10"}))
+    workdir.refuse_another_model(folder.path, config(**{"input.dataset": "cifar10"}))
     with pytest.raises(UsageError, match=r"model\.num_classes was 10, is 100"):
-        workdir.check_same_model(folder.path, config(**{"model.num_classes": 100}))
+        workdir.refuse_another_model(folder.path, config(**{"model.num_classes": 100}))
 
 
 def test_converted_weights_have_no_config(folder):
-    workdir.check_same_model(folder.path, config())
+    workdir.refuse_another_model(folder.path, config())
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"holds no run"):
-        workdir.check_same_model(tmp_path, config())
+        workdir.refuse_another_model(tmp_path, config())
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UsageError, match=r"config\.json cannot be read"):
         workdir.read_config(tmp_path)

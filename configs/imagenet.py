@@ -1,0 +1,130 @@
+"""ImageNet at 224 pixels, single crop: published networks by their published recipes.
+
+In the table, errors in % (top-1 / top-5) as published.
+"""
+
+from functools import partial
+
+from ml_collections import ConfigDict
+
+from sop.config import Experiment, choose, set_model
+from sop.config import get_config as default_config
+
+
+def _recipe(
+    backbone, *, num_epochs, batch_size, boundaries, weight_decay=1e-4, **model
+) -> ConfigDict:
+    config = set_model(default_config(), backbone, **model)
+    config.num_epochs = num_epochs
+    config.batch_size = batch_size
+    config.optimizer.learning_rate = 0.1
+    config.optimizer.weight_decay = weight_decay
+    config.schedule.boundaries = boundaries
+    if model.get("attention") == "cgd":
+        config.optimizer.weight_decays = (("/attention/", 4e-5),)
+    return config
+
+
+gsop_net1 = partial(
+    _recipe, num_epochs=95, batch_size=384, boundaries=(30, 60, 90), attention="gsop"
+)
+gsop_net2 = partial(
+    _recipe,
+    num_epochs=65,
+    batch_size=384,
+    boundaries=(30, 45, 60),
+    attention="gsop",
+    representation="mpncov",
+)
+fast_mpncov = partial(_recipe, num_epochs=65, batch_size=160, boundaries=(30, 45, 60))
+cgd_resnet = partial(_recipe, num_epochs=101, batch_size=256, boundaries=(31, 61, 81))
+cgd_mobilenet = partial(
+    _recipe, num_epochs=91, batch_size=256, boundaries=(31, 61), weight_decay=4e-5
+)
+
+
+def mpncov_tensorflow(backbone: str) -> ConfigDict:
+    """The recipe of fast MPN-COV's TensorFlow code."""
+    boundaries = (35, 55, 75)
+    config = fast_mpncov(backbone, num_epochs=85, boundaries=boundaries, representation="mpncov")
+    config.schedule.warmup_epochs = 5.0
+    return config
+
+
+def gfgp(backbone: str, pool: str) -> ConfigDict:
+    config = _recipe(backbone, num_epochs=120, batch_size=256, boundaries=(30, 60, 90), pool=pool)
+    config.input.train_transforms += " | color_jitter(0.4, 0.4, 0.4) | lighting(0.1)"
+    return config
+
+
+def _row(summary, recipe, *arguments, **model):
+    return Experiment(summary, partial(recipe, *arguments, **model))
+
+
+EXPERIMENTS = {
+    "resnet50_gavp": _row("ResNet-50, recipe of fast MPN-COV", fast_mpncov, "resnet50"),
+    "resnet101_gavp": _row("ResNet-101, recipe of fast MPN-COV", fast_mpncov, "resnet101"),
+    "resnet50_gsop1": _row("GSoP-Net1 ResNet-50: 22.02 / 5.88", gsop_net1, "resnet50"),
+    "resnet50_gsop2": _row("GSoP-Net2 ResNet-50: 21.19 / 5.64", gsop_net2, "resnet50"),
+    "resnet50_mpncov": _row(
+        "fast MPN-COV ResNet-50: 22.14 / 6.22; its code 21.71 / 6.13",
+        fast_mpncov,
+        "resnet50",
+        representation="mpncov",
+    ),
+    "resnet101_mpncov": _row(
+        "fast MPN-COV ResNet-101: 21.21 / 5.68; its code 20.99 / 5.56",
+        fast_mpncov,
+        "resnet101",
+        representation="mpncov",
+    ),
+    "resnet101_mpncov_tf": _row(
+        "the same by its TensorFlow code's recipe: 20.50 / 5.45", mpncov_tensorflow, "resnet101"
+    ),
+    "vgg16bn_flat": _row("VGG-16-BN, recipe of fast MPN-COV", fast_mpncov, "vgg16_bn"),
+    "vgg16_mpncov": _row(
+        "fast MPN-COV VGG-16-BN: 26.55 / 8.94; its code 23.98 / 7.12",
+        fast_mpncov,
+        "vgg16_bn",
+        representation="mpncov",
+    ),
+    "vgg16mod_max": _row("VGG-16-mod, max pooling: 22.99", gfgp, "vgg16_mod", "max"),
+    "vgg16mod_gfgp": _row("VGG-16-mod, GFGP: 22.64", gfgp, "vgg16_mod", "gfgp"),
+    "vgg16_max": _row("VGG-16 of GFGP, max pooling: 25.04", gfgp, "vgg16_gfgp", "max"),
+    "vgg16_gfgp": _row("VGG-16 of GFGP, GFGP: 24.50", gfgp, "vgg16_gfgp", "gfgp"),
+    "resnet50_skip": _row("ResNet-50, strided convolutions: 23.45", gfgp, "resnet50", "skip"),
+    "resnet50_gfgp": _row("ResNet-50, GFGP: 21.77", gfgp, "resnet50", "gfgp"),
+    "resnext50_skip": _row(
+        "ResNeXt-50 32x4d, strided convolutions: 22.42", gfgp, "resnext50_32x4d", "skip"
+    ),
+    "resnext50_gfgp": _row("ResNeXt-50 32x4d, GFGP: 21.55", gfgp, "resnext50_32x4d", "gfgp"),
+    "densenet169_average": _row(
+        "DenseNet-169, average pooling: 23.03", gfgp, "densenet169", "average"
+    ),
+    "densenet169_gfgp": _row("DenseNet-169, GFGP: 22.24", gfgp, "densenet169", "gfgp"),
+    "mobilenet_gavp": _row("MobileNet: 31.39 / 11.51", cgd_mobilenet, "mobilenet"),
+    "mobilenet_cgd": _row(
+        "MobileNet + CGD: 27.44 / 9.08", cgd_mobilenet, "mobilenet", attention="cgd"
+    ),
+    "mobilenet070_gavp": _row(
+        "MobileNet ×0.7: 34.86 / 13.69", cgd_mobilenet, "mobilenet", multiplier=0.7
+    ),
+    "mobilenet070_cgd": _row(
+        "MobileNet ×0.7 + CGD: 29.89 / 10.56",
+        cgd_mobilenet,
+        "mobilenet",
+        multiplier=0.7,
+        attention="cgd",
+    ),
+    # Published without a recipe, or which version: MobileNet's, and what its code calls squeezenet.
+    "squeezenet11_gavp": _row("SqueezeNet 1.1: 43.09 / 20.48", cgd_mobilenet, "squeezenet1_1"),
+    "squeezenet11_cgd": _row(
+        "SqueezeNet 1.1 + CGD: 39.63 / 17.52", cgd_mobilenet, "squeezenet1_1", attention="cgd"
+    ),
+    "resnet50_gavp_cgd": _row("ResNet-50, recipe of CGD", cgd_resnet, "resnet50"),
+    "resnet50_cgd": _row("ResNet-50 + CGD", cgd_resnet, "resnet50", attention="cgd"),
+}
+
+
+def get_config(experiment: str | None = None) -> ConfigDict:
+    return choose(EXPERIMENTS, experiment)

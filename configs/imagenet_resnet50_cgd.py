@@ -1,9 +1,0 @@
-"""ResNet-50 with CGD (He et al., arXiv 1907.09665)."""
-
-from configs.recipes import imagenet
-
-
-def get_config():
-    config = imagenet.with_cgd(imagenet.cgd_resnet())
-    config.model.backbone = "resnet50"
-    return config

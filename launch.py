@@ -1,0 +1,105 @@
+"""From a checked config to a run: its data, model and work folder put together."""
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.errors import ScopeParamShapeError
+from ml_collections import ConfigDict
+
+import input_pipeline
+from sop.config import check_batches, stage_configs
+from sop.errors import UsageError
+from sop.models import create_model
+from sop.models.network import Network
+from sop.training import distributed, loop
+from sop.training.checkpoints import find_variables, refuse_converted, steps_in
+from sop.training.reporting import Reporter, report_evaluation
+from sop.training.stages import make_stages
+from sop.training.state import init_variables
+from sop.training.step import AXIS, make_mesh
+from sop.training.workdir import WorkDir, refuse_another_model
+
+join = distributed.initialize
+
+
+def train(config: ConfigDict, workdir: str) -> None:
+    """Trains in `workdir`, from its newest checkpoint if there is one.
+
+    Raises:
+      UsageError: config, data, model, devices or work folder do not fit together.
+    """
+    check_batches(config, jax.device_count())
+    model, configs = _make_model(config), stage_configs(config)
+    data = input_pipeline.create(configs, jax.process_index(), jax.process_count())
+    stages = make_stages(configs, data)
+    shapes = _trace(model, [each.image_shape for pair in data for each in pair])
+    refuse_converted(workdir)
+    if config.init_from and not steps_in(workdir):
+        find_variables(config.init_from)
+    with ExitStack() as held:
+
+        def settle() -> None:
+            held.enter_context(WorkDir(workdir)).settle_config(config)
+
+        distributed.on_first_process(settle)
+        reporter = Reporter(
+            workdir,
+            stages,
+            log_every=config.log_every_steps,
+            profile_steps=config.profile,
+            enabled=jax.process_index() == 0,
+        )
+        held.callback(reporter.close)
+        if loop.train(config, Path(workdir), model, stages, shapes, make_mesh(), reporter):
+            reporter.finish()
+        else:
+            reporter.say(f"Stopped and saved in {workdir}; the same command goes on from here.")
+
+
+def evaluate(config: ConfigDict, workdir: str, checkpoint: str) -> None:
+    """Evaluates a checkpoint of `workdir`: 'best', 'latest' or a step.
+
+    Raises:
+      UsageError: as for `train`, or there is no such checkpoint.
+    """
+    check_batches(config, jax.device_count(), ["eval_batch_size"])
+    refuse_another_model(workdir, config)
+    config = stage_configs(config)[-1]
+    evaluation = input_pipeline.create_eval(config, jax.process_index(), jax.process_count())
+    model = _make_model(config)
+    shapes = _trace(model, [evaluation.image_shape])
+    scores = loop.evaluate_checkpoint(
+        config, Path(workdir), checkpoint, model, shapes, evaluation, make_mesh()
+    )
+    if jax.process_index() == 0:
+        report_evaluation(workdir, scores, config)
+
+
+def _make_model(config: ConfigDict) -> Network:
+    axis_name = AXIS if config.sync_batch_norm else None
+    return create_model(config.model, dtype=jnp.dtype(config.dtype), axis_name=axis_name)
+
+
+def _trace(model: Network, image_shapes: Iterable[tuple[int, int, int]]) -> Any:
+    """Shapes of the model's variables, once it has taken images of all sizes, before compilation.
+
+    Raises:
+      UsageError: the model cannot take some, or its variables depend on the size.
+    """
+    first, *others = dict.fromkeys(image_shapes)
+    shapes = jax.eval_shape(partial(init_variables, model, 0, first))
+    for shape in others:
+        images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+        try:
+            jax.eval_shape(partial(model.apply, train=False), shapes, images)
+        except ScopeParamShapeError as error:
+            raise UsageError(
+                f"config.model is made for images of {first[:2]} pixels and cannot take those "
+                f"of {shape[:2]}: let all transforms end in one size."
+            ) from error
+    return shapes

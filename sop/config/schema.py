@@ -1,0 +1,197 @@
+"""Every key of a config, once: default, type, meaning, and when it may change."""
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, NamedTuple
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from sop.checks import (
+    Condition,
+    Count,
+    Pattern,
+    Rate,
+    above,
+    at_least,
+    at_most,
+    describe,
+)
+
+NotNegative = Annotated[float, at_least(0)]
+Positive = Annotated[float, above(0)]
+_AscendingEpochs = Annotated[
+    tuple[Positive, ...],
+    Condition(lambda value: list(value) == sorted(set(value)), "in ascending order"),
+]
+
+
+def _lengthens(config: Mapping[str, Any]) -> bool:
+    """Whether more epochs leave those that were trained as they are."""
+    return config["schedule"]["name"] in ("constant", "step") and not config["stages"]
+
+
+class Key(NamedTuple):
+    """One key of a config.
+
+    Attributes:
+      default: its value where an experiment does not set it.
+      hint: its type, see `sop.checks`.
+      meaning: one line.
+      resume: whether a run may go on with another value; or config → whether.
+      stage: whether a stage of `config.stages` may change it.
+    """
+
+    default: Any
+    hint: Any
+    meaning: str
+    resume: bool | Callable[[Mapping[str, Any]], bool] = False
+    stage: bool = True
+
+
+KEYS = {
+    "seed": Key(
+        0,
+        Annotated[int, at_least(0), at_most(2**31 - 1)],
+        "of initial parameters, order of examples, augmentation and dropout",
+        stage=False,
+    ),
+    "dtype": Key(
+        "float32",
+        Literal["float32", "bfloat16"],
+        "'float32' or 'bfloat16', of activations; parameters stay float32",
+        stage=False,
+    ),
+    "model.backbone": Key("resnet50", str, "see docs/networks.md", stage=False),
+    "model.num_classes": Key(1000, Count, "width of the logits", stage=False),
+    "model.attention.name": Key(
+        "none",
+        str | None,
+        "put into blocks: 'gsop', 'cgd', …; further keys: its options",
+        stage=False,
+    ),
+    "model.pool.name": Key(
+        None,
+        str | None,
+        "local pooling; None: the backbone's; further keys: its options",
+        stage=False,
+    ),
+    "model.representation.name": Key(
+        None, str | None, "None: the backbone's; further keys: its options", stage=False
+    ),
+    "input.dataset": Key(
+        "imagenet2012", str, "a TFDS name ('cifar10:3.0.2'), 'digits' or 'folder:/path'"
+    ),
+    "input.data_dir": Key(None, str | None, "of TFDS; None: TFDS's own default", resume=True),
+    "input.train_split": Key("train", str, "also parts and sums: 'train[:90%]'"),
+    "input.eval_split": Key("validation", str, "as train_split"),
+    "input.train_transforms": Key(
+        "random_resized_crop(224) | flip", str, "of training images, see docs/data.md"
+    ),
+    "input.eval_transforms": Key(
+        "resize_short(256) | center_crop(224)", str, "of evaluation images"
+    ),
+    "input.normalization": Key("imagenet", str, "mean and deviation: 'imagenet', 'cifar10', …"),
+    "input.cache": Key(False, bool, "keep decoded images in memory", resume=True),
+    "input.num_workers": Key(
+        2, Annotated[int, at_least(0), at_most(1024)], "threads that decode; 0: none", resume=True
+    ),
+    "input.bad_images": Key(
+        "stop",
+        Literal["stop", "skip"],
+        "'stop' or 'skip' where an image cannot be decoded",
+        resume=True,
+    ),
+    "batch_size": Key(256, Count, "examples of a step, over all devices"),
+    "eval_batch_size": Key(256, Count, "examples of an evaluation batch", resume=True),
+    "num_epochs": Key(100, Count, "of the run, or of the stage that sets it", resume=_lengthens),
+    "label_smoothing": Key(0.0, Rate, "ε in targets (1 − ε) one-hot + ε/K"),
+    "sync_batch_norm": Key(
+        False, bool, "batch norm's statistics are those of all devices", stage=False
+    ),
+    "optimizer.learning_rate": Key(0.1, Positive, "η, at its highest"),
+    "optimizer.momentum": Key(0.9, Rate, "μ"),
+    "optimizer.nesterov": Key(False, bool, "Nesterov's momentum"),
+    "optimizer.weight_decay": Key(1e-4, NotNegative, "λ, added to the gradient as λp"),
+    "optimizer.clip_norm": Key(None, Positive | None, "largest norm of the whole gradient"),
+    "optimizer.lr_multipliers": Key(
+        (),
+        tuple[tuple[Pattern, NotNegative], ...],
+        "(regular expression in parameter paths, factor of η), …; the last match wins",
+    ),
+    "optimizer.weight_decays": Key(
+        (),
+        tuple[tuple[Pattern, NotNegative], ...],
+        "(regular expression in parameter paths, λ), …; the last match wins",
+    ),
+    "optimizer.frozen": Key(
+        (), tuple[Pattern, ...], "regular expressions of parameters that stand still"
+    ),
+    "optimizer.freeze_batch_norm": Key(
+        True, bool, "frozen batch norms use and keep their running statistics"
+    ),
+    "schedule.name": Key(
+        "step",
+        Literal["step", "cosine", "log", "constant"],
+        "'step', 'cosine', 'log' or 'constant'",
+    ),
+    "schedule.warmup_epochs": Key(0.0, NotNegative, "of linear rise to η"),
+    "schedule.boundaries": Key((30, 60, 90), _AscendingEpochs, "'step': epochs where η drops"),
+    "schedule.factor": Key(0.1, Positive, "'step': what η is multiplied by there"),
+    "schedule.final_learning_rate": Key(0.0, NotNegative, "'cosine' and 'log': η at the end"),
+    "init_from": Key("", str, "work folder or checkpoint to start from", stage=False),
+    "stages": Key(
+        (), tuple[dict | ConfigDict, ...], "changed keys of each successive stage", stage=False
+    ),
+    "checkpoint.keep": Key(
+        3, Count, "newest checkpoints kept, beside the best by top-1", resume=True, stage=False
+    ),
+    "checkpoint.every_steps": Key(
+        None, Count | None, "None: at each epoch's end", resume=True, stage=False
+    ),
+    "eval_every_epochs": Key(1, Count, "epochs from one evaluation to the next", resume=True),
+    "log_every_steps": Key(50, Count, "steps in a point of the curves", resume=True, stage=False),
+    "profile": Key(
+        0,
+        Annotated[int, at_least(0)],
+        "steps traced into WORKDIR/profile",
+        resume=True,
+        stage=False,
+    ),
+}
+
+# Groups that take further keys: the options of what is named in them, which `sop.models` checks.
+OPEN = ("model", "model.attention", "model.pool", "model.representation")
+
+# Keys of earlier versions.
+RENAMED = {
+    "model.attention.placement": "model.attention.blocks",
+    "model.attention.where": "model.attention.after",
+}
+
+
+def get_config() -> ConfigDict:
+    """A config with every key at its default; experiments change some. None: as published."""
+    config = ConfigDict()
+    for key, (default, *_) in KEYS.items():
+        *groups, name = key.split(".")
+        group = config
+        for each in groups:
+            if each not in group:
+                group[each] = ConfigDict()
+            group = group[each]
+        group[name] = placeholder(object) if default is None else default
+    return config
+
+
+def table() -> str:
+    """All keys for a reader: key, default and meaning; the type where the default hides it."""
+    rows = [
+        (
+            key,
+            repr(default),
+            meaning if default or default == 0 else f"{meaning} [{describe(hint)}]",
+        )
+        for key, (default, hint, meaning, *_) in KEYS.items()
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    return "\n".join(f"  {k:{widths[0]}}  {d:{widths[1]}}  {m}" for k, d, m in rows)
