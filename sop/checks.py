@@ -61,6 +61,7 @@ def _is_pattern(value: str) -> bool:
 
 
 Count = Annotated[int, at_least(1)]
+NotNegative = Annotated[int, at_least(0)]
 Rate = Annotated[float, at_least(0), below(1)]
 Pattern = Annotated[str, Condition(_is_pattern, "that is a regular expression")]
 

@@ -85,6 +85,7 @@ def _free_port() -> int:
 _FORKS = """
 import json, os, sys
 import main
+from sop.command import run
 for number, arguments in enumerate(json.loads(sys.argv[1])):
     child = os.fork()
     if child:
@@ -95,7 +96,7 @@ for number, arguments in enumerate(json.loads(sys.argv[1])):
     sys.argv = ["main.py", *arguments]
     code = 0
     try:
-        main.run()
+        run(main.main)
     except SystemExit as end:
         code = end.code
     except BaseException:

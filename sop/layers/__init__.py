@@ -1,12 +1,14 @@
-"""Flax modules: representations, attention and local pooling, all called `module(x, train)`.
+"""Flax modules: representations, attention, local pooling and the norm, called `module(x, train)`.
 
-Representations turn [B, H, W, C] into [B, D]; attention keeps the shape; local pooling gives
-[B, H', W', C]. A network takes any of one kind in the place of another.
+Representations turn [B, H, W, C] into [B, D]; attention and `BatchNorm` keep the shape; local
+pooling gives [B, H', W', C]. A network takes any of one kind in the place of another, and reads
+what it asks for from `published` (`sop.layers.published.Published`).
 """
 
 from sop.layers.cgd import CGD, SpatialCGD, ToyCGD
 from sop.layers.gsop import CompactGSoP, GSoP
 from sop.layers.local_pooling import GFGP, AveragePool, MaxEntropyPool, MaxPool, SkipPool
+from sop.layers.norm import BatchNorm
 from sop.layers.representations import MPNCOV, BilinearCNN, CompactBilinear, GlobalAverage
 
 __all__ = [
@@ -14,6 +16,7 @@ __all__ = [
     "GFGP",
     "MPNCOV",
     "AveragePool",
+    "BatchNorm",
     "BilinearCNN",
     "CompactBilinear",
     "CompactGSoP",

@@ -1,12 +1,13 @@
 """Compact global descriptor: attention from products of first-order statistics."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 
 from sop import ops
-from sop.layers.arguments import require_feature_map
+from sop.layers.arguments import check_call
+from sop.layers.published import Published
 
 
 def _xavier_column(key, shape, dtype=float):
@@ -42,7 +43,7 @@ class CGD(nn.Module):
       [B, H, W, C] in `dtype`.
 
     Raises:
-      ValueError: x is no feature map.
+      UsageError: x is no feature map.
 
     >>> x = jax.random.normal(jax.random.key(0), (2, 4, 4, 8))
     >>> y, variables = CGD().init_with_output(jax.random.key(1), x, train=False)
@@ -50,13 +51,15 @@ class CGD(nn.Module):
     ((2, 4, 4, 8), 48)
     """
 
+    published: ClassVar = Published(after="conv")
+
     use_bias: bool = True
     nonlinear: bool = True
     dtype: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        require_feature_map(self, x)
+        check_call(self, x)
         weights, biases = _vectors(self, x.shape[-1], self.use_bias)
         return ops.cgd(x.astype(self.dtype or x.dtype), weights, biases, self.nonlinear)
 
@@ -79,7 +82,7 @@ class SpatialCGD(nn.Module):
       [B, H, W, C] in `dtype`.
 
     Raises:
-      ValueError: x is no feature map.
+      UsageError: x is no feature map.
 
     >>> x = jax.random.normal(jax.random.key(0), (2, 4, 5, 8))
     >>> y, _ = SpatialCGD().init_with_output(jax.random.key(1), x, train=False)
@@ -87,11 +90,13 @@ class SpatialCGD(nn.Module):
     (2, 4, 5, 8)
     """
 
+    published: ClassVar = Published(after="conv")
+
     dtype: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        require_feature_map(self, x)
+        check_call(self, x)
         row_weights, row_biases = _vectors(self, x.shape[1], True, "height_")
         column_weights, column_biases = _vectors(self, x.shape[2], True, "width_")
         x = x.astype(self.dtype or x.dtype)
@@ -113,7 +118,7 @@ class ToyCGD(nn.Module):
       [B, H, W, C] in `dtype`.
 
     Raises:
-      ValueError: x is no feature map.
+      UsageError: x is no feature map.
 
     >>> x = jax.random.normal(jax.random.key(0), (2, 4, 4, 8))
     >>> y, _ = ToyCGD().init_with_output(jax.random.key(1), x, train=False)
@@ -121,10 +126,12 @@ class ToyCGD(nn.Module):
     (2, 4, 4, 8)
     """
 
+    published: ClassVar = Published(after="conv")
+
     dtype: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        require_feature_map(self, x)
+        check_call(self, x)
         weight = self.param("w", _xavier_column, (x.shape[-1],), "float32")
         return ops.toy_cgd(x.astype(self.dtype or x.dtype), weight)

@@ -1,15 +1,19 @@
 """Global second-order pooling inside a network: attention from covariances."""
 
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from sop import ops
-from sop.layers.arguments import require_choice, require_count, require_feature_map
-from sop.layers.linear import PointwiseConv, RowConv, batch_norm, kaiming_normal, torch_uniform
+from sop.checks import Count
+from sop.errors import UsageError
+from sop.layers.arguments import check_call
+from sop.layers.linear import PointwiseConv, RowConv, kaiming_normal, torch_uniform
+from sop.layers.norm import BatchNorm
+from sop.layers.published import Published
 
 _GRID = 8  # position attention looks at 8 × 8 cells
 
@@ -21,19 +25,19 @@ class ChannelWeights(nn.Module):
     Attributes as in `GSoP`.
     """
 
-    dim: int = 128
-    stride: int | None = None
+    dim: Count = 128
+    stride: Count | None = None
+    planes: Count | None = None
     dtype: Any = None
     axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         channels = x.shape[-1]
-        # A bottleneck of 64 planes has 256 channels.
-        stride = self.stride or (2 if channels == 256 else 1)
+        stride = self.stride or (2 if self.planes == 64 else 1)
         y = PointwiseConv(self.dim, stride, dtype=self.dtype, name="reduce")(nn.relu(x))
-        y = nn.relu(batch_norm(train, self.axis_name, "reduce_norm")(y))
-        y = batch_norm(train, self.axis_name, "row_norm", axis=1)(ops.covariance(y))
+        y = nn.relu(BatchNorm(axis_name=self.axis_name, name="reduce_norm")(y, train))
+        y = BatchNorm(axis_name=self.axis_name, axis=1, name="row_norm")(ops.covariance(y), train)
         y = RowConv(name="row_conv")(y)
         y = nn.sigmoid(PointwiseConv(channels, name="expand")(y))
         return y[:, None, None, :]
@@ -47,16 +51,16 @@ class PositionWeights(nn.Module):
     Attributes as in `GSoP`.
     """
 
-    dim: int = 128
+    dim: Count = 128
     dtype: Any = None
     axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         y = PointwiseConv(self.dim, dtype=self.dtype, name="reduce")(nn.relu(x))
-        y = batch_norm(train, self.axis_name, "reduce_norm")(y)
+        y = BatchNorm(axis_name=self.axis_name, name="reduce_norm")(y, train)
         y = ops.position_covariance(ops.adaptive_average_pool(y, (_GRID, _GRID)))
-        y = batch_norm(train, self.axis_name, "row_norm", axis=1)(y)
+        y = BatchNorm(axis_name=self.axis_name, axis=1, name="row_norm")(y, train)
         y = nn.relu(RowConv(name="row_conv")(y))
         y = nn.sigmoid(PointwiseConv(_GRID**2, name="expand")(y))
         return ops.adaptive_average_pool(y.reshape(-1, _GRID, _GRID, 1), x.shape[1:3])
@@ -74,8 +78,9 @@ class GSoP(nn.Module):
     Attributes:
       dim: d, the width that the features are reduced to before the covariance.
       manner: which of the five.
-      stride: of the reduction before the channel covariance; None: 2 where C is 256 (64 planes),
-        else 1, as published.
+      stride: of the reduction before the channel covariance; None: as published, 2 in a block of
+        64 planes, else 1.
+      planes: width of the residual block that this stands in, if any.
       dtype: compute type of the products with x; None: that of x. Covariance, BN and sigmoid are
         float32.
       axis_name: mapped axis that BN statistics are averaged over.
@@ -87,7 +92,7 @@ class GSoP(nn.Module):
       [B, H, W, C] in `dtype`.
 
     Raises:
-      ValueError: x is no feature map; dim, stride or manner make no sense; 'fusion_concat' with C
+      UsageError: x is no feature map; dim, stride or manner make no sense; 'fusion_concat' with C
         that is not a multiple of 64.
 
     >>> x = jnp.ones((2, 4, 4, 32))
@@ -96,24 +101,50 @@ class GSoP(nn.Module):
     (2, 4, 4, 32)
     """
 
-    dim: int = 128
+    published: ClassVar = Published(
+        blocks="last",
+        # As the flag `attpos` of its published code.
+        symbols={
+            "2": {"manner": "position"},
+            "+": {"manner": "fusion_avg"},
+            "M": {"manner": "fusion_max"},
+            "&": {"manner": "fusion_concat"},
+        },
+        representation={"mpncov": {"num_iters": 3}},
+        last_stride=1,
+    )
+    torch_names: ClassVar = (
+        (r"\battention/channel_conv\b", "dilate_conv_for_concat1"),
+        (r"\battention/position_conv\b", "dilate_conv_for_concat2"),
+        (r"\battention/concat_norm\b", "bn_for_concat"),
+        (r"\battention/channel/reduce\b", "conv_for_DR"),
+        (r"\battention/channel/reduce_norm\b", "bn_for_DR"),
+        (r"\battention/channel/row_norm\b", "row_bn"),
+        (r"\battention/channel/row_conv\b", "row_conv_group"),
+        (r"\battention/channel/expand\b", "fc_adapt_channels"),
+        (r"\battention/position/reduce\b", "conv_for_DR_spatial"),
+        (r"\battention/position/reduce_norm\b", "bn_for_DR_spatial"),
+        (r"\battention/position/row_norm\b", "row_bn_for_spatial"),
+        (r"\battention/position/row_conv\b", "row_conv_group_for_spatial"),
+        (r"\battention/position/expand\b", "fc_adapt_channels_for_spatial"),
+    )
+
+    dim: Count = 128
     manner: Literal["channel", "position", "fusion_avg", "fusion_max", "fusion_concat"] = "channel"
-    stride: int | None = None
+    stride: Count | None = None
+    planes: Count | None = None
     dtype: Any = None
     axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        require_feature_map(self, x)
-        require_count(self, "dim", self.dim)
-        require_choice(self, "manner", self.manner)
-        if self.stride is not None:
-            require_count(self, "stride", self.stride)
+        check_call(self, x)
         dtype = self.dtype or x.dtype
         x = ops.widen(x.astype(dtype))
         options = {"dim": self.dim, "dtype": self.dtype, "axis_name": self.axis_name}
         if self.manner != "position":
-            channel = x * ChannelWeights(stride=self.stride, **options, name="channel")(x, train)
+            size = {"stride": self.stride, "planes": self.planes}
+            channel = x * ChannelWeights(**size, **options, name="channel")(x, train)
         if self.manner != "channel":
             position = nn.relu(x * PositionWeights(**options, name="position")(x, train))
         match self.manner:
@@ -128,13 +159,13 @@ class GSoP(nn.Module):
             case "fusion_concat":
                 y = self._column_conv("channel_conv", channel)
                 y = y + self._column_conv("position_conv", position)
-                y = batch_norm(train, self.axis_name, "concat_norm")(y)
+                y = BatchNorm(axis_name=self.axis_name, name="concat_norm")(y, train)
         return ops.narrow(y, dtype)
 
     def _column_conv(self, name, x):
         channels = x.shape[-1]
         if channels % 64:
-            raise ValueError(
+            raise UsageError(
                 f"GSoP with manner 'fusion_concat' got {channels} channels: give a multiple of 64, "
                 "the width of its convolution groups, or choose another manner."
             )
@@ -171,7 +202,7 @@ class CompactGSoP(nn.Module):
       [B, H, W, C] in `dtype`.
 
     Raises:
-      ValueError: x is no feature map or dim no positive integer.
+      UsageError: x is no feature map or dim no positive integer.
 
     >>> x = jnp.ones((2, 4, 4, 32))
     >>> y, _ = CompactGSoP(dim=8).init_with_output(jax.random.key(0), x, train=False)
@@ -179,20 +210,29 @@ class CompactGSoP(nn.Module):
     (2, 4, 4, 32)
     """
 
-    dim: int = 128
+    published: ClassVar = Published(blocks="last")
+    torch_names: ClassVar = (
+        (r"\battention/reduce\b", "attention.conv1.0"),
+        (r"\battention/reduce_norm\b", "attention.conv1.1"),
+        (r"\battention/row_conv\b", "attention.row_wise_conv.0"),
+        (r"\battention/row_norm\b", "attention.row_wise_conv.1"),
+        (r"\battention/expand\b", "attention.conv2.0"),
+        (r"\battention/expand_norm\b", "attention.conv2.1"),
+    )
+
+    dim: Count = 128
     dtype: Any = None
     axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        require_feature_map(self, x)
-        require_count(self, "dim", self.dim)
+        check_call(self, x)
         dtype = self.dtype or x.dtype
         x = ops.widen(x.astype(dtype))
         y = PointwiseConv(self.dim, kernel_init=None, dtype=self.dtype, name="reduce")(x)
-        y = nn.relu(batch_norm(train, self.axis_name, "reduce_norm")(y))
+        y = nn.relu(BatchNorm(axis_name=self.axis_name, name="reduce_norm")(y, train))
         y = RowConv(kernel_init=None, name="row_conv")(ops.covariance(y) * math.prod(y.shape[1:3]))
-        y = batch_norm(train, self.axis_name, "row_norm")(y)
+        y = BatchNorm(axis_name=self.axis_name, name="row_norm")(y, train)
         y = PointwiseConv(x.shape[-1], kernel_init=None, name="expand")(y)
-        y = nn.sigmoid(batch_norm(train, self.axis_name, "expand_norm")(y))
+        y = nn.sigmoid(BatchNorm(axis_name=self.axis_name, name="expand_norm")(y, train))
         return ops.narrow(x * y[:, None, None, :], dtype)

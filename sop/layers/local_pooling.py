@@ -1,7 +1,7 @@
 """Local pooling: what takes the place of a network's max-pools and strided convolutions."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -10,10 +10,13 @@ import numpy as np
 from jax import lax
 
 from sop import ops
-from sop.layers.arguments import require_choice, require_feature_map
-from sop.layers.linear import PointwiseConv, batch_norm, kaiming_normal
+from sop.checks import Count, NotNegative
+from sop.layers.arguments import check_call
+from sop.layers.linear import PointwiseConv, kaiming_normal
+from sop.layers.norm import BatchNorm
 
-Pair = int | tuple[int, int]
+Pair = Count | tuple[Count, Count]
+_Padding = NotNegative | tuple[NotNegative, NotNegative]
 
 
 class LocalPool(nn.Module):
@@ -29,7 +32,7 @@ class LocalPool(nn.Module):
 
     window: Pair = 2
     strides: Pair | None = None
-    padding: Pair = 0
+    padding: _Padding = 0
     ceil_mode: bool = False
     dtype: Any = None
 
@@ -56,7 +59,7 @@ class LocalPool(nn.Module):
         return lax.reduce_window(x, start, operation, (1, *window, 1), (1, *strides, 1), pads)
 
 
-def _pair(value: Pair) -> tuple[int, int]:
+def _pair(value: Pair | _Padding) -> tuple[int, int]:
     return tuple(value) if isinstance(value, tuple | list) else (value, value)
 
 
@@ -72,7 +75,7 @@ class MaxPool(LocalPool):
       [B, H', W', C] in `dtype`.
 
     Raises:
-      ValueError: x is no feature map or the window does not fit.
+      UsageError: x is no feature map or the window does not fit.
 
     >>> y, _ = MaxPool(3, 2, 1).init_with_output(jax.random.key(0), jnp.ones((1, 7, 7, 2)), False)
     >>> y.shape
@@ -81,7 +84,7 @@ class MaxPool(LocalPool):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        require_feature_map(self, x)
+        check_call(self, x)
         return self.reduce(x.astype(self.dtype or x.dtype), -jnp.inf, lax.max)
 
 
@@ -98,7 +101,7 @@ class AveragePool(LocalPool):
       [B, H', W', C] in `dtype`.
 
     Raises:
-      ValueError: x is no feature map or the window does not fit.
+      UsageError: x is no feature map or the window does not fit.
 
     >>> x = jnp.arange(4.0).reshape(1, 2, 2, 1)
     >>> y, _ = AveragePool(2).init_with_output(jax.random.key(0), x, train=False)
@@ -110,7 +113,7 @@ class AveragePool(LocalPool):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        require_feature_map(self, x)
+        check_call(self, x)
         dtype = self.dtype or x.dtype
         x = ops.widen(x.astype(dtype))
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -143,7 +146,7 @@ class SkipPool(LocalPool):
       [B, H', W', C] in `dtype`.
 
     Raises:
-      ValueError: x is no feature map or the window does not fit.
+      UsageError: x is no feature map or the window does not fit.
 
     >>> y, _ = SkipPool(3, 2, 1).init_with_output(jax.random.key(0), jnp.ones((1, 7, 7, 2)), False)
     >>> y.shape
@@ -154,7 +157,7 @@ class SkipPool(LocalPool):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        require_feature_map(self, x)
+        check_call(self, x)
         dtype = self.dtype or x.dtype
         x = ops.widen(x.astype(dtype))
         geometry = self.geometry()
@@ -189,7 +192,7 @@ class MaxEntropyPool(LocalPool):
       [B, H', W', C] in `dtype`; weights are float32.
 
     Raises:
-      ValueError: x is no feature map, the window does not fit or `learned` is unknown.
+      UsageError: x is no feature map, the window does not fit or `learned` is unknown.
 
     >>> x = jnp.arange(4.0).reshape(1, 2, 2, 1)
     >>> y, _ = MaxEntropyPool(2, lam=0.0).init_with_output(jax.random.key(0), x, train=False)
@@ -202,8 +205,7 @@ class MaxEntropyPool(LocalPool):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        require_feature_map(self, x)
-        require_choice(self, "learned", self.learned)
+        check_call(self, x)
         lam = jnp.asarray(self.lam, jnp.float32)
         if self.learned is not None:
             size = 1 if self.learned == "constant" else x.shape[-1]
@@ -231,12 +233,20 @@ class GFGP(LocalPool):
       [B, H', W', C] in `dtype`; λ and weights are float32.
 
     Raises:
-      ValueError: x is no feature map, the window does not fit or `activation` is unknown.
+      UsageError: x is no feature map, the window does not fit or `activation` is unknown.
 
     >>> y, _ = GFGP(2).init_with_output(jax.random.key(0), jnp.ones((2, 4, 4, 8)), train=False)
     >>> y.shape
     (2, 2, 2, 8)
     """
+
+    # Numbers of the original's path from features to λ.
+    torch_names: ClassVar = (
+        (r"\b(pool\w*)/squeeze\b", r"\1.ToParam.1"),
+        (r"\b(pool\w*)/squeeze_norm\b", r"\1.ToParam.2"),
+        (r"\b(pool\w*)/excite\b", r"\1.ToParam.4"),
+        (r"\b(pool\w*)/excite_norm\b", r"\1.ToParam.5"),
+    )
 
     activation: Literal["sigmoid", "softplus"] = "sigmoid"
     kernel_init: Callable[..., jax.Array] = kaiming_normal
@@ -244,17 +254,16 @@ class GFGP(LocalPool):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        require_feature_map(self, x)
-        require_choice(self, "activation", self.activation)
+        check_call(self, x)
         dtype = self.dtype or x.dtype
         x = ops.widen(x.astype(dtype))
         channels = x.shape[-1]
         y = x.mean((1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
         hidden = max(channels // 2, 1)
         y = PointwiseConv(hidden, kernel_init=self.kernel_init, name="squeeze")(y)
-        y = nn.relu(batch_norm(train, self.axis_name, "squeeze_norm")(y))
+        y = nn.relu(BatchNorm(axis_name=self.axis_name, name="squeeze_norm")(y, train))
         y = PointwiseConv(channels, kernel_init=self.kernel_init, name="excite")(y)
-        y = batch_norm(train, self.axis_name, "excite_norm")(y)
+        y = BatchNorm(axis_name=self.axis_name, name="excite_norm")(y, train)
         lam = nn.sigmoid(y) if self.activation == "sigmoid" else nn.softplus(y)
         y = ops.max_entropy_pool(x, lam[:, None, None, :], **self.geometry())
         return ops.narrow(y, dtype)

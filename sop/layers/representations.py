@@ -1,14 +1,18 @@
 """Representations: a network's last feature map to one vector per image."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sop import ops
-from sop.layers.arguments import require_choice, require_count, require_feature_map
-from sop.layers.linear import PointwiseConv, batch_norm
+from sop.checks import Count, NotNegative, Rate, above
+from sop.layers.arguments import check_call
+from sop.layers.linear import PointwiseConv
+from sop.layers.norm import BatchNorm
+from sop.layers.published import Published
 
 
 class GlobalAverage(nn.Module):
@@ -24,7 +28,7 @@ class GlobalAverage(nn.Module):
       [B, C], float32.
 
     Raises:
-      ValueError: x is no feature map.
+      UsageError: x is no feature map.
 
     >>> y, _ = GlobalAverage().init_with_output(jax.random.key(0), jnp.ones((2, 4, 4, 8)), False)
     >>> y.shape
@@ -35,7 +39,7 @@ class GlobalAverage(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        require_feature_map(self, x)
+        check_call(self, x)
         x = ops.widen(x.astype(self.dtype or x.dtype))
         return x.mean((1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
 
@@ -69,7 +73,7 @@ class MPNCOV(nn.Module):
       [B, d(d+1)/2], or [B, d, d] without `vectorize`; float32.
 
     Raises:
-      ValueError: x is no feature map, or an option makes no sense.
+      UsageError: x is no feature map, or an option makes no sense.
 
     >>> x = jnp.ones((2, 4, 4, 32))
     >>> y, _ = MPNCOV(reduction=8).init_with_output(jax.random.key(0), x, train=False)
@@ -77,27 +81,28 @@ class MPNCOV(nn.Module):
     (2, 36)
     """
 
-    reduction: int | None = None
-    num_iters: int = 5
+    published: ClassVar = Published(last_stride=1, attention_in_last_stage=False)
+    torch_names: ClassVar = (
+        (r"\brepresentation/reduce\b", "representation.conv_dr_block.0"),
+        (r"\brepresentation/reduce_norm\b", "representation.conv_dr_block.1"),
+    )
+
+    reduction: NotNegative | None = None
+    num_iters: Count = 5
     normalization: Literal["newton_schulz", "eigh", "none"] = "newton_schulz"
-    alpha: float = 0.5
+    alpha: Annotated[float, above(0)] = 0.5
     vectorize: bool = True
-    dropout: float = 0.0
+    dropout: Rate = 0.0
     dtype: Any = None
     axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        require_feature_map(self, x)
-        require_choice(self, "normalization", self.normalization)
-        require_count(self, "num_iters", self.num_iters)
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"MPNCOV got dropout {self.dropout!r}: give a rate in [0, 1).")
+        check_call(self, x)
         x = x.astype(self.dtype or x.dtype)
         if self.reduction:
-            require_count(self, "reduction", self.reduction)
             x = PointwiseConv(self.reduction, use_bias=False, dtype=self.dtype, name="reduce")(x)
-            x = nn.relu(batch_norm(train, self.axis_name, "reduce_norm")(x))
+            x = nn.relu(BatchNorm(axis_name=self.axis_name, name="reduce_norm")(x, train))
         if self.normalization == "newton_schulz" and self.vectorize:
             y = ops.isqrt_cov(x, self.num_iters)
         else:
@@ -132,7 +137,7 @@ class BilinearCNN(nn.Module):
       [B, C²], or [B, C, C] without `vectorize`; float32.
 
     Raises:
-      ValueError: x is no feature map.
+      UsageError: x is no feature map.
 
     >>> y, _ = BilinearCNN().init_with_output(jax.random.key(0), jnp.ones((2, 4, 4, 8)), False)
     >>> y.shape
@@ -144,7 +149,7 @@ class BilinearCNN(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        require_feature_map(self, x)
+        check_call(self, x)
         return ops.bilinear(x.astype(self.dtype or x.dtype), self.vectorize)
 
 
@@ -168,7 +173,7 @@ class CompactBilinear(nn.Module):
       [B, D], float32.
 
     Raises:
-      ValueError: x is no feature map, projected_dim no positive integer, or seed negative.
+      UsageError: x is no feature map, projected_dim no positive integer, or seed negative.
 
     >>> module = CompactBilinear(projected_dim=64)
     >>> y, variables = module.init_with_output(jax.random.key(0), jnp.ones((2, 4, 4, 8)), False)
@@ -176,18 +181,13 @@ class CompactBilinear(nn.Module):
     ((2, 64), ['hash_1', 'hash_2', 'sign_1', 'sign_2'])
     """
 
-    projected_dim: int = 8192
-    seed: int = 1
+    projected_dim: Count = 8192
+    seed: NotNegative = 1
     dtype: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        require_feature_map(self, x)
-        require_count(self, "projected_dim", self.projected_dim)
-        if not isinstance(self.seed, int) or self.seed < 0:
-            raise ValueError(
-                f"CompactBilinear got seed {self.seed!r}: give a whole number of at least 0."
-            )
+        check_call(self, x)
         names = ("hash_1", "sign_1", "hash_2", "sign_2")
         drawn = ops.tensor_sketch_hashes(self.seed, x.shape[-1], self.projected_dim)
         hashes = [
@@ -196,3 +196,18 @@ class CompactBilinear(nn.Module):
         ]
         x = x.astype(self.dtype or x.dtype)
         return ops.compact_bilinear(x, *hashes, self.projected_dim)
+
+    def published_constants(self, channels: int) -> dict[str, np.ndarray]:
+        """The hashes and signs of the original, 'hash_1' … 'sign_2', [channels] each.
+
+        It draws them by `torch.randint` after `torch.manual_seed(1)`: successive outputs of the
+        Mersenne twister modulo the range, both hashes first, then both signs.
+        """
+        twister = np.random.RandomState(1)
+        hash_1, hash_2, sign_1, sign_2 = twister.randint(0, 2**32, (4, channels), dtype=np.uint32)
+        return {
+            "hash_1": hash_1 % self.projected_dim,
+            "hash_2": hash_2 % self.projected_dim,
+            "sign_1": sign_1 % 2 * 2.0 - 1.0,
+            "sign_2": sign_2 % 2 * 2.0 - 1.0,
+        }

@@ -6,15 +6,17 @@ from functools import partial
 import flax.linen as nn
 import jax
 
+from sop.checks import Count, Rate
 from sop.layers import MaxPool
 from sop.layers.linear import torch_uniform
+from sop.models.attention import Stages
+from sop.models.backbone import Backbone, number_layers
 from sop.models.network import Linear, Network
-from sop.models.parts import Parts, Stages
+from sop.models.parts import Parts
 from sop.models.plain import (
     ConvLayer,
     FlatMap,
     MultilayerClassifier,
-    check_dropout,
     hidden_widths,
     torch_kernel,
 )
@@ -58,7 +60,7 @@ class AlexNet(nn.Module):
 
 
 def alexnet(
-    parts: Parts, *, hidden: tuple[int, ...] | None = None, dropout: float = 0.5
+    parts: Parts, *, hidden: tuple[Count, ...] | None = None, dropout: Rate = 0.5
 ) -> Network:
     """AlexNet.
 
@@ -67,23 +69,26 @@ def alexnet(
         with B-CNN and CBP.
       dropout: rate before each of these.
     """
-    check_dropout(dropout)
     hidden = hidden_widths(parts, hidden)
-    last_pool = parts.representation_name in (None, "flat")
     classifier = partial(
         MultilayerClassifier, hidden=hidden, dropout=(*(dropout for _ in hidden), 0.0)
     )
     features = AlexNet(
-        attention=parts.blocks((1, 1, 3), last_stage=parts.representation_name != "mpncov"),
-        conv=partial(nn.Conv, kernel_init=torch_kernel, dtype=parts.dtype),
+        attention=parts.stages((1, 1, 3)),
+        conv=parts.conv(use_bias=True, kernel_init=torch_kernel),
         pool=parts.pool or MaxPool,
-        last_pool=last_pool,
+        last_pool=parts.representation_name == "flat",
     )
-    return parts.network(
-        features,
-        representation="flat",
-        published={"mpncov": {"reduction": 256, "num_iters": 5}},
-        own={"flat": partial(FlatMap, size=6)},
-        classifier=classifier if hidden else Linear,
-        min_size=63 if last_pool else 31,
+    return parts.network(features, classifier if hidden else Linear)
+
+
+# conv and ReLU count as layers, and so do the poolings after conv1 and conv2.
+TORCH_NAMES = number_layers(
+    [(f"conv{i}/conv", number) for i, number in enumerate((0, 3, 6, 8, 10), 1)],
+    [("fc1", 1), ("fc2", 4), ("fc3", 6)],
+)
+BACKBONES = {
+    "alexnet": Backbone(
+        alexnet, TORCH_NAMES, representation="flat", own={"flat": partial(FlatMap, size=6)}
     )
+}

@@ -7,10 +7,13 @@ from typing import Literal
 import flax.linen as nn
 import jax
 
+from sop.checks import Count
 from sop.errors import UsageError
-from sop.models import residual
-from sop.models.network import BatchNorm, Conv, Network
-from sop.models.parts import Parts, Stages
+from sop.models import residual, resnet
+from sop.models.attention import Stages
+from sop.models.backbone import Backbone, TorchNames
+from sop.models.network import Network
+from sop.models.parts import Parts
 
 
 class CifarResNet(nn.Module):
@@ -33,13 +36,12 @@ class CifarResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-        norm = partial(self.norm, use_running_average=not train)
         x = self.conv(16, (3, 3), padding=1, name="conv1")(images)
         if not self.preactivation:
-            x = nn.relu(norm(name="bn1")(x))
+            x = nn.relu(self.norm(name="bn1")(x, train))
         strides = (1, 2, self.last_stride)
         x = residual.stages(self.block, self.attention, (16, 32, 64), strides, x, train)
-        return nn.relu(norm(name="bn")(x)) if self.preactivation else x
+        return nn.relu(self.norm(name="bn")(x, train)) if self.preactivation else x
 
 
 def cifar_resnet(
@@ -48,7 +50,7 @@ def cifar_resnet(
     preactivation: bool,
     *,
     block: Literal["basic", "bottleneck"] | None = None,
-    stage_size: int | None = None,
+    stage_size: Count | None = None,
     last_stride: Literal[1, 2] | None = None,
 ) -> Network:
     """(Pre-activation) ResNet of any depth for 32×32 images.
@@ -59,9 +61,10 @@ def cifar_resnet(
         pre-activation and CGD, as in its code, bottlenecks from depth 44.
       stage_size: blocks of each of the three stages; by default n; with pre-activation and CGD, as
         in its code, the n of 6n+2 for bottlenecks too.
-      last_stride: of the third stage; by default 1 with MPN-COV or GSoP and 2 with others.
+      last_stride: of the third stage; by default what attention or representation ask for (1 with
+        MPN-COV or GSoP), else 2.
     """
-    cgd = preactivation and parts.attention_name.startswith("cgd")
+    cgd = preactivation and parts.attention is not None and parts.attention.name.startswith("cgd")
     if block is None:
         block = "bottleneck" if depth in (164, 1001) or (cgd and depth >= 44) else "basic"
     if stage_size is None:
@@ -72,33 +75,37 @@ def cifar_resnet(
                 f"A CIFAR ResNet of {block} blocks has depth {3 * layers}n+2, not {depth}; choose "
                 f"such a depth, the other block, or set stage_size."
             )
-    if stage_size < 1:
-        raise UsageError(f"stage_size is {stage_size}; give a positive number of blocks.")
     module = {
         ("basic", False): residual.BasicBlock,
         ("basic", True): residual.PreactivationBasicBlock,
         ("bottleneck", False): residual.Bottleneck,
         ("bottleneck", True): residual.PreactivationBottleneck,
     }[block, preactivation]
-    gsop = parts.attention_name == "gsop"
-    mpncov = parts.representation_name == "mpncov"
-    pool = parts.strided_pool
-    last_stride = last_stride or (1 if gsop or mpncov else 2)
-    conv = partial(Conv, dtype=parts.dtype)
-    norm = partial(BatchNorm, dtype=parts.dtype, axis_name=parts.axis_name)
+    conv, norm = parts.conv(), parts.norm()
     features = CifarResNet(
-        attention=parts.blocks((stage_size,) * 3, last_stage=not mpncov),
-        block=partial(module, conv=conv, norm=norm, pool=pool),
-        last_stride=last_stride,
+        attention=parts.stages((stage_size,) * 3),
+        block=partial(module, conv=conv, norm=norm, pool=parts.strided_pool),
+        last_stride=last_stride or parts.last_stride,
         preactivation=preactivation,
         conv=conv,
         norm=norm,
     )
-    return parts.network(
-        features,
-        published={
-            "mpncov": {"reduction": 128, "num_iters": 3 if gsop else 5, "dropout": 0.5},
-        },
+    return parts.network(features)
+
+
+PUBLISHED = {"mpncov": {"reduction": 128, "dropout": 0.5}}
+
+
+def _backbone(preactivation: bool) -> Backbone:
+    return Backbone(
+        partial(cifar_resnet, preactivation=preactivation),
+        TorchNames(names=resnet.TORCH_NAMES.names, unused=(r"^layer\d\.\d+\.scale$",)),
+        published=PUBLISHED,
         image_size=32,
-        min_size=2 * last_stride if pool else 1,
     )
+
+
+BACKBONES = {
+    "resnet{depth}_cifar": _backbone(preactivation=False),
+    "preresnet{depth}_cifar": _backbone(preactivation=True),
+}

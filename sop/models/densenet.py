@@ -7,8 +7,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sop.models.network import BatchNorm, Conv, Linear, Network
-from sop.models.parts import Attention, Parts, Stages, attend
+from sop.models.attention import Attention, Stages, attend
+from sop.models.backbone import Backbone, TorchNames
+from sop.models.network import Linear, Network
+from sop.models.parts import Parts
 
 kaiming_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
@@ -29,10 +31,11 @@ class DenseLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        norm = partial(self.norm, use_running_average=not train)
-        y = self.conv(4 * self.growth, (1, 1), name="conv1")(nn.relu(norm(name="norm1")(x)))
+        y = nn.relu(self.norm(name="norm1")(x, train))
+        y = self.conv(4 * self.growth, (1, 1), name="conv1")(y)
         y = attend(self.attention, "conv", y, train)
-        y = self.conv(self.growth, (3, 3), padding=1, name="conv2")(nn.relu(norm(name="norm2")(y)))
+        y = nn.relu(self.norm(name="norm2")(y, train))
+        y = self.conv(self.growth, (3, 3), padding=1, name="conv2")(y)
         return attend(self.attention, "branch", jnp.concatenate([x, y], -1), train)
 
 
@@ -70,15 +73,14 @@ class Transition(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        norm = partial(self.norm, use_running_average=not train)
         strides = 2 if self.skip else 1
-        x = nn.relu(norm(name="norm")(x))
+        x = nn.relu(self.norm(name="norm")(x, train))
         x = self.conv(x.shape[-1] // 2, (1, 1), strides, name="conv")(x)
         if self.skip:
             return x
         if self.pool is None:
             return nn.avg_pool(x, (2, 2), (2, 2))
-        x = nn.relu(norm(name="norm2")(x))
+        x = nn.relu(self.norm(name="norm2")(x, train))
         return self.pool(window=2, strides=2, name="pool")(x, train)
 
 
@@ -105,10 +107,9 @@ class DenseNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-        norm = partial(self.norm, use_running_average=not train)
         strides = {"max": 2, "pool": 1, "skip": 4}[self.stem]
         x = self.conv(self.width, (7, 7), strides, padding=3, name="conv0")(images)
-        x = nn.relu(norm(name="norm0")(x))
+        x = nn.relu(self.norm(name="norm0")(x, train))
         if self.stem == "max":
             x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
         elif self.stem == "pool":
@@ -118,7 +119,7 @@ class DenseNet(nn.Module):
             x = DenseBlock(layers, self.layer, name=f"denseblock{index}")(x, train)
             if index < len(self.attention):
                 x = self.transition(name=f"transition{index}")(x, train)
-        return nn.relu(norm(name="norm5")(x))
+        return nn.relu(self.norm(name="norm5")(x, train))
 
 
 def densenet(
@@ -133,14 +134,13 @@ def densenet(
       width: channels of the stem.
       growth: channels that each layer adds.
     """
-    conv = partial(Conv, kernel_init=kaiming_fan_in, dtype=parts.dtype)
-    norm = partial(BatchNorm, dtype=parts.dtype, axis_name=parts.axis_name)
+    conv, norm = parts.conv(kernel_init=kaiming_fan_in), parts.norm()
     pool = parts.strided_pool
     if parts.pool_name == "gfgp":
         pool = partial(pool, kernel_init=kaiming_fan_in)
     stem = {None: "max", "average": "max", "skip": "skip"}.get(parts.pool_name, "pool")
     features = DenseNet(
-        attention=parts.blocks(stage_sizes, last_stage=parts.representation_name != "mpncov"),
+        attention=parts.stages(stage_sizes),
         width=width,
         stem=stem,
         pool=pool,
@@ -151,9 +151,20 @@ def densenet(
         conv=conv,
         norm=norm,
     )
-    return parts.network(
-        features,
-        published={"mpncov": {"reduction": 256, "num_iters": 5}},
-        classifier=partial(Linear, bias_init=nn.initializers.zeros),
-        min_size={"max": 29, "pool": 30, "skip": 1}[stem],
-    )
+    return parts.network(features, partial(Linear, bias_init=nn.initializers.zeros))
+
+
+# Early files separate the number by a dot.
+TORCH_NAMES = TorchNames(aliases=((r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2."),))
+
+
+def _backbone(*stage_sizes: int, **widths: int) -> Backbone:
+    return Backbone(partial(densenet, stage_sizes=stage_sizes, **widths), TORCH_NAMES)
+
+
+BACKBONES = {
+    "densenet121": _backbone(6, 12, 24, 16),
+    "densenet161": _backbone(6, 12, 36, 24, width=96, growth=48),
+    "densenet169": _backbone(6, 12, 32, 32),
+    "densenet201": _backbone(6, 12, 48, 32),
+}

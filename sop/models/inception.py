@@ -7,11 +7,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from sop.checks import Rate
 from sop.errors import UsageError
 from sop.layers import MaxPool
-from sop.models.network import BatchNorm, Conv, Linear, Network
-from sop.models.parts import Attention, Parts, Stages
-from sop.models.plain import ConvLayer, check_dropout
+from sop.models.attention import Attention, Stages, attend
+from sop.models.backbone import Backbone, TorchNames
+from sop.models.network import Linear, Network
+from sop.models.parts import Parts
+from sop.models.plain import ConvLayer
 
 # A branch is a tuple of steps: a convolution (name, channels, height, width), several side by
 # side in one tuple, AVERAGE (3×3/1), or POOL (3×3/2).
@@ -131,9 +134,9 @@ class Mixed(nn.Module):
                 y = self._step(y, step, self.strides if step is branch[-1] else 1, train)
             outputs.append(y)
         x = jnp.concatenate(outputs, -1)
-        if self.attention is None:
-            return x
-        return self.attention.module(name="attention")(x, train)
+        return (
+            x if self.attention is None else attend(self.attention, self.attention.after, x, train)
+        )
 
     def _step(self, x, step, strides, train):
         if step == AVERAGE:
@@ -182,7 +185,7 @@ class InceptionV3(nn.Module):
 
 
 def inception_v3(
-    parts: Parts, *, transform_input: bool = False, dropout: float | None = None
+    parts: Parts, *, transform_input: bool = False, dropout: Rate | None = None
 ) -> Network:
     """Inception-v3. Attention stands on the output of mixed blocks: there is no other place.
 
@@ -191,37 +194,42 @@ def inception_v3(
       dropout: rate before the classifier; by default 0.5 with global average pooling, else 0.
 
     Raises:
-      UsageError: `attention.where` is not the attention's default, which has no meaning here.
+      UsageError: `attention.after` is not the attention's default, which has no meaning here.
     """
     plan = parts.attention
-    if plan is not None and plan.attention.where != plan.kind.where:
+    if plan is not None and plan.after != plan.published.after:
         raise UsageError(
-            f"attention.where is '{plan.attention.where}', but in inception_v3 attention stands on "
-            f"the output of mixed blocks alone; leave it out."
+            f"config.model.attention.after is '{plan.after}', but in inception_v3 attention stands "
+            f"on the output of mixed blocks alone; leave it out."
         )
-    average = parts.representation_name in (None, "gavp")
+    average = parts.representation_name == "gavp"
     if dropout is None:
         dropout = 0.5 if average else 0.0
-    check_dropout(dropout)
     truncated = nn.initializers.truncated_normal(0.1)
     layer = partial(
         ConvLayer,
-        conv=partial(Conv, kernel_init=truncated, dtype=parts.dtype),
-        norm=partial(BatchNorm, epsilon=1e-3, dtype=parts.dtype, axis_name=parts.axis_name),
+        conv=parts.conv(kernel_init=truncated),
+        norm=parts.norm(epsilon=1e-3),
     )
     features = InceptionV3(
-        attention=parts.blocks(
-            [len(blocks) for blocks in STAGES],
-            last_stage=parts.representation_name != "mpncov",
-        ),
+        attention=parts.stages([len(blocks) for blocks in STAGES]),
         transform_input=transform_input,
         layer=layer,
         pool=parts.pool or MaxPool,
     )
     return parts.network(
-        features,
-        published={"mpncov": {"reduction": 256, "num_iters": 5}},
-        classifier=partial(Linear, dropout=dropout, kernel_init=truncated if average else None),
-        image_size=299,
-        min_size=75,
+        features, partial(Linear, dropout=dropout, kernel_init=truncated if average else None)
     )
+
+
+_CHILDREN = [step[0] for step in STEM] + [block[0] for stage in STAGES for block in stage]
+TORCH_NAMES = TorchNames(
+    names=((r"^features/", ""), (r"^classifier\b", "fc")),
+    # fast-MPN-COV takes the network apart and numbers its children.
+    aliases=(
+        *((rf"^features\.{number}\.", f"{name}.") for number, name in enumerate(_CHILDREN)),
+        (r"^classifier\.", "fc."),
+    ),
+    unused=(r"^AuxLogits\.",),
+)
+BACKBONES = {"inception_v3": Backbone(inception_v3, TORCH_NAMES, image_size=299)}

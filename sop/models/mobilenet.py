@@ -2,13 +2,16 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Annotated
 
 import flax.linen as nn
 import jax
 
-from sop.errors import UsageError
-from sop.models.network import BatchNorm, Conv, Network
-from sop.models.parts import Attention, Parts, Stages, attend
+from sop.checks import at_least
+from sop.models.attention import Attention, Stages, attend
+from sop.models.backbone import Backbone, TorchNames
+from sop.models.network import Network
+from sop.models.parts import Parts
 from sop.models.plain import torch_kernel
 
 # Width and number of blocks at each resolution; all but the first begin with stride 2.
@@ -36,16 +39,16 @@ class SeparableBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        norm = partial(self.norm, use_running_average=not train)
         strides = 1 if self.pool else self.strides
         channels = x.shape[-1]
         x = self.conv(
             channels, (3, 3), strides, padding=1, feature_group_count=channels, name="conv1"
         )(x)
         x = attend(self.attention, "conv", x, train)
-        x = nn.relu(norm(name="bn1")(x))
+        x = nn.relu(self.norm(name="bn1")(x, train))
         x = self.conv(self.width, (1, 1), name="conv2")(x)
-        x = nn.relu(attend(self.attention, "branch", norm(name="bn2")(x), train))
+        x = self.norm(name="bn2")(x, train)
+        x = nn.relu(attend(self.attention, "branch", x, train))
         if self.pool and self.strides > 1:
             return self.pool(window=2, strides=2, name="pool")(x, train)
         return x
@@ -69,7 +72,7 @@ class MobileNet(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         x = self.conv(round(32 * self.multiplier), (3, 3), padding=1, name="conv1")(images)
-        x = nn.relu(self.norm(use_running_average=not train, name="bn1")(x))
+        x = nn.relu(self.norm(name="bn1")(x, train))
         layers = 0
         for stage, ((width, _), blocks) in enumerate(zip(STAGES, self.attention, strict=True)):
             for index, attention in enumerate(blocks):
@@ -83,28 +86,28 @@ class MobileNet(nn.Module):
         return x
 
 
-def mobilenet(parts: Parts, *, multiplier: float = 1.0) -> Network:
+def mobilenet(parts: Parts, *, multiplier: Annotated[float, at_least(1 / 32)] = 1.0) -> Network:
     """MobileNet.
 
     Args:
       multiplier: of all widths (α in the paper); 0.7 gives CGD's 22, 45, 90, 179, 358, 717.
     """
-    if multiplier * 32 < 1:
-        raise UsageError(f"MobileNet's multiplier is {multiplier}; give at least 1/32.")
-    conv = partial(Conv, kernel_init=torch_kernel, dtype=parts.dtype)
-    norm = partial(BatchNorm, dtype=parts.dtype, axis_name=parts.axis_name)
-    pool = parts.strided_pool
+    conv, norm = parts.conv(kernel_init=torch_kernel), parts.norm()
     features = MobileNet(
-        attention=parts.blocks(
-            [size for _, size in STAGES], last_stage=parts.representation_name != "mpncov"
-        ),
+        attention=parts.stages([size for _, size in STAGES]),
         multiplier=multiplier,
-        block=partial(SeparableBlock, pool=pool, conv=conv, norm=norm),
+        block=partial(SeparableBlock, pool=parts.strided_pool, conv=conv, norm=norm),
         conv=conv,
         norm=norm,
     )
-    return parts.network(
-        features,
-        published={"mpncov": {"reduction": 256, "num_iters": 5}},
-        min_size=16 if pool else 1,
+    return parts.network(features)
+
+
+TORCH_NAMES = TorchNames(
+    names=(
+        (r"^features/", ""),
+        (r"^classifier\b", "linear"),
+        (r"^layers_(\d+)", r"layers.\1"),
     )
+)
+BACKBONES = {"mobilenet": Backbone(mobilenet, TORCH_NAMES)}

@@ -1,6 +1,5 @@
 """The frame of every network, and the pieces that all families are built of."""
 
-import traceback
 from functools import partial
 from typing import Any
 
@@ -17,7 +16,6 @@ Conv = partial(
     kernel_init=kaiming_normal,
     conv_general_dilated_cls=lambda: convolve,
 )
-BatchNorm = partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
 
 
 class Network(nn.Module):
@@ -29,11 +27,10 @@ class Network(nn.Module):
       classifier: [B,D] → [B,num_classes], called with (representation, train).
       backbone: name in messages.
       image_size: height and width that the network was published for.
-      min_size: smallest height and width for which every feature map has a position.
 
     Raises:
-      UsageError: when traced, for images of another rank or of less than `min_size`, and for parts
-        that refuse the feature maps they get.
+      UsageError: when traced, for images of another rank, for those of which no position is left in
+        the feature map, and for parts that refuse what they get.
     """
 
     features: nn.Module
@@ -41,7 +38,6 @@ class Network(nn.Module):
     classifier: nn.Module
     backbone: str
     image_size: int = 224
-    min_size: int = 1
 
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         if images.ndim != 4:
@@ -49,24 +45,17 @@ class Network(nn.Module):
                 f"{self.backbone} takes images [batch, height, width, channels], not an array of "
                 f"shape {images.shape}."
             )
-        if min(images.shape[1:3]) < self.min_size:
-            raise UsageError(
-                f"{self.backbone} needs images of at least {self.min_size}×{self.min_size} pixels "
-                f"with these options, not {images.shape[1]}×{images.shape[2]}."
-            )
         try:
-            x = self.representation(self.features(images, train), train)
-        except ValueError as error:
-            if isinstance(error, UsageError) or not refused_by_a_layer(error):
-                raise
-            raise UsageError(f"{self.backbone} cannot hold these parts: {error}") from error
-        return self.classifier(x, train).astype(jnp.float32)
-
-
-def refused_by_a_layer(error: ValueError) -> bool:
-    """Whether the error was raised, not just passed on, in sop.layers or sop.ops."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return frame.f_globals["__name__"].startswith(("sop.layers.", "sop.ops."))
+            x = self.features(images, train)
+            if 0 in x.shape[1:3]:
+                raise UsageError("No position is left in the feature map; give larger images.")
+            x = self.classifier(self.representation(x, train), train)
+        except UsageError as error:
+            height, width = images.shape[1:3]
+            raise UsageError(
+                f"In {self.backbone} on images of {height}×{width} pixels: {error}"
+            ) from error
+        return x.astype(jnp.float32)
 
 
 class Linear(nn.Module):

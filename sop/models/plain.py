@@ -7,9 +7,9 @@ import flax.linen as nn
 import jax
 
 from sop import ops
-from sop.errors import UsageError
+from sop.models.attention import Attention, attend
 from sop.models.network import Linear
-from sop.models.parts import Attention, Parts, attend
+from sop.models.parts import Parts
 
 # U(−1/√fan_in, 1/√fan_in), PyTorch's default for a kernel, whose shape tells the fan-in.
 torch_kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -23,14 +23,7 @@ def hidden_widths(parts: Parts, hidden: tuple[int, ...] | None) -> tuple[int, ..
     if hidden is None:
         linear = parts.representation_name in ("bcnn", "compact_bilinear")
         return () if linear else (4096, 4096)
-    if not all(isinstance(width, int) and width > 0 for width in hidden):
-        raise UsageError(f"hidden is {hidden}; give the widths of layers, as (4096, 4096), or ().")
     return tuple(hidden)
-
-
-def check_dropout(rate: float) -> None:
-    if not 0 <= rate < 1:
-        raise UsageError(f"dropout is {rate}; give a rate of at least 0 and below 1.")
 
 
 class ConvLayer(nn.Module):
@@ -39,7 +32,7 @@ class ConvLayer(nn.Module):
     Attributes:
       features: channels of the output.
       kernel_size, strides, padding: of the convolution.
-      attention: see `sop.models.parts.attend`; 'branch' stands before the ReLU.
+      attention: see `sop.models.attention.attend`; 'branch' stands before the ReLU.
       conv, norm: factories; no norm if None.
     """
 
@@ -58,7 +51,7 @@ class ConvLayer(nn.Module):
         )(x)
         x = attend(self.attention, "conv", x, train)
         if self.norm is not None:
-            x = self.norm(use_running_average=not train, name="bn")(x)
+            x = self.norm(name="bn")(x, train)
         return nn.relu(attend(self.attention, "branch", x, train))
 
 
@@ -112,6 +105,6 @@ class MultilayerClassifier(nn.Module):
             x = linear(x, train)
             if layer < len(widths):
                 if self.norm is not None:
-                    x = self.norm(use_running_average=not train, name=f"bn{layer}")(x)
+                    x = self.norm(name=f"bn{layer}")(x, train)
                 x = nn.relu(x)
         return x

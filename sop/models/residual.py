@@ -1,12 +1,12 @@
 """Residual blocks: post-activation (He et al. 2016a) and pre-activation (He et al. 2016b)."""
 
 from collections.abc import Callable
-from functools import partial
 
 import flax.linen as nn
 import jax
 
-from sop.models.parts import Attention, attend
+from sop.layers import BatchNorm
+from sop.models.attention import Attention, attend
 
 
 def stages(block, attention, widths, strides, x, train, name="layer{}_{}"):
@@ -36,7 +36,7 @@ class ResidualBlock(nn.Module):
     Attributes:
       width: channels of the 3×3 convolutions ("planes").
       strides: of the block.
-      attention: see `sop.models.parts.attend`.
+      attention: see `sop.models.attention.attend`; it may want to know `width` as its `planes`.
       pool: local pooling that takes the place of strided convolutions; None: those.
       conv, norm: factories.
       groups, group_width: of the 3×3 convolution, as ResNeXt's "32x4d" (bottleneck alone).
@@ -47,7 +47,7 @@ class ResidualBlock(nn.Module):
     attention: Attention | None = None
     pool: Callable[..., nn.Module] | None = None
     conv: Callable[..., nn.Module] = nn.Conv
-    norm: Callable[..., nn.Module] = nn.BatchNorm
+    norm: Callable[..., nn.Module] = BatchNorm
     groups: int = 1
     group_width: int = 64
 
@@ -68,13 +68,13 @@ class BasicBlock(ResidualBlock):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        norm = partial(self.norm, use_running_average=not train)
         y = self.conv(self.width, (3, 3), self.conv_strides, padding=1, name="conv1")(x)
-        y = attend(self.attention, "conv", y, train)
-        y = nn.relu(norm(name="bn1")(y))
+        y = attend(self.attention, "conv", y, train, planes=self.width)
+        y = nn.relu(self.norm(name="bn1")(y, train))
         y = self.conv(self.width, (3, 3), padding=1, name="conv2")(y)
-        y = attend(self.attention, "branch", norm(name="bn2")(y), train)
-        y = nn.relu(y + shortcut(self, norm, x, self.width))
+        y = self.norm(name="bn2")(y, train)
+        y = attend(self.attention, "branch", y, train, planes=self.width)
+        y = nn.relu(y + shortcut(self, self.norm, x, self.width, train))
         return self.pooled(y, train)
 
 
@@ -85,11 +85,10 @@ class Bottleneck(ResidualBlock):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        norm = partial(self.norm, use_running_average=not train)
         inner = self.width * self.group_width // 64 * self.groups
         y = self.conv(inner, (1, 1), name="conv1")(x)
-        y = attend(self.attention, "conv", y, train)
-        y = nn.relu(norm(name="bn1")(y))
+        y = attend(self.attention, "conv", y, train, planes=self.width)
+        y = nn.relu(self.norm(name="bn1")(y, train))
         y = self.conv(
             inner,
             (3, 3),
@@ -98,10 +97,11 @@ class Bottleneck(ResidualBlock):
             feature_group_count=self.groups,
             name="conv2",
         )(y)
-        y = nn.relu(norm(name="bn2")(y))
+        y = nn.relu(self.norm(name="bn2")(y, train))
         y = self.conv(4 * self.width, (1, 1), name="conv3")(y)
-        y = attend(self.attention, "branch", norm(name="bn3")(y), train)
-        y = nn.relu(y + shortcut(self, norm, x, 4 * self.width))
+        y = self.norm(name="bn3")(y, train)
+        y = attend(self.attention, "branch", y, train, planes=self.width)
+        y = nn.relu(y + shortcut(self, self.norm, x, 4 * self.width, train))
         return self.pooled(y, train)
 
 
@@ -112,14 +112,13 @@ class PreactivationBasicBlock(ResidualBlock):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        norm = partial(self.norm, use_running_average=not train)
-        y = nn.relu(norm(name="bn1")(x))
+        y = nn.relu(self.norm(name="bn1")(x, train))
         y = self.conv(self.width, (3, 3), self.conv_strides, padding=1, name="conv1")(y)
-        y = attend(self.attention, "conv", y, train)
-        y = nn.relu(norm(name="bn2")(y))
+        y = attend(self.attention, "conv", y, train, planes=self.width)
+        y = nn.relu(self.norm(name="bn2")(y, train))
         y = self.conv(self.width, (3, 3), padding=1, name="conv2")(y)
-        y = attend(self.attention, "branch", y, train)
-        return self.pooled(y + shortcut(self, None, x, self.width), train)
+        y = attend(self.attention, "branch", y, train, planes=self.width)
+        return self.pooled(y + shortcut(self, None, x, self.width, train), train)
 
 
 class PreactivationBottleneck(ResidualBlock):
@@ -129,21 +128,20 @@ class PreactivationBottleneck(ResidualBlock):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        norm = partial(self.norm, use_running_average=not train)
-        y = nn.relu(norm(name="bn1")(x))
+        y = nn.relu(self.norm(name="bn1")(x, train))
         y = self.conv(self.width, (1, 1), name="conv1")(y)
-        y = nn.relu(norm(name="bn2")(y))
+        y = nn.relu(self.norm(name="bn2")(y, train))
         y = self.conv(self.width, (3, 3), self.conv_strides, padding=1, name="conv2")(y)
-        y = attend(self.attention, "conv", y, train)
-        y = nn.relu(norm(name="bn3")(y))
+        y = attend(self.attention, "conv", y, train, planes=self.width)
+        y = nn.relu(self.norm(name="bn3")(y, train))
         y = self.conv(4 * self.width, (1, 1), name="conv3")(y)
-        y = attend(self.attention, "branch", y, train)
-        return self.pooled(y + shortcut(self, None, x, 4 * self.width), train)
+        y = attend(self.attention, "branch", y, train, planes=self.width)
+        return self.pooled(y + shortcut(self, None, x, 4 * self.width, train), train)
 
 
-def shortcut(block: ResidualBlock, norm, x: jax.Array, channels: int) -> jax.Array:
+def shortcut(block: ResidualBlock, norm, x: jax.Array, channels: int, train: bool) -> jax.Array:
     """x, or its 1×1 projection (and norm) where the branch changes its shape."""
     if block.strides == 1 and x.shape[-1] == channels:
         return x
     x = block.conv(channels, (1, 1), block.conv_strides, name="downsample_0")(x)
-    return x if norm is None else norm(name="downsample_1")(x)
+    return x if norm is None else norm(name="downsample_1")(x, train)

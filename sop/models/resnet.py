@@ -7,9 +7,11 @@ from typing import Literal
 import flax.linen as nn
 import jax
 
-from sop.models.network import BatchNorm, Conv, Network
-from sop.models.parts import Parts, Stages
-from sop.models.residual import Bottleneck, stages
+from sop.models.attention import Stages
+from sop.models.backbone import Backbone, TorchNames
+from sop.models.network import Network
+from sop.models.parts import Parts
+from sop.models.residual import BasicBlock, Bottleneck, stages
 
 Pool = Callable[..., nn.Module]
 
@@ -44,7 +46,7 @@ class ResNet(nn.Module):
     def _stem(self, images: jax.Array, train: bool) -> jax.Array:
         strides = 1 if self.pool else 4 if self.patch_stem else 2
         x = self.conv(64, (7, 7), strides, padding=3, name="conv1")(images)
-        x = nn.relu(self.norm(use_running_average=not train, name="bn1")(x))
+        x = nn.relu(self.norm(name="bn1")(x, train))
         if self.patch_stem:
             return self.pool(window=4, strides=4, name="pool")(x, train) if self.pool else x
         if self.pool is None:
@@ -69,31 +71,60 @@ def resnet(
       stage_sizes: number of blocks of each stage.
       block: `residual.BasicBlock` or `residual.Bottleneck`.
       groups, group_width: of the 3×3 convolutions: ResNeXt's 32x4d is 32, 4.
-      last_stride: of the last stage; by default 1 with MPN-COV or GSoP and 2 with others.
+      last_stride: of the last stage; by default what attention or representation ask for (1 with
+        MPN-COV or GSoP), else 2.
       stem: '7x7', or 'p': GFGP's, which goes down by 4 at once.
     """
     pool = parts.strided_pool
-    gsop = parts.attention_name == "gsop"
-    mpncov = parts.representation_name == "mpncov"
-    conv = partial(Conv, dtype=parts.dtype)
-    norm = partial(BatchNorm, dtype=parts.dtype, axis_name=parts.axis_name)
-    last_stride = last_stride or (1 if gsop or mpncov else 2)
-    # Poolings of windows 2 round down; that of window 3 with padding rounds up.
-    behind_stem = 4 * last_stride
-    before_stem = 4 * behind_stem if stem == "p" else 2 * (2 * behind_stem - 1)
+    conv, norm = parts.conv(), parts.norm()
     features = ResNet(
-        attention=parts.blocks(stage_sizes, last_stage=not mpncov),
+        attention=parts.stages(stage_sizes),
         block=partial(
             block, conv=conv, norm=norm, pool=pool, groups=groups, group_width=group_width
         ),
-        last_stride=last_stride,
+        last_stride=last_stride or parts.last_stride,
         pool=pool,
         patch_stem=stem == "p",
         conv=conv,
         norm=norm,
     )
-    return parts.network(
-        features,
-        published={"mpncov": {"reduction": 256, "num_iters": 3 if gsop else 5}},
-        min_size=before_stem if pool else 1,
-    )
+    return parts.network(features)
+
+
+TORCH_NAMES = TorchNames(
+    names=(
+        (r"^representation\.conv_dr_block\.0\b", "layer_reduce"),
+        (r"^representation\.conv_dr_block\.1\b", "layer_reduce_bn"),
+        (r"^features/", ""),
+        (r"^classifier\b", "fc"),
+        (r"^layer(\d)_(\d+)", r"layer\1.\2"),
+        (r"\bdownsample_(\d)", r"downsample.\1"),
+    ),
+    # fast-MPN-COV takes the network apart and numbers its children.
+    aliases=(
+        (r"^features\.0\.", "conv1."),
+        (r"^features\.1\.", "bn1."),
+        (r"^features\.4\.", "layer1."),
+        (r"^features\.5\.", "layer2."),
+        (r"^features\.6\.", "layer3."),
+        (r"^features\.7\.", "layer4."),
+        (r"^(features\.8|representation\.conv_dr_block\.0)\.", "layer_reduce."),
+        (r"^(features\.9|representation\.conv_dr_block\.1)\.", "layer_reduce_bn."),
+        (r"^classifier\.", "fc."),
+    ),
+)
+
+
+def _backbone(*stage_sizes: int, **sizes) -> Backbone:
+    return Backbone(partial(resnet, stage_sizes=stage_sizes, **sizes), TORCH_NAMES)
+
+
+BACKBONES = {
+    "resnet18": _backbone(2, 2, 2, 2, block=BasicBlock),
+    "resnet34": _backbone(3, 4, 6, 3, block=BasicBlock),
+    "resnet50": _backbone(3, 4, 6, 3),
+    "resnet101": _backbone(3, 4, 23, 3),
+    "resnet152": _backbone(3, 8, 36, 3),
+    "resnext50_32x4d": _backbone(3, 4, 6, 3, groups=32, group_width=4),
+    "resnext101_32x8d": _backbone(3, 4, 23, 3, groups=32, group_width=8),
+}

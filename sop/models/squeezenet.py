@@ -8,10 +8,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from sop.checks import Rate
 from sop.layers import MaxPool
-from sop.models.network import BatchNorm, Conv, Linear, Network
-from sop.models.parts import Attention, Parts, Stages, attend
-from sop.models.plain import check_dropout
+from sop.models.attention import Attention, Stages, attend
+from sop.models.backbone import Backbone, TorchNames, number_layers
+from sop.models.network import Conv, Linear, Network
+from sop.models.parts import Parts
 
 # Channels, kernel size of the first convolution; squeeze widths of the Fire modules between
 # poolings. A Fire module gives eight times the channels it squeezes to.
@@ -40,8 +42,8 @@ class Fire(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         x = self.conv(self.squeeze, (1, 1), name="squeeze")(x)
         x = attend(self.attention, "conv", x, train)
-        if self.attention is not None and self.attention.where == "conv":
-            x = self.norm(use_running_average=not train, name="bn")(x)
+        if self.attention is not None and self.attention.after == "conv":
+            x = self.norm(name="bn")(x, train)
         x = nn.relu(x)
         small = self.conv(4 * self.squeeze, (1, 1), name="expand1x1")(x)
         large = self.conv(4 * self.squeeze, (3, 3), padding=1, name="expand3x3")(x)
@@ -120,7 +122,7 @@ class ClassMaps(nn.Module):
         return x
 
 
-def squeezenet(parts: Parts, version: str, *, dropout: float = 0.5) -> Network:
+def squeezenet(parts: Parts, version: str, *, dropout: Rate = 0.5) -> Network:
     """SqueezeNet.
 
     Global average pooling ('gavp') is that of the class maps, as published.
@@ -129,24 +131,32 @@ def squeezenet(parts: Parts, version: str, *, dropout: float = 0.5) -> Network:
       version: '1.0' or '1.1'.
       dropout: rate before the convolution that classifies.
     """
-    check_dropout(dropout)
-    conv = partial(Conv, use_bias=True, dtype=parts.dtype)
-    norm = partial(BatchNorm, dtype=parts.dtype, axis_name=parts.axis_name)
-    average = parts.representation_name in (None, "gavp")
+    conv = parts.conv(use_bias=True)
+    average = parts.representation_name == "gavp"
     features = SqueezeNet(
         version=version,
-        attention=parts.blocks(
-            [len(group) for group in VERSIONS[version][2]],
-            last_stage=parts.representation_name != "mpncov",
-        ),
-        fire=partial(Fire, conv=conv, norm=norm),
+        attention=parts.stages([len(group) for group in VERSIONS[version][2]]),
+        fire=partial(Fire, conv=conv, norm=parts.norm()),
         pool=parts.pool or MaxPool,
         conv=conv,
     )
-    return parts.network(
-        features,
-        own={"gavp": ClassMaps},
-        published={"mpncov": {"reduction": 256, "num_iters": 5}},
-        classifier=partial(ConvClassifier, dropout=dropout) if average else Linear,
-        min_size={"1.0": 21, "1.1": 17}[version],
+    return parts.network(features, partial(ConvClassifier, dropout=dropout) if average else Linear)
+
+
+def _torch_names(version: str) -> TorchNames:
+    """conv1 and its ReLU, then a pooling before each group of Fire modules."""
+    places, number, fire = [("conv1", 0)], 2, 2
+    for group in VERSIONS[version][2]:
+        for offset in range(1, len(group) + 1):
+            places.append((f"fire{fire}", number + offset))
+            fire += 1
+        number += len(group) + 1
+    return number_layers(places, [("conv10", 1)])
+
+
+BACKBONES = {
+    f"squeezenet{version.replace('.', '_')}": Backbone(
+        partial(squeezenet, version=version), _torch_names(version), own={"gavp": ClassMaps}
     )
+    for version in VERSIONS
+}

@@ -6,16 +6,13 @@ from functools import partial
 import flax.linen as nn
 import jax
 
+from sop.checks import Count, Rate
 from sop.layers import MaxPool
-from sop.models.network import BatchNorm, Conv, Linear, Network
-from sop.models.parts import Parts, Stages
-from sop.models.plain import (
-    ConvLayer,
-    FlatMap,
-    MultilayerClassifier,
-    check_dropout,
-    hidden_widths,
-)
+from sop.models.attention import Stages
+from sop.models.backbone import Backbone, TorchNames, number_layers
+from sop.models.network import Linear, Network
+from sop.models.parts import Parts
+from sop.models.plain import ConvLayer, FlatMap, MultilayerClassifier, hidden_widths
 
 WIDTHS = (64, 128, 256, 512, 512)
 STAGE_SIZES = {
@@ -61,8 +58,8 @@ def vgg(
     depth: int,
     batch_norm: bool,
     *,
-    hidden: tuple[int, ...] | None = None,
-    dropout: float = 0.5,
+    hidden: tuple[Count, ...] | None = None,
+    dropout: Rate = 0.5,
 ) -> Network:
     """VGG as torchvision has it, and with a representation in place of its last pooling.
 
@@ -73,10 +70,9 @@ def vgg(
         with B-CNN and CBP, as in their two-stage fine-tuning.
       dropout: rate after each of these.
     """
-    check_dropout(dropout)
     hidden = hidden_widths(parts, hidden)
-    conv = partial(Conv, use_bias=True, dtype=parts.dtype)
-    norm = partial(BatchNorm, dtype=parts.dtype, axis_name=parts.axis_name) if batch_norm else None
+    conv = parts.conv(use_bias=True)
+    norm = parts.norm() if batch_norm else None
     classifier = partial(
         MultilayerClassifier,
         hidden=hidden,
@@ -104,8 +100,8 @@ def vgg_mod(parts: Parts, depth: int) -> Network:
 
 
 def _normalized(parts, hidden):
-    conv = partial(Conv, use_bias=True, kernel_init=normal, dtype=parts.dtype)
-    norm = partial(BatchNorm, epsilon=1e-4, dtype=parts.dtype, axis_name=parts.axis_name)
+    conv = parts.conv(use_bias=True, kernel_init=normal)
+    norm = parts.norm(epsilon=1e-4)
     classifier = partial(
         MultilayerClassifier,
         hidden=hidden,
@@ -118,26 +114,45 @@ def _normalized(parts, hidden):
 
 
 def _network(parts, depth, conv, norm, classifier, words=None):
-    own = {} if words else {"flat": partial(FlatMap, size=7)}
-    representation = "gavp" if words else "flat"
-    last_pool = not words and parts.representation_name in (None, representation)
     pool = parts.pool or MaxPool
     if parts.pool_name == "gfgp":
         pool = partial(pool, kernel_init=normal)
     features = VGG(
-        attention=parts.blocks(
-            STAGE_SIZES[depth], last_stage=parts.representation_name != "mpncov"
-        ),
+        attention=parts.stages(STAGE_SIZES[depth]),
         layer=partial(ConvLayer, conv=conv, norm=norm),
         pool=pool,
-        last_pool=last_pool,
+        last_pool=parts.representation_name == "flat",
         words=words,
     )
-    return parts.network(
-        features,
-        representation=representation,
-        published={"mpncov": {"reduction": 256, "num_iters": 5}},
-        own=own,
-        classifier=classifier,
-        min_size=32 if last_pool else 16,
-    )
+    return parts.network(features, classifier)
+
+
+def _torch_names(depth: int, batch_norm: bool) -> TorchNames:
+    """conv, norm if any and ReLU count as layers, and so do the poolings and 'conv6' of VGG-mod."""
+    places, number = [], 0
+    for stage, size in enumerate(STAGE_SIZES[depth], 1):
+        for index in range(1, size + 1):
+            places.append((f"conv{stage}_{index}/conv", number))
+            places.append((f"conv{stage}_{index}/bn", number + 1))
+            number += 3 if batch_norm else 2
+        places.append((f"pool{stage}", number))
+        number += 1
+    # In VGG-mod it stands in place of the last pooling.
+    places += [("conv6/conv", number - 1), ("conv6/bn", number)]
+    return number_layers(places, [("fc1", 0), ("bn1", 1), ("fc2", 3), ("bn2", 4), ("fc3", 6)])
+
+
+_FLAT = {"representation": "flat", "own": {"flat": partial(FlatMap, size=7)}}
+
+
+def _backbones(depth: int) -> dict[str, Backbone]:
+    plain, normalized = _torch_names(depth, False), _torch_names(depth, True)
+    return {
+        f"vgg{depth}": Backbone(partial(vgg, depth=depth, batch_norm=False), plain, **_FLAT),
+        f"vgg{depth}_bn": Backbone(partial(vgg, depth=depth, batch_norm=True), normalized, **_FLAT),
+        f"vgg{depth}_gfgp": Backbone(partial(vgg_gfgp, depth=depth), normalized, **_FLAT),
+        f"vgg{depth}_mod": Backbone(partial(vgg_mod, depth=depth), normalized),
+    }
+
+
+BACKBONES = {name: each for depth in STAGE_SIZES for name, each in _backbones(depth).items()}

@@ -7,10 +7,13 @@ from typing import Literal
 import flax.linen as nn
 import jax
 
+from sop.checks import Rate
 from sop.errors import UsageError
-from sop.models.network import BatchNorm, Conv, Linear, Network
-from sop.models.parts import Attention, Parts, Stages, attend
-from sop.models.plain import check_dropout
+from sop.models.attention import Attention, Stages, attend
+from sop.models.backbone import Backbone, TorchNames
+from sop.models.cifar_resnet import PUBLISHED
+from sop.models.network import Linear, Network
+from sop.models.parts import Parts
 from sop.models.residual import stages
 
 
@@ -22,7 +25,7 @@ class WideBlock(nn.Module):
     Attributes:
       width: channels of the output.
       strides: of the block.
-      attention: see `sop.models.parts.attend`.
+      attention: see `sop.models.attention.attend`.
       pool: local pooling that takes the place of strided convolutions; None: those.
       dropout: rate between the convolutions.
       conv, norm: factories.
@@ -38,13 +41,13 @@ class WideBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        norm = partial(self.norm, use_running_average=not train)
         strides = 1 if self.pool else self.strides
-        y = nn.relu(norm(name="bn1")(x))
+        y = nn.relu(self.norm(name="bn1")(x, train))
         if x.shape[-1] != self.width:
             x = self.conv(self.width, (1, 1), strides, name="convShortcut")(y)
         y = self.conv(self.width, (3, 3), strides, padding=1, name="conv1")(y)
-        y = nn.relu(norm(name="bn2")(attend(self.attention, "conv", y, train)))
+        y = attend(self.attention, "conv", y, train)
+        y = nn.relu(self.norm(name="bn2")(y, train))
         y = nn.Dropout(self.dropout, deterministic=not train)(y)
         y = self.conv(self.width, (3, 3), padding=1, name="conv2")(y)
         y = attend(self.attention, "branch", y, train) + x
@@ -77,7 +80,7 @@ class WideResNet(nn.Module):
         widths = [16 * self.widening, 32 * self.widening, 64 * self.widening]
         strides = (1, 2, self.last_stride)
         x = stages(self.block, self.attention, widths, strides, x, train, "block{}_layer_{}")
-        return nn.relu(self.norm(use_running_average=not train, name="bn1")(x))
+        return nn.relu(self.norm(name="bn1")(x, train))
 
 
 def wide_resnet(
@@ -85,7 +88,7 @@ def wide_resnet(
     depth: int,
     widening: int,
     *,
-    dropout: float = 0.0,
+    dropout: Rate = 0.0,
     last_stride: Literal[1, 2] | None = None,
 ) -> Network:
     """Wide ResNet of depth 6n+4 and `widening` k.
@@ -93,29 +96,33 @@ def wide_resnet(
     Args:
       depth, widening: as in the name 'wrn28_10_cifar'.
       dropout: rate between the convolutions of a block.
-      last_stride: of the third stage; by default 1 with MPN-COV and 2 with others.
+      last_stride: of the third stage; by default what attention or representation ask for (1 with
+        MPN-COV or GSoP), else 2.
     """
-    check_dropout(dropout)
     stage_size, rest = divmod(depth - 4, 6)
     if rest or stage_size < 1:
         raise UsageError(f"A wide ResNet has depth 6n+4 (16, 28, 40, …), not {depth}.")
-    mpncov = parts.representation_name == "mpncov"
-    conv = partial(Conv, dtype=parts.dtype)
-    norm = partial(BatchNorm, dtype=parts.dtype, axis_name=parts.axis_name)
-    pool = parts.strided_pool
-    last_stride = last_stride or (1 if mpncov else 2)
+    conv, norm, pool = parts.conv(), parts.norm(), parts.strided_pool
     features = WideResNet(
-        attention=parts.blocks((stage_size,) * 3, last_stage=not mpncov),
+        attention=parts.stages((stage_size,) * 3),
         widening=widening,
-        last_stride=last_stride,
+        last_stride=last_stride or parts.last_stride,
         block=partial(WideBlock, conv=conv, norm=norm, pool=pool, dropout=dropout),
         conv=conv,
         norm=norm,
     )
-    return parts.network(
-        features,
-        published={"mpncov": {"reduction": 128, "num_iters": 5, "dropout": 0.5}},
-        classifier=partial(Linear, bias_init=nn.initializers.zeros),
-        image_size=32,
-        min_size=2 * last_stride if pool else 1,
+    return parts.network(features, partial(Linear, bias_init=nn.initializers.zeros))
+
+
+TORCH_NAMES = TorchNames(
+    names=(
+        (r"^features/", ""),
+        (r"^classifier\b", "fc"),
+        (r"^block(\d)_layer_(\d+)", r"block\1.layer.\2"),
     )
+)
+BACKBONES = {
+    "wrn{depth}_{widening}_cifar": Backbone(
+        wide_resnet, TORCH_NAMES, published=PUBLISHED, image_size=32
+    )
+}

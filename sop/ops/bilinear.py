@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
+from sop.errors import UsageError
 from sop.ops.covariance import positions, require_feature_map, second_moment
 
 _THRESHOLD = 1e-8
@@ -44,7 +45,7 @@ def bilinear(x, vectorize=True):
       [B, C²], or [B, C, C] without `vectorize`, float32 (float64 for float64 x).
 
     Raises:
-      ValueError: x is not a floating [B, H, W, C] with at least one position and one channel.
+      UsageError: x is not a floating [B, H, W, C] with at least one position and one channel.
 
     >>> import jax.numpy as jnp
     >>> bilinear(jnp.ones((1, 3, 3, 2))).tolist()
@@ -98,7 +99,7 @@ def compact_bilinear(x, hash_1, sign_1, hash_2, sign_2, projected_dim=8192):
       [B, D], float32 (float64 for float64 x).
 
     Raises:
-      ValueError: x is not a floating [B, H, W, C] with at least one position and one channel, a
+      UsageError: x is not a floating [B, H, W, C] with at least one position and one channel, a
         hash or sign is not [C], or projected_dim no positive int.
 
     >>> import jax.numpy as jnp
@@ -107,7 +108,7 @@ def compact_bilinear(x, hash_1, sign_1, hash_2, sign_2, projected_dim=8192):
     """
     require_feature_map(x)
     if not isinstance(projected_dim, int) or projected_dim < 1:
-        raise ValueError(f"projected_dim is {projected_dim!r}: give a whole number of at least 1.")
+        raise UsageError(f"projected_dim is {projected_dim!r}: give a whole number of at least 1.")
     channels = x.shape[3]
     for name, value in (
         ("hash_1", hash_1),
@@ -116,7 +117,7 @@ def compact_bilinear(x, hash_1, sign_1, hash_2, sign_2, projected_dim=8192):
         ("sign_2", sign_2),
     ):
         if value.shape != (channels,):
-            raise ValueError(
+            raise UsageError(
                 f"{name} has shape {value.shape}: give one entry per channel of x, [{channels}]."
             )
     x = positions(x)

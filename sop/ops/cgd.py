@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from sop.errors import UsageError
 from sop.ops.covariance import PRECISION, at_least_float32, require_feature_map
 from sop.ops.precision import narrow
 
@@ -42,7 +43,7 @@ def _require_vectors(name, vectors, size, count=3):
         return
     if len(vectors) != count or any(v.shape != (size,) for v in vectors):
         shapes = [v.shape for v in vectors]
-        raise ValueError(f"{name} have shapes {shapes}: give {count} vectors of {size}.")
+        raise UsageError(f"{name} have shapes {shapes}: give {count} vectors of {size}.")
 
 
 def cgd(x, weights, biases=None, inner_tanh=True):
@@ -62,7 +63,7 @@ def cgd(x, weights, biases=None, inner_tanh=True):
       [B, H, W, C] in the dtype of x; computed in float32.
 
     Raises:
-      ValueError: x is not a floating [B, H, W, C], or a weight or bias is not [C].
+      UsageError: x is not a floating [B, H, W, C], or a weight or bias is not [C].
 
     >>> import jax.numpy as jnp
     >>> cgd(jnp.ones((1, 2, 2, 3)), [jnp.zeros(3)] * 3)[0, 0, 0].tolist()
@@ -93,7 +94,7 @@ def spatial_cgd(x, row_weights, column_weights, row_biases=None, column_biases=N
       [B, H, W, C] in the dtype of x; computed in float32.
 
     Raises:
-      ValueError: x is not a floating [B, H, W, C], or a weight or bias has another size.
+      UsageError: x is not a floating [B, H, W, C], or a weight or bias has another size.
 
     >>> import jax.numpy as jnp
     >>> spatial_cgd(jnp.ones((1, 2, 2, 1)), [jnp.zeros(2)] * 3, [jnp.zeros(2)] * 3).ravel().tolist()
@@ -128,7 +129,7 @@ def toy_cgd(x, weight):
       [B, H, W, C] in the dtype of x; computed in float32.
 
     Raises:
-      ValueError: x is not a floating [B, H, W, C], or weight is not [C].
+      UsageError: x is not a floating [B, H, W, C], or weight is not [C].
 
     >>> import jax.numpy as jnp
     >>> toy_cgd(jnp.ones((1, 1, 1, 2)), jnp.zeros(2)).ravel().tolist()

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from sop.errors import UsageError
 from sop.ops.precision import widen
 
 # On accelerators the default would round the factors of a float32 product to bfloat16 or TF32.
@@ -14,11 +15,11 @@ PRECISION = lax.Precision.HIGHEST
 def require_feature_map(x, argument="x"):
     """Refuses, when traced, what is not a feature map [B, H, W, C] of floats with H, W, C ≥ 1."""
     if x.ndim != 4:
-        raise ValueError(f"{argument} has shape {x.shape}: give a feature map [B, H, W, C].")
+        raise UsageError(f"{argument} has shape {x.shape}: give a feature map [B, H, W, C].")
     if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"{argument} has dtype {x.dtype}: cast it to a floating type.")
+        raise UsageError(f"{argument} has dtype {x.dtype}: cast it to a floating type.")
     if 0 in x.shape[1:]:
-        raise ValueError(
+        raise UsageError(
             f"{argument} has shape {x.shape}: height, width and channels must be at least 1."
         )
 
@@ -76,7 +77,7 @@ def covariance(x):
       [B, C, C], symmetric, accumulated and returned in float32 (float64 for float64 x).
 
     Raises:
-      ValueError: x is not a floating [B, H, W, C] with at least one position and one channel.
+      UsageError: x is not a floating [B, H, W, C] with at least one position and one channel.
 
     >>> import jax.numpy as jnp
     >>> covariance(jnp.array([1.0, 3.0]).reshape(1, 2, 1, 1))
@@ -101,7 +102,7 @@ def position_covariance(x):
       [B, H·W, H·W], float32 (float64 for float64 x).
 
     Raises:
-      ValueError: x is not a floating [B, H, W, C] with at least one position and one channel.
+      UsageError: x is not a floating [B, H, W, C] with at least one position and one channel.
 
     >>> import jax.numpy as jnp
     >>> position_covariance(jnp.ones((1, 2, 1, 2)))[0].tolist()
@@ -130,19 +131,19 @@ def row_convolution(a, kernel, bias):
       [B, R·F]: the F outputs of row 0, then those of row 1, …
 
     Raises:
-      ValueError: the shapes do not fit together.
+      UsageError: the shapes do not fit together.
 
     >>> import jax.numpy as jnp
     >>> row_convolution(jnp.eye(2)[None], jnp.ones((2, 2, 1)), jnp.zeros((2, 1))).tolist()
     [[1.0, 1.0]]
     """
     if a.ndim != 3 or kernel.ndim != 3 or a.shape[1:] != kernel.shape[:2]:
-        raise ValueError(
+        raise UsageError(
             f"kernel has shape {kernel.shape} for matrices of shape {a.shape}: "
             f"give [R, K, F] for matrices [B, R, K]."
         )
     if bias.shape != (kernel.shape[0], kernel.shape[2]):
-        raise ValueError(f"bias has shape {bias.shape}: give [R, F] as in kernel {kernel.shape}.")
+        raise UsageError(f"bias has shape {bias.shape}: give [R, F] as in kernel {kernel.shape}.")
     out = jnp.einsum("brk,rkf->brf", a, kernel, precision=PRECISION) + bias
     return out.reshape(a.shape[0], -1)
 
@@ -157,7 +158,7 @@ def upper_triangle(a):
       [..., C(C+1)/2] in the order of `numpy.triu_indices`, dtype of a.
 
     Raises:
-      ValueError: the last two axes of a differ.
+      UsageError: the last two axes of a differ.
 
     >>> import jax.numpy as jnp
     >>> upper_triangle(jnp.array([[1, 2], [2, 3]])).tolist()
@@ -173,4 +174,4 @@ def upper_triangle(a):
 def require_square(a):
     """Refuses, when traced, what is not a stack of square matrices."""
     if a.ndim < 2 or a.shape[-1] != a.shape[-2] or a.shape[-1] == 0:
-        raise ValueError(f"a has shape {a.shape}: give square matrices [..., C, C].")
+        raise UsageError(f"a has shape {a.shape}: give square matrices [..., C, C].")

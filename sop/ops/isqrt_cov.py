@@ -43,7 +43,7 @@ def isqrt_cov(x, num_iters=5, autodiff=False):
       [B, C(C+1)/2], row-major as `numpy.triu_indices`, float32 (float64 for float64 x).
 
     Raises:
-      ValueError: x is not a floating [B, H, W, C] with at least one position and one channel, or
+      UsageError: x is not a floating [B, H, W, C] with at least one position and one channel, or
         num_iters no positive int.
 
     >>> import jax.numpy as jnp

@@ -5,13 +5,14 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from sop.errors import UsageError
 from sop.ops.covariance import PRECISION, at_least_float32, require_square
 
 
 def require_iterations(num_iters):
     """Refuses, when traced, a number of Newton–Schulz iterations that is not a positive int."""
     if not isinstance(num_iters, int) or isinstance(num_iters, bool) or num_iters < 1:
-        raise ValueError(f"num_iters is {num_iters!r}: give a whole number of at least 1.")
+        raise UsageError(f"num_iters is {num_iters!r}: give a whole number of at least 1.")
 
 
 def transpose(a):
@@ -114,7 +115,7 @@ def matrix_sqrt(a, num_iters=5, autodiff=False):
       [..., C, C], float32 (float64 for float64 a).
 
     Raises:
-      ValueError: a is not a stack of square matrices, or num_iters no positive int.
+      UsageError: a is not a stack of square matrices, or num_iters no positive int.
 
     >>> import jax.numpy as jnp
     >>> matrix_sqrt(4.0 * jnp.eye(2), num_iters=12).round(3).tolist()
@@ -179,7 +180,7 @@ def matrix_power(a, alpha):
       [..., C, C], float32 (float64 for float64 a).
 
     Raises:
-      ValueError: a is not a stack of square matrices, or alpha is not positive.
+      UsageError: a is not a stack of square matrices, or alpha is not positive.
 
     >>> import jax.numpy as jnp
     >>> matrix_power(4.0 * jnp.eye(2), 0.5).round(3).tolist()
@@ -187,7 +188,7 @@ def matrix_power(a, alpha):
     """
     require_square(a)
     if not alpha > 0:
-        raise ValueError(f"alpha is {alpha!r}: give a power above 0.")
+        raise UsageError(f"alpha is {alpha!r}: give a power above 0.")
     return _eigen_power(symmetrize(at_least_float32(a)), alpha)
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from sop.errors import UsageError
 from sop.ops.covariance import PRECISION, at_least_float32, require_feature_map
 from sop.ops.precision import narrow
 
@@ -28,7 +29,7 @@ def pool_padding(shape, window, strides, padding=(0, 0), ceil_mode=False):
       them fit exactly; bottom and right are negative where rows are left over.
 
     Raises:
-      ValueError: a pair of numbers that PyTorch's pooling would refuse as well.
+      UsageError: a pair of numbers that PyTorch's pooling would refuse as well.
 
     >>> pool_padding((112, 112), (3, 3), (2, 2), (1, 1))
     ((56, 56), ((1, 0), (1, 0)))
@@ -39,17 +40,17 @@ def pool_padding(shape, window, strides, padding=(0, 0), ceil_mode=False):
         ("padding", padding, 0),
     ):
         if len(pair) != 2 or not all(isinstance(p, int) and p >= least for p in pair):
-            raise ValueError(f"{name} is {pair!r}: give a pair of ints of at least {least}.")
+            raise UsageError(f"{name} is {pair!r}: give a pair of ints of at least {least}.")
     counts, pads = [], []
     for size, k, stride, p in zip(shape, window, strides, padding, strict=True):
         if 2 * p > k:
-            raise ValueError(f"padding is {p}: it must be at most half of the window, {k}.")
+            raise UsageError(f"padding is {p}: it must be at most half of the window, {k}.")
         room = size + 2 * p - k
         count = (-(-room // stride) if ceil_mode else room // stride) + 1
         if ceil_mode and (count - 1) * stride >= size + p:
             count -= 1
         if count < 1:
-            raise ValueError(f"window is {k} for {size} positions padded by {p}: shrink it.")
+            raise UsageError(f"window is {k} for {size} positions padded by {p}: shrink it.")
         counts.append(count)
         pads.append((p, (count - 1) * stride + k - size - p))
     return tuple(counts), tuple(pads)
@@ -222,7 +223,7 @@ def max_entropy_pool(x, lam, window=(2, 2), strides=None, padding=(0, 0), ceil_m
       [B, H', W', C] in the dtype of x; computed in float32.
 
     Raises:
-      ValueError: x is not a floating [B, H, W, C], lam does not broadcast, or the window does not
+      UsageError: x is not a floating [B, H, W, C], lam does not broadcast, or the window does not
         fit.
 
     >>> import jax.numpy as jnp
@@ -236,7 +237,7 @@ def max_entropy_pool(x, lam, window=(2, 2), strides=None, padding=(0, 0), ceil_m
     lam = at_least_float32(jnp.asarray(lam))
     lam = lam.reshape((1,) * 4) if lam.ndim == 0 else lam
     if lam.ndim != 4 or any(a not in (1, b) for a, b in zip(lam.shape, shape, strict=True)):
-        raise ValueError(f"lam has shape {lam.shape}: it must broadcast to the output, {shape}.")
+        raise UsageError(f"lam has shape {lam.shape}: it must broadcast to the output, {shape}.")
     # Under shard_map the sum makes of a λ that devices share one that varies over them, as its
     # gradient does.
     lam += jnp.zeros_like(lax.stop_gradient(x), lam.dtype, shape=(1, 1, 1, 1))
@@ -257,7 +258,7 @@ def adaptive_average_pool(x, shape):
       [B, H', W', C] in the dtype of x; computed in float32.
 
     Raises:
-      ValueError: x is not a floating [B, H, W, C], or shape not a pair of positive ints.
+      UsageError: x is not a floating [B, H, W, C], or shape not a pair of positive ints.
 
     >>> import jax.numpy as jnp
     >>> adaptive_average_pool(jnp.arange(4.0).reshape(1, 4, 1, 1), (2, 1)).ravel().tolist()
@@ -265,7 +266,7 @@ def adaptive_average_pool(x, shape):
     """
     require_feature_map(x)
     if len(shape) != 2 or not all(isinstance(s, int) and s >= 1 for s in shape):
-        raise ValueError(f"shape is {shape!r}: give a pair of ints of at least 1.")
+        raise UsageError(f"shape is {shape!r}: give a pair of ints of at least 1.")
     rows = _adaptive_average_matrix(x.shape[1], shape[0])
     columns = _adaptive_average_matrix(x.shape[2], shape[1])
     y = jnp.einsum("ph,bhwc,qw->bpqc", rows, at_least_float32(x), columns, precision=PRECISION)

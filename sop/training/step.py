@@ -12,6 +12,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from sop.layers import BatchNorm
 from sop.training.state import TrainState
 
 AXIS = "batch"
@@ -58,14 +59,12 @@ def _frozen_batch_norm(is_frozen: Callable[[str], bool]):
 
     def interceptor(call, args, kwargs, context):
         module = context.module
-        if (
-            isinstance(module, nn.BatchNorm)
-            and not module.use_running_average
-            and context.method_name == "__call__"
-            and is_frozen("/".join((*module.path, "scale")))
-        ):
-            still = module.clone(parent=None, use_running_average=True)
-            return still.apply(module.variables, args[0])
+        if context.method_name == "__call__" and is_frozen("/".join((*module.path, "scale"))):
+            if isinstance(module, BatchNorm):
+                return call(args[0], train=False)
+            if isinstance(module, nn.BatchNorm):  # in a user's own module
+                still = module.clone(parent=None, use_running_average=True)
+                return still.apply(module.variables, args[0])
         return call(*args, **kwargs)
 
     return nn.intercept_methods(interceptor)

@@ -19,7 +19,10 @@ import numpy as np
 from flax import traverse_util
 
 from sop import layers, ops
-from sop.torch_weights import Family, convert_layer, to_torch, torch_name
+from sop.models.backbone import TorchNames
+from sop.torch_weights import convert_layer
+from sop.torch_weights.layouts import to_torch
+from sop.torch_weights.names import torch_name
 
 FOLDER = Path(__file__).parent / "layers"
 OUTPUT_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
@@ -55,9 +58,9 @@ def cases() -> dict[str, Case]:
         "cgd": attention(layers.CGD()),
         "cgd_spatial": attention(layers.SpatialCGD()),
         "cgd_toy": attention(layers.ToyCGD()),
-        "gsop_fusion_average_eval": attention(layers.GSoP(16, "fusion_avg")),
-        "gsop_fusion_max_eval": attention(layers.GSoP(16, "fusion_max")),
-        "gsop_fusion_concat_eval": attention(layers.GSoP(16, "fusion_concat")),
+        "gsop_fusion_average_eval": attention(layers.GSoP(16, "fusion_avg", planes=64)),
+        "gsop_fusion_max_eval": attention(layers.GSoP(16, "fusion_max", planes=64)),
+        "gsop_fusion_concat_eval": attention(layers.GSoP(16, "fusion_concat", planes=64)),
     }
     for n in (1, 2, 3, 5):
         for size in ("c12_5x6", "c24_3x4"):
@@ -65,7 +68,7 @@ def cases() -> dict[str, Case]:
     for train in (False, True):
         mode = "train" if train else "eval"
         found[f"mpncov_reduce_{mode}"] = Case(layers.MPNCOV(reduction=8), train=train)
-        found[f"gsop_channel_{mode}"] = attention(layers.GSoP(16), train=train)
+        found[f"gsop_channel_{mode}"] = attention(layers.GSoP(16, planes=64), train=train)
         found[f"gsop_position_{mode}"] = attention(layers.GSoP(16, "position"), train=train)
         found[f"gsop_compact_{mode}"] = attention(layers.CompactGSoP(8), train=train)
         for activation in ("sigmoid", "softplus"):
@@ -123,7 +126,9 @@ def computed(case: Case, golden) -> dict[str, np.ndarray]:
     params = traverse_util.flatten_dict(gradients.pop("params", {}), sep="/")
     found = {"y": y, **{f"grad/{key}": value for key, value in gradients.items()}}
     for path, value in params.items():
-        name = torch_name(f"params/{case.place}/{path}", Family()).removeprefix(f"{case.place}.")
+        name = torch_name(f"params/{case.place}/{path}", TorchNames()).removeprefix(
+            f"{case.place}."
+        )
         if f"grad/param/{name}" in golden:
             found[f"grad/param/{name}"] = to_torch(f"params/{path}", value)
     return {key: np.asarray(value) for key, value in found.items()}

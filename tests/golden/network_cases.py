@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from sop.models import create_model
-from sop.torch_weights import conversion
+from sop.torch_weights.engine import conversion
 
 FOLDER = Path(__file__).parent / "networks"
 TOLERANCE = 2e-4
@@ -66,7 +66,7 @@ MORE_CASES = {
     "gfgp_resnext50_32x4d_max_ent": {"backbone": "resnext50_32x4d", "pool": "gfgp"},
     "gsop1_resnet50_fusion_avg": gsop(manner="fusion_avg"),
     "gsop1_resnet50_fusion_max": gsop(manner="fusion_max"),
-    "gsop1_resnet50_position": gsop(placement="002 0002 000002 002"),
+    "gsop1_resnet50_position": gsop(blocks="002 0002 000002 002"),
     "gsop2_resnet101_channel": {**gsop("resnet101"), "representation": "mpncov"},
     "alexnet": {"backbone": "alexnet"},
     "cgd_mobilenet_070": {"backbone": "mobilenet", "multiplier": 0.7, "attention": "cgd"},

@@ -10,37 +10,55 @@ import pytest
 
 import sop.layers
 from sop import layers
+from sop.errors import UsageError
 from tests.layers import zoo
 
 IMAGE = (2, 4, 4, 8)
 
 REFUSED = [
-    (layers.MPNCOV(reduction=-1), IMAGE, "MPNCOV got reduction -1: give a whole number"),
-    (layers.MPNCOV(num_iters=0), IMAGE, "MPNCOV got num_iters 0: give a whole number"),
-    (layers.MPNCOV(num_iters=2.5), IMAGE, "MPNCOV got num_iters 2.5: give a whole number"),
-    (layers.MPNCOV(normalization="svd"), IMAGE, "got normalization 'svd': give one of 'newton_sch"),
-    (layers.MPNCOV(normalization="eigh", alpha=0.0), IMAGE, "alpha is 0.0: give a power above 0"),
-    (layers.MPNCOV(dropout=1.0), IMAGE, r"MPNCOV got dropout 1.0: give a rate in \[0, 1\)"),
-    (layers.CompactBilinear(0), IMAGE, "CompactBilinear got projected_dim 0: give a whole number"),
-    (layers.CompactBilinear(seed=-1), IMAGE, "CompactBilinear got seed -1: give a whole number"),
-    (layers.GSoP(dim=-3), IMAGE, "GSoP got dim -3: give a whole number"),
-    (layers.GSoP(stride=0), IMAGE, "GSoP got stride 0: give a whole number"),
-    (layers.GSoP(manner="both"), IMAGE, "GSoP got manner 'both': give one of 'channel', 'posit"),
+    (layers.MPNCOV(reduction=-1), IMAGE, "reduction of MPNCOV is -1 but must be a whole number"),
+    (
+        layers.MPNCOV(num_iters=0),
+        IMAGE,
+        "num_iters of MPNCOV is 0 but must be a whole number of",
+    ),
+    (layers.MPNCOV(num_iters=2.5), IMAGE, "num_iters of MPNCOV is 2.5 but"),
+    (
+        layers.MPNCOV(normalization="svd"),
+        IMAGE,
+        "normalization of MPNCOV is 'svd' but must be 'newt",
+    ),
+    (
+        layers.MPNCOV(normalization="eigh", alpha=0.0),
+        IMAGE,
+        "alpha of MPNCOV is 0.0 but must be a number above 0",
+    ),
+    (layers.MPNCOV(dropout=1.0), IMAGE, r"dropout of MPNCOV is 1\.0 but"),
+    (layers.CompactBilinear(0), IMAGE, "projected_dim of CompactBilinear is 0 but"),
+    (layers.CompactBilinear(seed=-1), IMAGE, "seed of CompactBilinear is -1 but"),
+    (layers.GSoP(dim=-3), IMAGE, "dim of GSoP is -3 but"),
+    (layers.GSoP(stride=0), IMAGE, "stride of GSoP is 0 but"),
+    (layers.GSoP(planes=0), IMAGE, "planes of GSoP is 0 but"),
+    (layers.GSoP(manner="both"), IMAGE, "manner of GSoP is 'both' but must be 'channel', 'posit"),
     (layers.GSoP(manner="fusion_concat"), IMAGE, "got 8 channels: give a multiple of 64"),
-    (layers.CompactGSoP(dim=0), IMAGE, "CompactGSoP got dim 0: give a whole number"),
-    (layers.GFGP(activation="tanh"), IMAGE, "GFGP got activation 'tanh': give one of 'sigmoid'"),
-    (layers.MaxEntropyPool(learned="all"), IMAGE, "MaxEntropyPool got learned 'all': give one of"),
+    (layers.CompactGSoP(dim=0), IMAGE, "dim of CompactGSoP is 0 but"),
+    (layers.GFGP(activation="tanh"), IMAGE, "activation of GFGP is 'tanh' but must be 'sigmoid'"),
+    (layers.MaxEntropyPool(learned="all"), IMAGE, "learned of MaxEntropyPool is 'all' but must be"),
     (layers.MaxPool(5), IMAGE, "window is 5 for 4 positions padded by 0: shrink it"),
     (layers.MaxPool(2, padding=2), IMAGE, "padding is 2: it must be at most half of the window"),
-    (layers.AveragePool(0), IMAGE, r"window is \(0, 0\): give a pair of ints of at least 1"),
-    (layers.SkipPool((2, 2, 2)), IMAGE, r"window is \(2, 2, 2\): give a pair of ints"),
-    (layers.GFGP(2, strides=-1), IMAGE, r"strides is \(-1, -1\): give a pair of ints"),
+    (
+        layers.AveragePool(0),
+        IMAGE,
+        "window of AveragePool is 0 but must be a whole number",
+    ),
+    (layers.SkipPool((2, 2, 2)), IMAGE, r"window of SkipPool is \(2, 2, 2\) but"),
+    (layers.GFGP(2, strides=-1), IMAGE, "strides of GFGP is -1 but"),
 ]
 
 
 @pytest.mark.parametrize(("module", "shape", "sentence"), REFUSED)
 def test_option(module, shape, sentence):
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(UsageError, match=sentence):
         jax.eval_shape(lambda x: module.init(jax.random.key(0), x, False), jnp.zeros(shape))
 
 
@@ -53,7 +71,7 @@ def test_input(name):
         (jnp.zeros(IMAGE, jnp.int32), f"{kind} got x of dtype int32: cast it"),
         (jnp.zeros((2, 0, 4, 8)), f"{kind} got x of shape .*: every axis must be at least 1"),
     ):
-        with pytest.raises(ValueError, match=sentence):
+        with pytest.raises(UsageError, match=sentence):
             jax.eval_shape(lambda x: module.init(jax.random.key(0), x, False), x)
 
 

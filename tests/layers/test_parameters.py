@@ -89,9 +89,18 @@ def test_hashes_come_from_the_seed_and_stay_in_constants():
     assert np.abs(y - module.apply({"constants": first}, x, False)).max() > 1e-3
 
 
-@pytest.mark.parametrize(("channels", "size"), [(256, 7), (128, 14), (512, 14)])
-def test_gsop_halves_the_map_where_a_bottleneck_has_64_planes(channels, size):
-    """256 channels: 14 × 14 positions become 7 × 7 before the covariance; else they stay."""
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        ({"planes": 64}, 7),
+        ({"planes": 128}, 14),
+        ({}, 14),
+        ({"stride": 2}, 7),
+        ({"planes": 64, "stride": 1}, 14),
+    ],
+)
+def test_gsop_halves_the_map_where_a_bottleneck_has_64_planes(options, size):
+    """14 × 14 positions become 7 × 7 before the covariance; else they stay."""
     seen = []
 
     def record(next_function, args, kwargs, context):
@@ -101,8 +110,9 @@ def test_gsop_halves_the_map_where_a_bottleneck_has_64_planes(channels, size):
         return y
 
     with nn.intercept_methods(record):
-        x = jnp.zeros((1, 14, 14, channels))
-        jax.eval_shape(lambda x: layers.GSoP(8).init(jax.random.key(0), x, False), x)
+        x = jnp.zeros((1, 14, 14, 256))
+        module = layers.GSoP(8, **options)
+        jax.eval_shape(lambda x: module.init(jax.random.key(0), x, False), x)
     assert seen == [size]
 
 

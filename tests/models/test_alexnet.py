@@ -48,9 +48,9 @@ def test_pooling(name):
     assert pools == ({"pool1", "pool2", "pool5"} if name in ("skip", "gfgp") else set())
 
 
-@pytest.mark.parametrize("config", [{}, {"representation": "gavp"}])
-def test_min_size(config):
-    tracing.check_min_size({"backbone": "alexnet", **config})
+@pytest.mark.parametrize(("config", "size"), [({}, 63), ({"representation": "gavp"}, 31)])
+def test_smallest_images(config, size):
+    tracing.check_smallest({"backbone": "alexnet", **config}, size)
 
 
 def test_initialisation_is_pytorchs():
@@ -67,5 +67,7 @@ def test_types():
 
 @pytest.mark.parametrize("backbone", ["alexnet", "vgg16", "squeezenet1_1", "inception_v3"])
 def test_refuses_a_dropout_that_is_no_rate(backbone):
-    with pytest.raises(UsageError, match=r"dropout is 1\.5; give a rate"):
+    with pytest.raises(
+        UsageError, match=r"'dropout' of backbone '\w+' is 1\.5 but must be a number"
+    ):
         create_model({"backbone": backbone, "num_classes": 10, "dropout": 1.5})

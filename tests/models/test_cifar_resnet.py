@@ -92,11 +92,10 @@ def test_representations(name):
 
 
 @pytest.mark.parametrize("backbone", ["resnet8_cifar", "preresnet8_cifar", "wrn10_1_cifar"])
-@pytest.mark.parametrize("pool", [None, "max"])
 @pytest.mark.parametrize("last_stride", [1, 2])
-def test_min_size(backbone, pool, last_stride):
-    config = {"pool": pool, "last_stride": last_stride}
-    tracing.check_min_size({"backbone": backbone, **config})
+def test_smallest_images(backbone, last_stride):
+    config = {"backbone": backbone, "pool": "max", "last_stride": last_stride}
+    tracing.check_smallest(config, 2 * last_stride)
 
 
 def test_wide_resnets_classifier_starts_without_bias():

@@ -33,38 +33,55 @@ def shapes(config):
     ("changes", "sentence"),
     [
         ({"backbone": None}, "needs a backbone: one of 'resnet18'"),
-        ({"backbone": "resnet51"}, "no backbone 'resnet51'; there are 'resnet18', "),
-        ({"backbone": 50}, "backbone is 50, of type int; give str"),
+        (
+            {"backbone": "resnet51"},
+            "no backbone 'resnet51'. Did you mean 'resnet50'? There are 'resnet18', ",
+        ),
+        ({"backbone": 50}, "backbone is 50 but must be a string"),
         ({"backbone": "resnet21_cifar"}, "depth 6n+2, not 21"),
         ({"backbone": "resnet21_cifar", "block": "bottleneck"}, "depth 9n+2, not 21"),
         ({"backbone": "wrn17_4_cifar"}, "depth 6n+4 (16, 28, 40, …), not 17"),
-        ({"backbone": "wrn16_4_cifar", "dropout": 1.5}, "dropout is 1.5; give a rate"),
-        ({"stage_size": 0}, "stage_size is 0; give a positive number"),
+        (
+            {"backbone": "wrn16_4_cifar", "dropout": 1.5},
+            "'dropout' of backbone 'wrn16_4_cifar' is 1.5 but must be",
+        ),
+        ({"stage_size": 0}, "'stage_size' of backbone 'resnet8_cifar' is 0 but must be"),
         ({"num_classes": None}, "needs num_classes"),
-        ({"num_classes": "ten"}, "num_classes is 'ten', of type str; give int"),
-        ({"num_classes": 0}, "num_classes is 0; give a positive"),
-        ({"depth": 8}, "has no option 'depth'; it takes 'block', 'stage_size', 'last_stride'"),
+        ({"num_classes": "ten"}, "num_classes is 'ten' but must be a whole number"),
+        ({"num_classes": 0}, "num_classes is 0 but must be a whole number of at least 1"),
+        (
+            {"depth": 8},
+            "no option 'depth' of backbone 'resnet8_cifar'; it takes 'block', ",
+        ),
         ({"last_stride": 3}, "'last_stride' of backbone 'resnet8_cifar' is 3"),
         ({"attention": "senet"}, "no attention 'senet'; there are 'gsop', 'gsop_compact', 'cgd'"),
-        ({"attention": {"name": "gsop", "with": 3}}, "no option 'with'; it takes 'dim', 'manner'"),
+        (
+            {"attention": {"name": "gsop", "with": 3}},
+            "no option 'with' of attention 'gsop'; it takes 'dim', 'm",
+        ),
         ({"attention": {"name": "gsop", "dim": "128"}}, "'dim' of attention 'gsop' is '128'"),
         ({"attention": {"name": "gsop", "manner": "both"}}, "'manner' of attention 'gsop' is"),
         ({"attention": {"name": "none", "dim": 8}}, "'none' takes no options; remove 'dim'"),
         ({"attention": {"dim": 8}}, "config.model.attention has options ('dim') but no name"),
         ({"attention": 3}, "config.model.attention is 3; give a name or a dict"),
         (
-            {"attention": {"name": "cgd", "where": "top"}},
-            "where is 'top'; it is 'conv' or 'branch'",
+            {"attention": {"name": "cgd", "after": "top"}},
+            "attention.after is 'top' but must be 'conv' or 'branch'",
         ),
-        ({"attention": {"name": "cgd", "placement": "11 1 1"}}, "does not fit stages of (1, 1, 1)"),
-        ({"attention": {"name": "cgd", "placement": "1 2 0"}}, "knows the characters '0', '1'."),
+        ({"attention": {"name": "cgd", "blocks": "11 1 1"}}, "does not fit stages of (1, 1, 1)"),
+        ({"attention": {"name": "cgd", "blocks": "1 2 0"}}, "knows the characters '0', '1'."),
         ({"attention": {"name": "cgd", "use_bias": 1}}, "'use_bias' of attention 'cgd' is 1"),
         ({"pool": "median"}, "no pool 'median'; there are 'max', 'average', 'skip'"),
-        ({"pool": {"name": "max", "window": 3}}, "pool 'max' has no option 'window'"),
+        ({"pool": {"name": "max", "window": 3}}, "no option 'window' of pool 'max'"),
         ({"pool": {"name": "gfgp", "activation": "tanh"}}, "'activation' of pool 'gfgp' is 'tanh'"),
         ({"representation": "vlad"}, "no representation 'vlad'; there are 'gavp', 'mpncov'"),
-        ({"representation": {"name": "gavp", "width": 3}}, "no option 'width'; it takes none"),
+        (
+            {"representation": {"name": "gavp", "width": 3}},
+            "no option 'width' of representation 'gavp'; it takes none",
+        ),
         ({"representation": {"name": "mpncov", "num_iters": True}}, "'num_iters' of represent"),
+        ({"representation": {"name": "mpncov", "num_iters": 0}}, "'num_iters' of represent"),
+        ({"representation": {"name": "mpncov", "dropout": 1.5}}, "'dropout' of represent"),
         ({"representation": "no.such.module:Pool"}, "cannot be imported: No module named 'no'"),
     ],
 )
@@ -79,10 +96,12 @@ def test_refused_by_a_sentence(changes, sentence):
     ("changes", "images", "sentence"),
     [
         ({}, (16, 16, 3), "takes images [batch, height, width, channels], not"),
-        ({"pool": "max"}, (1, 3, 8, 3), "at least 4×4 pixels with these options, not 3×8"),
-        ({"backbone": "resnet18", "pool": "gfgp"}, (1, 29, 32, 3), "at least 30×30"),
-        ({"representation": {"name": "mpncov", "num_iters": 0}}, (1, 8, 8, 3), "MPNCOV got num_it"),
-        ({"representation": {"name": "mpncov", "dropout": 1.5}}, (1, 8, 8, 3), "rate in [0, 1)"),
+        ({"pool": "max"}, (1, 3, 8, 3), "In resnet8_cifar on images of 3×8 pixels: "),
+        (
+            {"backbone": "resnet18", "pool": "gfgp"},
+            (1, 29, 32, 3),
+            "In resnet18 on images of 29×32 pixels: ",
+        ),
         ({"representation": {"name": "mpncov", "vectorize": False}}, (1, 8, 8, 3), "one vector"),
         (
             {"attention": {"name": "gsop", "manner": "fusion_concat"}},
@@ -165,14 +184,14 @@ def test_a_module_of_ones_own(monkeypatch):
     module.Peak, module.Gate = Peak, Gate
     monkeypatch.setitem(sys.modules, "of_my_own", module)
     config = SMALL | {
-        "attention": {"name": "of_my_own:Gate", "placement": "last", "where": "conv"},
+        "attention": {"name": "of_my_own:Gate", "blocks": "last", "after": "conv"},
         "representation": {"name": "of_my_own:Peak", "power": 2},
     }
     model = create_model(config, dtype=jnp.bfloat16)
     assert model.representation.power == 2
     features = variables_of(model)["params"]["features"]
     assert features["layer3_0"]["attention"]["gate"].shape == (64,)
-    with pytest.raises(UsageError, match="no option 'strength'; it takes 'power'"):
+    with pytest.raises(UsageError, match=r"no option 'strength' of .*; it takes 'power'"):
         create_model(SMALL | {"representation": {"name": "of_my_own:Peak", "strength": 2}})
 
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from sop.torch_weights import canonical, family_of
+from sop.models import get_backbone
+from sop.torch_weights.names import canonical
 from tests.models import tracing
 
 TRANSITIONS = {f"transition{i}/pool" for i in (1, 2, 3)}
@@ -64,9 +65,9 @@ def test_attention(name):
     assert shapes[f"params/features/denseblock1/denselayer6/attention/{leaf}"] == width
 
 
-@pytest.mark.parametrize("config", [{}, {"pool": "max_entropy"}])
-def test_min_size(config):
-    tracing.check_min_size({"backbone": "densenet121", **config})
+@pytest.mark.parametrize(("config", "size"), [({}, 29), ({"pool": "max_entropy"}, 30)])
+def test_smallest_images(config, size):
+    tracing.check_smallest({"backbone": "densenet121", **config}, size)
 
 
 def test_initialisation():
@@ -87,7 +88,9 @@ def test_types():
 def test_early_files_put_a_dot_before_numbers():
     old = "features.denseblock1.denselayer2.norm.1.weight"
     new = "features.denseblock1.denselayer2.norm1.weight"
-    assert canonical({old: 1, "classifier.bias": 2}, family_of("densenet121")) == {
+    assert canonical(
+        {old: 1, "classifier.bias": 2}, get_backbone({"backbone": "densenet121"}).torch_names
+    ) == {
         new: 1,
         "classifier.bias": 2,
     }

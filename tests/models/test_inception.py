@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from sop.errors import UsageError
-from sop.models import create_model
+from sop.models import create_model, get_backbone
 from sop.models.inception import STAGES
-from sop.torch_weights import canonical, family_of
+from sop.torch_weights.names import canonical
 from tests.models import tracing
 
 
@@ -43,11 +43,11 @@ def test_attention_stands_on_mixed_blocks(name):
     assert tracing.places(shapes, "attention") == (last if name == "gsop" else every)
 
 
-@pytest.mark.parametrize(("name", "where"), [("gsop", "conv"), ("cgd", "branch")])
-def test_another_place_for_attention_is_refused(name, where):
+@pytest.mark.parametrize(("name", "after"), [("gsop", "conv"), ("cgd", "branch")])
+def test_another_place_for_attention_is_refused(name, after):
     config = {"backbone": "inception_v3", "num_classes": 3}
-    with pytest.raises(UsageError, match=f"attention.where is '{where}', but in inception_v3"):
-        create_model(config | {"attention": {"name": name, "where": where}})
+    with pytest.raises(UsageError, match=f"attention.after is '{after}', but in inception_v3"):
+        create_model(config | {"attention": {"name": name, "after": after}})
 
 
 @pytest.mark.parametrize("name", ["skip", "gfgp"])
@@ -59,8 +59,8 @@ def test_pooling(name):
         assert any(path.startswith(f"params/features/{place}/{leaf}") for path in shapes)
 
 
-def test_min_size():
-    tracing.check_min_size({"backbone": "inception_v3"})
+def test_smallest_images():
+    tracing.check_smallest({"backbone": "inception_v3"}, 75)
 
 
 def test_transform_input_brings_imagenet_normalisation_to_plus_minus_one():
@@ -95,6 +95,6 @@ def test_types():
 
 def test_fast_mpn_cov_numbers_the_layers():
     names = {f"features.{number}.conv.weight": number for number in (0, 5, 7, 17)}
-    renamed = canonical(names, family_of("inception_v3"))
+    renamed = canonical(names, get_backbone({"backbone": "inception_v3"}).torch_names)
     places = ("Conv2d_1a_3x3", "Conv2d_4a_3x3", "Mixed_5b", "Mixed_7c")
     assert list(renamed) == [f"{place}.conv.weight" for place in places]

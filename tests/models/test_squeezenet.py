@@ -70,9 +70,9 @@ def test_pooling(name):
     assert pools == ({"pool1", "pool2", "pool3"} if name in ("skip", "gfgp") else set())
 
 
-@pytest.mark.parametrize("backbone", ["squeezenet1_0", "squeezenet1_1"])
-def test_min_size(backbone):
-    tracing.check_min_size({"backbone": backbone})
+@pytest.mark.parametrize(("backbone", "size"), [("squeezenet1_0", 21), ("squeezenet1_1", 17)])
+def test_smallest_images(backbone, size):
+    tracing.check_smallest({"backbone": backbone}, size)
 
 
 def test_initialisation():

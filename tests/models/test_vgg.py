@@ -76,15 +76,15 @@ def test_pooling_stands_at_the_end_of_stages(backbone, count, name):
 
 
 @pytest.mark.parametrize(
-    "config",
+    ("config", "size"),
     [
-        {"backbone": "vgg11"},
-        {"backbone": "vgg16_mod", "pool": "gfgp"},
-        {"backbone": "vgg13_bn", "representation": "mpncov", "pool": "skip"},
+        ({"backbone": "vgg11"}, 32),
+        ({"backbone": "vgg16_mod", "pool": "gfgp"}, 16),
+        ({"backbone": "vgg13_bn", "representation": "mpncov", "pool": "skip"}, 16),
     ],
 )
-def test_min_size(config):
-    tracing.check_min_size(config)
+def test_smallest_images(config, size):
+    tracing.check_smallest(config, size)
 
 
 def test_batch_norm_of_gfgp_has_its_epsilon():
@@ -131,7 +131,7 @@ def test_refusals():
         create_model({"backbone": "vgg12", "num_classes": 10})
     with pytest.raises(UsageError, match="no option 'hidden'"):
         create_model({"backbone": "vgg16_mod", "num_classes": 10, "hidden": (1,)})
-    with pytest.raises(UsageError, match="hidden is"):
+    with pytest.raises(UsageError, match="'hidden' of backbone"):
         create_model({"backbone": "vgg16", "num_classes": 10, "hidden": (0,)})
     with pytest.raises(UsageError, match="'flat'"):
         create_model({"backbone": "vgg16_mod", "num_classes": 10, "representation": "flat"})

@@ -14,6 +14,7 @@ import pytest
 
 from sop.config import get_config, stage_configs
 from sop.errors import UsageError
+from sop.layers import BatchNorm
 from sop.training.checkpoints import (
     best_step,
     find_variables,
@@ -37,7 +38,7 @@ class Features(nn.Module):
     @nn.compact
     def __call__(self, x, train):
         x = nn.Conv(4, (3, 3), name="conv")(x)
-        return nn.relu(nn.BatchNorm(use_running_average=not train, name="bn")(x))
+        return nn.relu(BatchNorm(name="bn")(x, train))
 
 
 class Network(nn.Module):

@@ -1,0 +1,70 @@
+"""What a network file tells of each network: its constructor, and what it was published with."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+
+Rules = tuple[tuple[str, str], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class TorchNames:
+    """What a network's parameters are called in PyTorch.
+
+    Rules are (regular expression, replacement), applied in order.
+
+    Attributes:
+      names: Flax path ('features/layer1_0/conv1') → the original's name.
+      aliases: other spellings in published files → the original's name.
+      unused: expressions of names that the forward pass in evaluation never reads.
+    """
+
+    names: Rules = ()
+    aliases: Rules = ()
+    unused: tuple[str, ...] = ()
+
+
+def number_layers(
+    features: Iterable[tuple[str, Any]], classifier: Iterable[tuple[str, Any]]
+) -> TorchNames:
+    """Names in an original that numbers its layers: (place in Flax, number) of both parts."""
+    names = [(rf"^features/{place}\b", f"features.{number}") for place, number in features]
+    names += [(rf"^classifier/{place}\b", f"classifier.{number}") for place, number in classifier]
+    return TorchNames(names=tuple(names))
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+    """One network, or a family whose names hold its numbers ('resnet{depth}_cifar').
+
+    Attributes:
+      make: (`sop.models.parts.Parts`, options of config.model as keyword-only arguments) → Network.
+      torch_names: see `TorchNames`.
+      published: name of a representation → options that it was published with in this network.
+      representation: name of the one that stands where a config names none.
+      own: representations that only this network has, by name.
+      image_size: height and width of the images that it was published for.
+    """
+
+    make: Callable[..., nn.Module]
+    torch_names: TorchNames
+    published: Mapping[str, Mapping[str, Any]] = dataclasses.field(
+        default_factory=lambda: {"mpncov": {"reduction": 256}}
+    )
+    representation: str = "gavp"
+    own: Mapping[str, Callable[..., nn.Module]] = dataclasses.field(default_factory=dict)
+    image_size: int = 224
+
+
+def find_backbone(name: str, known: Mapping[str, Backbone]) -> Backbone | None:
+    """The entry whose key is `name`; '{depth}' in a key stands for a number, which is bound."""
+    for key, backbone in known.items():
+        pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>[1-9]\\d*)", re.escape(key))
+        if found := re.fullmatch(pattern, name):
+            numbers = {each: int(value) for each, value in found.groupdict().items()}
+            return dataclasses.replace(backbone, make=partial(backbone.make, **numbers))
+    return None

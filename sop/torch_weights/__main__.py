@@ -1,0 +1,42 @@
+"""Turns a file of PyTorch weights into a checkpoint that evaluation and fine-tuning read."""
+
+from collections.abc import Sequence
+
+import jax
+
+from sop.command import Parser, run
+from sop.config.command_line import add_config, parse
+from sop.torch_weights.engine import conversion
+from sop.torch_weights.files import read
+from sop.training.checkpoints import save_variables
+
+
+def make_parser() -> Parser:
+    """The flags of this command."""
+    parser = Parser(prog="python -m sop.torch_weights", description=__doc__)
+    parser.add_argument("file", help=".pth, .pth.tar, .pt or .safetensors")
+    add_config(parser)
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the checkpoint")
+    parser.add_argument(
+        "--allow-missing",
+        action="append",
+        default=[],
+        metavar="REGEX",
+        help=r"names that may be missing, left over or of another shape, as '^fc\.'; repeatable",
+    )
+    return parser
+
+
+def main(arguments: Sequence[str]) -> None:
+    options, config = parse(make_parser(), arguments)
+    found = conversion(read(options.file), config.model, options.allow_missing)
+    save_variables(options.workdir, found.variables)
+    for what, names in (("not used", found.unused), ("not in the file, so new", found.fresh)):
+        if names:
+            print(f"{what}: {', '.join(names)}")
+    count = sum(x.size for x in jax.tree.leaves(found.variables["params"]))
+    print(f"{config.model.backbone} with {count:,} parameters is in {options.workdir}")
+
+
+if __name__ == "__main__":
+    run(main)
