@@ -6,10 +6,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import lax
 
 from sop import ops
+from sop.ops.platform import multiply
 
 # He et al. 2015, eq. 10, with fan-out.
 kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -23,50 +22,6 @@ def torch_uniform(fan_in: int) -> Callable[..., jax.Array]:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init
-
-
-def _contract(x, kernel, axis):
-    """Σ over the last axis of x and the given one of the kernel, summed in at least float32."""
-    return lax.dot_general(
-        x,
-        kernel,
-        (((x.ndim - 1,), (axis,)), ((), ())),
-        preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
-    )
-
-
-@jax.custom_jvp
-def _matmul(x, kernel):
-    return _contract(x, kernel, 0)
-
-
-@_matmul.defjvp
-def _matmul_jvp(primals, tangents):
-    (x, kernel), (dx, dkernel) = primals, tangents
-    axis = 0
-    if kernel.shape[0] > kernel.shape[1]:
-        # The transposed tangent has a transposed cotangent, for which XLA multiplies faster on CPU.
-        # Without the barrier it would fold the transposition back.
-        dkernel, axis = lax.optimization_barrier(dkernel.T), 1
-    return _matmul(x, kernel), _contract(dx, kernel, 0) + _contract(x, dkernel, axis)
-
-
-def convolve(x, kernel, strides, padding, *, lhs_dilation, feature_group_count, **options):
-    """`lax.conv_general_dilated` of NHWC and HWIO; on CPU 1×1 ones as products, faster there."""
-    pointwise = kernel.shape[:2] == (1, 1) and feature_group_count == 1 and lhs_dilation == (1, 1)
-    padded = padding not in ("SAME", "VALID") and np.any(padding)
-    if pointwise and not padded and jax.default_backend() == "cpu":
-        x = x[:, :: strides[0], :: strides[1]]
-        return _matmul(x, kernel[0, 0]).astype(x.dtype)
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        strides,
-        padding,
-        lhs_dilation=lhs_dilation,
-        feature_group_count=feature_group_count,
-        **options,
-    )
 
 
 class PointwiseConv(nn.Module):
@@ -103,7 +58,7 @@ class PointwiseConv(nn.Module):
         if self.strides > 1:
             x = x[:, :: self.strides, :: self.strides]
         x = ops.widen(x.astype(self.dtype or x.dtype))
-        y = _matmul(x, kernel[0, 0].astype(x.dtype))
+        y = multiply(x, kernel[0, 0].astype(x.dtype))
         return y + self.param("bias", uniform, (self.features,)) if self.use_bias else y
 
 

@@ -5,10 +5,11 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from sop.errors import UsageError
-from sop.layers.linear import convolve, kaiming_normal, torch_uniform
+from sop.layers.linear import kaiming_normal, torch_uniform
+from sop.ops.platform import convolve
+from sop.ops.precision import at_least_float32
 
 Conv = partial(
     nn.Conv,
@@ -19,7 +20,7 @@ Conv = partial(
 
 
 class Network(nn.Module):
-    """features → representation → classifier: images [B,H,W,3] → float32 logits [B,num_classes].
+    """features → representation → classifier: images [B,H,W,3] → logits [B,num_classes], float32.
 
     Attributes:
       features: [B,H,W,3] → [B,H',W',C], called with (images, train).
@@ -55,7 +56,7 @@ class Network(nn.Module):
             raise UsageError(
                 f"In {self.backbone} on images of {height}×{width} pixels: {error}"
             ) from error
-        return x.astype(jnp.float32)
+        return at_least_float32(x)
 
 
 class Linear(nn.Module):

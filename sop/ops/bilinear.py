@@ -3,8 +3,10 @@
 import jax.numpy as jnp
 import numpy as np
 
+from sop.checks import Count, check
 from sop.errors import UsageError
-from sop.ops.covariance import positions, require_feature_map, second_moment
+from sop.ops.arguments import require_feature_map
+from sop.ops.covariance import positions, second_moment
 
 _THRESHOLD = 1e-8
 
@@ -107,8 +109,7 @@ def compact_bilinear(x, hash_1, sign_1, hash_2, sign_2, projected_dim=8192):
     (1, 4)
     """
     require_feature_map(x)
-    if not isinstance(projected_dim, int) or projected_dim < 1:
-        raise UsageError(f"projected_dim is {projected_dim!r}: give a whole number of at least 1.")
+    check("projected_dim", projected_dim, Count)
     channels = x.shape[3]
     for name, value in (
         ("hash_1", hash_1),

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from sop.errors import UsageError
-from sop.ops.covariance import PRECISION, at_least_float32, require_feature_map
-from sop.ops.precision import narrow
+from sop.ops.arguments import require_feature_map
+from sop.ops.precision import at_least_float32, einsum, narrow
 
 
 def _dot(values, weight):
     """[B, C] · [C] → [B, 1]."""
-    return jnp.einsum("bc,c->b", values, weight, precision=PRECISION)[:, None]
+    return einsum("bc,c->b", values, weight)[:, None]
 
 
 def _descriptor(total, count, peak, weights, biases, inner_tanh):

@@ -6,28 +6,8 @@ import numpy as np
 from jax import lax
 
 from sop.errors import UsageError
-from sop.ops.precision import widen
-
-# On accelerators the default would round the factors of a float32 product to bfloat16 or TF32.
-PRECISION = lax.Precision.HIGHEST
-
-
-def require_feature_map(x, argument="x"):
-    """Refuses, when traced, what is not a feature map [B, H, W, C] of floats with H, W, C ≥ 1."""
-    if x.ndim != 4:
-        raise UsageError(f"{argument} has shape {x.shape}: give a feature map [B, H, W, C].")
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise UsageError(f"{argument} has dtype {x.dtype}: cast it to a floating type.")
-    if 0 in x.shape[1:]:
-        raise UsageError(
-            f"{argument} has shape {x.shape}: height, width and channels must be at least 1."
-        )
-
-
-def at_least_float32(x):
-    """x in float32, or unchanged where it is wider."""
-    x = widen(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+from sop.ops.arguments import require_feature_map, require_square
+from sop.ops.precision import at_least_float32, einsum
 
 
 def positions(x):
@@ -61,7 +41,7 @@ def _second_moment_jvp(primals, tangents):
 
 
 def _outer(x, y):
-    return jnp.einsum("bnc,bnd->bcd", x, y, precision=PRECISION)
+    return einsum("bnc,bnd->bcd", x, y)
 
 
 def covariance(x):
@@ -144,7 +124,7 @@ def row_convolution(a, kernel, bias):
         )
     if bias.shape != (kernel.shape[0], kernel.shape[2]):
         raise UsageError(f"bias has shape {bias.shape}: give [R, F] as in kernel {kernel.shape}.")
-    out = jnp.einsum("brk,rkf->brf", a, kernel, precision=PRECISION) + bias
+    out = einsum("brk,rkf->brf", a, kernel) + bias
     return out.reshape(a.shape[0], -1)
 
 
@@ -169,9 +149,3 @@ def upper_triangle(a):
     rows, columns = np.triu_indices(channels)
     flat = a.reshape(*a.shape[:-2], channels * channels)
     return flat[..., rows * channels + columns]
-
-
-def require_square(a):
-    """Refuses, when traced, what is not a stack of square matrices."""
-    if a.ndim < 2 or a.shape[-1] != a.shape[-2] or a.shape[-1] == 0:
-        raise UsageError(f"a has shape {a.shape}: give square matrices [..., C, C].")

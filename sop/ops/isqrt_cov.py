@@ -7,19 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from sop.ops.covariance import (
-    PRECISION,
-    centre,
-    positions,
-    require_feature_map,
-    upper_triangle,
-)
-from sop.ops.matrix_functions import (
-    newton_schulz,
-    newton_schulz_and_adjoint,
-    product,
-    require_iterations,
-)
+from sop.ops.arguments import require_feature_map, require_iterations
+from sop.ops.covariance import centre, positions, upper_triangle
+from sop.ops.matrix_functions import newton_schulz, newton_schulz_and_adjoint, product
+from sop.ops.platform import in_halves
+from sop.ops.precision import einsum
 
 
 def isqrt_cov(x, num_iters=5, autodiff=False):
@@ -68,43 +60,23 @@ def _normalized(x):
     return x * lax.rsqrt(squares), jnp.sqrt(squares) * largest
 
 
-def _product(subscripts, a, b):
-    return jnp.einsum(subscripts, a, b, precision=PRECISION)
-
-
 def _forward(x, num_iters):
     x, norm = _normalized(x)
     if x.shape[1] < x.shape[2]:
         z = newton_schulz(product(x, x), num_iters, inverse=True)
-        y = _product("bnc,bnd->bcd", x, _product("bmn,bnc->bmc", z, x))
+        y = einsum("bnc,bnd->bcd", x, einsum("bmn,bnc->bmc", z, x))
     else:
-        y = newton_schulz(_product("bnc,bnd->bcd", x, x), num_iters)
+        y = newton_schulz(einsum("bnc,bnd->bcd", x, x), num_iters)
     return upper_triangle(y) * (norm / np.sqrt(x.shape[1]))[:, :, 0]
-
-
-def _in_halves(f, *arrays):
-    """f over a batch; on CPU over its two halves, so that XLA runs operations of both at once.
-
-    It runs a batched product of small matrices on one core.
-    """
-
-    def halves(*arrays):
-        half = arrays[0].shape[0] // 2
-        parts = f(*(a[:half] for a in arrays)), f(*(a[half:] for a in arrays))
-        return jnp.concatenate(parts)
-
-    if arrays[0].shape[0] < 2:
-        return f(*arrays)
-    return lax.platform_dependent(*arrays, cpu=halves, default=f)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _isqrt_cov(x, num_iters):
-    return _in_halves(functools.partial(_forward, num_iters=num_iters), x)
+    return in_halves(functools.partial(_forward, num_iters=num_iters), x)
 
 
 def _backward(num_iters, x, cotangent):
-    return (_in_halves(functools.partial(_gradient, num_iters=num_iters), x, cotangent),)
+    return (in_halves(functools.partial(_gradient, num_iters=num_iters), x, cotangent),)
 
 
 def _gradient(x, cotangent, num_iters):
@@ -112,15 +84,15 @@ def _gradient(x, cotangent, num_iters):
     x, _ = _normalized(x)
     g = _from_upper_triangle(cotangent, shape[3])
     if x.shape[1] < x.shape[2]:
-        xg = _product("bnc,bcd->bnd", x, g)
+        xg = einsum("bnc,bcd->bnd", x, g)
         direction = product(xg, x)
         z, dz = newton_schulz_and_adjoint(product(x, x), direction, num_iters, inverse=True)
-        gradient = _product("bmn,bnc->bmc", z, xg) + _product("bmn,bnc->bmc", dz, x)
+        gradient = einsum("bmn,bnc->bmc", z, xg) + einsum("bmn,bnc->bmc", dz, x)
         value = jnp.sum(direction * z, axis=(1, 2), keepdims=True)
     else:
-        a = _product("bnc,bnd->bcd", x, x)
+        a = einsum("bnc,bnd->bcd", x, x)
         y, dy = newton_schulz_and_adjoint(a, g, num_iters)
-        gradient = _product("bnc,bcd->bnd", x, dy)
+        gradient = einsum("bnc,bcd->bnd", x, dy)
         value = jnp.sum(g * y, axis=(1, 2), keepdims=True)
     # Along x only the norm changes, and the result with it in proportion.
     along = jnp.sum(x * gradient, axis=(1, 2), keepdims=True)

@@ -6,13 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from sop.errors import UsageError
-from sop.ops.covariance import PRECISION, at_least_float32, require_square
-
-
-def require_iterations(num_iters):
-    """Refuses, when traced, a number of Newton–Schulz iterations that is not a positive int."""
-    if not isinstance(num_iters, int) or isinstance(num_iters, bool) or num_iters < 1:
-        raise UsageError(f"num_iters is {num_iters!r}: give a whole number of at least 1.")
+from sop.ops.arguments import require_iterations, require_square
+from sop.ops.precision import at_least_float32, einsum
 
 
 def transpose(a):
@@ -27,7 +22,7 @@ def symmetrize(a):
 
 def product(a, b):
     """a b for symmetric b, contracting the last axes of both: the layout that is read in order."""
-    return jnp.einsum("...ij,...kj->...ik", a, b, precision=PRECISION)
+    return einsum("...ij,...kj->...ik", a, b)
 
 
 # Derivatives of the square and cube of a symmetric matrix in a symmetric direction. What the
@@ -192,8 +187,8 @@ def matrix_power(a, alpha):
     return _eigen_power(symmetrize(at_least_float32(a)), alpha)
 
 
-def _multiply(a, b):
-    return jnp.matmul(a, b, precision=PRECISION)
+def _matmul(a, b):
+    return einsum("...ij,...jk->...ik", a, b)
 
 
 def _eigen(a, alpha):
@@ -208,7 +203,7 @@ def _eigen(a, alpha):
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _eigen_power(a, alpha):
     _, power, vectors = _eigen(a, alpha)
-    return _multiply(vectors * power[..., None, :], transpose(vectors))
+    return _matmul(vectors * power[..., None, :], transpose(vectors))
 
 
 @_eigen_power.defjvp
@@ -227,6 +222,6 @@ def _eigen_power_jvp(alpha, primals, tangents):
     safe = jnp.where(inside, d, -0.5)
     ratio = jnp.where(inside, jnp.expm1(alpha * jnp.log1p(safe)) / safe, jnp.where(d < 0, 1, alpha))
     differences = jnp.where(positive, large ** (alpha - 1) * ratio, 0)
-    inner = differences * _multiply(_multiply(transpose(vectors), da), vectors)
-    out = _multiply(vectors * power[..., None, :], transpose(vectors))
-    return out, _multiply(_multiply(vectors, inner), transpose(vectors))
+    inner = differences * _matmul(_matmul(transpose(vectors), da), vectors)
+    out = _matmul(vectors * power[..., None, :], transpose(vectors))
+    return out, _matmul(_matmul(vectors, inner), transpose(vectors))

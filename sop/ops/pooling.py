@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from sop.checks import Count, NotNegative, check
 from sop.errors import UsageError
-from sop.ops.covariance import PRECISION, at_least_float32, require_feature_map
-from sop.ops.precision import narrow
+from sop.ops.arguments import require_feature_map
+from sop.ops.precision import at_least_float32, einsum, narrow
 
 
 def pool_padding(shape, window, strides, padding=(0, 0), ceil_mode=False):
@@ -34,13 +35,9 @@ def pool_padding(shape, window, strides, padding=(0, 0), ceil_mode=False):
     >>> pool_padding((112, 112), (3, 3), (2, 2), (1, 1))
     ((56, 56), ((1, 0), (1, 0)))
     """
-    for name, pair, least in (
-        ("window", window, 1),
-        ("strides", strides, 1),
-        ("padding", padding, 0),
-    ):
-        if len(pair) != 2 or not all(isinstance(p, int) and p >= least for p in pair):
-            raise UsageError(f"{name} is {pair!r}: give a pair of ints of at least {least}.")
+    check("window", window, tuple[Count, Count])
+    check("strides", strides, tuple[Count, Count])
+    check("padding", padding, tuple[NotNegative, NotNegative])
     counts, pads = [], []
     for size, k, stride, p in zip(shape, window, strides, padding, strict=True):
         if 2 * p > k:
@@ -265,11 +262,10 @@ def adaptive_average_pool(x, shape):
     [0.5, 2.5]
     """
     require_feature_map(x)
-    if len(shape) != 2 or not all(isinstance(s, int) and s >= 1 for s in shape):
-        raise UsageError(f"shape is {shape!r}: give a pair of ints of at least 1.")
+    check("shape", shape, tuple[Count, Count])
     rows = _adaptive_average_matrix(x.shape[1], shape[0])
     columns = _adaptive_average_matrix(x.shape[2], shape[1])
-    y = jnp.einsum("ph,bhwc,qw->bpqc", rows, at_least_float32(x), columns, precision=PRECISION)
+    y = einsum("ph,bhwc,qw->bpqc", rows, at_least_float32(x), columns)
     return narrow(y, x.dtype)
 
 

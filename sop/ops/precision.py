@@ -1,7 +1,19 @@
-"""Into and out of float16, whose range (±65504) second-order statistics leave at once."""
+"""Which precision values and products have, and the way into and out of float16.
+
+Second-order statistics leave the range of float16 (±65504) at once.
+"""
 
 import jax
 import jax.numpy as jnp
+from jax import lax
+
+
+def einsum(subscripts: str, *operands: jax.Array) -> jax.Array:
+    """`jnp.einsum` with factors as they are.
+
+    On accelerators the default would round those of a float32 product to bfloat16 or TF32.
+    """
+    return jnp.einsum(subscripts, *operands, precision=lax.Precision.HIGHEST)
 
 
 def narrow(x: jax.Array, dtype) -> jax.Array:
@@ -37,3 +49,9 @@ def widen(x: jax.Array) -> jax.Array:
     (dtype('float32'), dtype(bfloat16))
     """
     return _float16_to_float32(x) if x.dtype == jnp.float16 else x
+
+
+def at_least_float32(x):
+    """x in float32, or unchanged where it is wider."""
+    x = widen(x)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

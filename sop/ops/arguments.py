@@ -1,0 +1,29 @@
+"""What the functions of this package check, when traced, of their arguments."""
+
+import jax.numpy as jnp
+
+from sop.checks import Count, check
+from sop.errors import UsageError
+
+
+def require_feature_map(x, argument="x"):
+    """Refuses what is not a feature map [B, H, W, C] of floats with H, W, C ≥ 1."""
+    if x.ndim != 4:
+        raise UsageError(f"{argument} has shape {x.shape}: give a feature map [B, H, W, C].")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise UsageError(f"{argument} has dtype {x.dtype}: cast it to a floating type.")
+    if 0 in x.shape[1:]:
+        raise UsageError(
+            f"{argument} has shape {x.shape}: height, width and channels must be at least 1."
+        )
+
+
+def require_iterations(num_iters):
+    """Refuses a number of Newton–Schulz iterations that is not a positive int."""
+    check("num_iters", num_iters, Count)
+
+
+def require_square(a):
+    """Refuses what is not a stack of square matrices."""
+    if a.ndim < 2 or a.shape[-1] != a.shape[-2] or a.shape[-1] == 0:
+        raise UsageError(f"a has shape {a.shape}: give square matrices [..., C, C].")

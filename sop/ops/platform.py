@@ -1,0 +1,101 @@
+"""What is done for speed on one kind of device alone, and what it gains there.
+
+`lax.platform_dependent` chooses when a program is lowered for its device: under
+`jax.default_device`, and exported for a machine that this one is not, it is the right one.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+
+def in_halves(f: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+    """f over a batch; on CPU over its two halves, so that XLA runs operations of both at once.
+
+    It runs a batched product of small matrices on one core: two cores take half the time.
+    """
+
+    def halves(*arrays):
+        size = arrays[0].shape[0]
+        parts = [
+            f(*(lax.slice_in_dim(a, start, stop) for a in arrays))
+            for start, stop in ((0, size // 2), (size // 2, size))
+        ]
+        return jnp.concatenate(parts)
+
+    return lax.platform_dependent(*arrays, cpu=halves, default=f)
+
+
+def multiply(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x W over the last axis of x, summed in at least float32.
+
+    On CPU the gradient of W, where it is taller than wide, is computed transposed: about twice as
+    fast there.
+    """
+    return lax.platform_dependent(
+        x, kernel, cpu=_multiply_on_cpu, default=partial(_contract, axis=0)
+    )
+
+
+def convolve(
+    x: jax.Array,
+    kernel: jax.Array,
+    strides,
+    padding,
+    *,
+    lhs_dilation,
+    feature_group_count: int,
+    **options,
+) -> jax.Array:
+    """`lax.conv_general_dilated` of NHWC and HWIO; on CPU 1×1 ones as products, faster there."""
+
+    def plain(x, kernel):
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            strides,
+            padding,
+            lhs_dilation=lhs_dilation,
+            feature_group_count=feature_group_count,
+            **options,
+        )
+
+    def product(x, kernel):
+        x = x[:, :: strides[0], :: strides[1]]
+        return _multiply_on_cpu(x, kernel[0, 0]).astype(x.dtype)
+
+    pointwise = kernel.shape[:2] == (1, 1) and feature_group_count == 1 and lhs_dilation == (1, 1)
+    padded = padding not in ("SAME", "VALID") and np.any(padding)
+    if not pointwise or padded:
+        return plain(x, kernel)
+    return lax.platform_dependent(x, kernel, cpu=product, default=plain)
+
+
+def _contract(x, kernel, axis):
+    """Σ over the last axis of x and the given one of the kernel."""
+    return lax.dot_general(
+        x,
+        kernel,
+        (((x.ndim - 1,), (axis,)), ((), ())),
+        preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
+    )
+
+
+@jax.custom_jvp
+def _multiply_on_cpu(x, kernel):
+    return _contract(x, kernel, 0)
+
+
+@_multiply_on_cpu.defjvp
+def _multiply_on_cpu_jvp(primals, tangents):
+    (x, kernel), (dx, dkernel) = primals, tangents
+    axis = 0
+    if kernel.shape[0] > kernel.shape[1]:
+        # The transposed tangent has a transposed cotangent, for which XLA multiplies faster.
+        # Without the barrier it would fold the transposition back.
+        dkernel, axis = lax.optimization_barrier(dkernel.T), 1
+    return _multiply_on_cpu(x, kernel), _contract(dx, kernel, 0) + _contract(x, dkernel, axis)

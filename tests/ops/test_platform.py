@@ -1,0 +1,137 @@
+"""What is done on one platform alone: chosen for the device, equal elsewhere, exportable."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export, lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from sop import ops
+from sop.models.network import Conv
+from sop.ops.platform import convolve, in_halves, multiply
+
+OPTIONS = {"lhs_dilation": (1, 1), "dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+
+
+def array(shape, seed):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def value_and_gradients(f, *arguments):
+    y, pullback = jax.vjp(f, *arguments)
+    return y, *pullback(jnp.cos(jnp.arange(y.size)).reshape(y.shape).astype(y.dtype))
+
+
+def lowered(f, *arguments, platform):
+    return jax.jit(f).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    ("size", "strides", "padding", "groups", "multiplies"),
+    [
+        (1, (1, 1), "SAME", 1, True),
+        (1, (2, 2), "SAME", 1, True),
+        (1, (2, 3), "VALID", 1, True),
+        (1, (2, 1), [(0, 0), (0, 0)], 1, True),
+        (1, (2, 2), [(1, 0), (0, 0)], 1, False),
+        (1, (1, 1), "SAME", 2, False),
+        (3, (1, 1), "SAME", 1, False),
+    ],
+)
+def test_convolve_equals_lax(size, strides, padding, groups, multiplies, dtype):
+    x = array((2, 5, 6, 8), 0).astype(dtype)
+    kernel = array((size, size, 8 // groups, 4), 1).astype(dtype)
+    options = {**OPTIONS, "feature_group_count": groups}
+
+    def ours(x, kernel):
+        return convolve(x, kernel, strides, padding, **options)
+
+    def plain(x, kernel):
+        return lax.conv_general_dilated(x, kernel, strides, padding, **options)
+
+    found, expected = (value_and_gradients(jax.jit(f), x, kernel) for f in (ours, plain))
+    for a, b in zip(found, expected, strict=True):
+        assert a.shape == b.shape
+        assert a.dtype == b.dtype == dtype
+        a, b = np.float32(a), np.float32(b)
+        np.testing.assert_allclose(a, b, atol=4 * jnp.finfo(dtype).eps * np.abs(b).max())
+    on_cpu, on_gpu = (lowered(ours, x, kernel, platform=each) for each in ("cpu", "cuda"))
+    assert ("stablehlo.convolution" not in on_cpu) == multiplies
+    assert "stablehlo.convolution" in on_gpu and "dot_general" not in on_gpu
+
+
+def test_networks_multiply_for_1x1_convolutions_on_cpu():
+    x = jnp.ones((1, 4, 4, 8))
+    conv = Conv(3, (1, 1), 2)
+    variables = conv.init(jax.random.key(0), x)
+    assert variables["params"]["kernel"].shape == (1, 1, 8, 3)
+    compiled = jax.jit(jax.grad(lambda v: conv.apply(v, x).sum())).lower(variables).compile()
+    text = compiled.as_text()
+    assert "convolution(" not in text and "conditional" not in text
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (3, 6)])
+def test_multiply_equals_the_product(shape):
+    x, kernel = array((2, 4, shape[0]), 0), array(shape, 1)
+    found = value_and_gradients(jax.jit(multiply), x, kernel)
+    for a, b in zip(found, value_and_gradients(jnp.matmul, x, kernel), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    # The transposed gradient of a kernel taller than wide, on CPU alone.
+    gradient = jax.grad(lambda k: jnp.sum(multiply(x, k) ** 2))
+    barriers = [
+        "optimization_barrier" in lowered(gradient, kernel, platform=each)
+        for each in ("cpu", "cuda")
+    ]
+    assert barriers == [shape[0] > shape[1], False]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_halves_are_the_whole(batch):
+    x = array((batch, 3, 3, 4), 0)
+    sizes = []
+
+    def f(x):
+        sizes.append(x.shape[0])
+        return ops.covariance(x)
+
+    np.testing.assert_allclose(jax.jit(partial(in_halves, f))(x), ops.covariance(x), atol=1e-6)
+    assert {batch // 2, batch - batch // 2} <= set(sizes)
+
+
+def test_halves_under_shard_map_and_vmap():
+    x = array((4, 4, 3, 3, 5), 0)
+    expected = np.stack([ops.isqrt_cov(each) for each in x])
+    np.testing.assert_allclose(jax.vmap(ops.isqrt_cov)(x), expected, rtol=1e-5, atol=1e-6)
+    mesh = Mesh(jax.devices()[:4], "batch")
+    sharded = jax.shard_map(ops.isqrt_cov, mesh=mesh, in_specs=P("batch"), out_specs=P("batch"))
+    flat = x.reshape(16, 3, 3, 5)
+    np.testing.assert_allclose(
+        jax.jit(sharded)(flat), expected.reshape(16, -1), rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("channels", [4, 12])
+def test_a_batch_of_any_size_is_exported_for_another_platform(channels):
+    """Value and gradient, with fewer and with more channels than positions; run here on CPU."""
+
+    def network(x, kernel):
+        x = convolve(x, kernel, (1, 1), "SAME", **OPTIONS, feature_group_count=1)
+        return ops.isqrt_cov(x)
+
+    def run(x, kernel):
+        y, pullback = jax.vjp(network, x, kernel)
+        return y, *pullback(jnp.ones_like(y))
+
+    kernel = array((1, 1, 8, channels), 1)
+    [batch] = export.symbolic_shape("b")
+    images = jax.ShapeDtypeStruct((batch, 3, 2, 8), jnp.float32)
+    exported = export.export(jax.jit(run), platforms=("cpu", "cuda", "tpu"))(images, kernel)
+    for size in (1, 3):
+        x = array((size, 3, 2, 8), 2)
+        for a, b in zip(exported.call(x, kernel), jax.jit(run)(x, kernel), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
