@@ -27,9 +27,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_images
+from tables import print_header, print_row
 
 import input_pipeline
-from configs import default
+from sop.config import get_config
 
 BATCH = 64
 # Height and width of ImageNet's photographs: most have a long side of 500, some are large.
@@ -71,7 +72,7 @@ def write_images(root: Path, sizes: list[tuple[int, int]], suffix: str, count: i
 
 
 def ours(case: Case, workers: int = 0) -> Iterator[np.ndarray]:
-    config = default.get_config()
+    config = get_config()
     config.model.num_classes = 2
     config.input.dataset = f"folder:{case.files[0].parents[2]}"
     config.input.eval_split = "test"
@@ -80,7 +81,7 @@ def ours(case: Case, workers: int = 0) -> Iterator[np.ndarray]:
     config.batch_size = config.eval_batch_size = BATCH
     if case.training:
         config.input.train_transforms = case.transforms
-        for batch in input_pipeline.create_train(config).iterator():
+        for batch in input_pipeline.create_train(config).batches():
             yield batch["image"]
     config.input.eval_transforms = case.transforms
     evaluation = input_pipeline.create_eval(config)
@@ -231,7 +232,7 @@ def settled_process_time() -> float:
     return time.process_time()
 
 
-def measure(case: Case, repeats: int) -> Iterator[str]:
+def measure(case: Case, repeats: int) -> Iterator[tuple]:
     """The rows of one case; the ratio is the median of those of interleaved repetitions."""
     num_batches = 200 if case.cached else 4
     runs = {name: (make(case), []) for name, make in contenders().items()}
@@ -243,17 +244,30 @@ def measure(case: Case, repeats: int) -> Iterator[str]:
             rates.append(rate(batches, num_batches, clock))
     for name, (_, rates) in runs.items():
         ratio = statistics.median(a / b for a, b in zip(runs["ours"][1], rates, strict=True))
-        middle, spread = statistics.median(rates), f"{min(rates):,.0f}–{max(rates):,.0f}"
-        yield f"| {case.title} | {name} | {middle:,.0f} | {spread} | {ratio:.2f} |"
+        spread = f"{min(rates):,.0f}–{max(rates):,.0f}"
+        yield case.title, name, statistics.median(rates), spread, ratio
+
+
+PER_CORE = {
+    "images": "{}",
+    "pipeline": "{}",
+    "images/s and core": "{:,.0f}",
+    "least–most": "{}",
+    "ours ÷ it": "{:.2f}",
+}
+IN_ALL = {"images, ours": "{}", "workers": "{}", "images/s in all (wall clock)": "{:,.0f}"}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--repeats", type=int, default=9)
+    return parser
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--repeats", type=int, default=9)
-    repeats = parser.parse_args().repeats
-    print(f"{machine()}; batches of {BATCH}, {repeats} repetitions.\n")
-    print("| images | pipeline | images/s and core | least–most | ours ÷ it |")
-    print("| --- | --- | ---: | ---: | ---: |")
+    repeats = make_parser().parse_args().repeats
+    print(f"{machine()}; batches of {BATCH}, {repeats} repetitions.")
+    print_header(PER_CORE)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         photographs = write_images(root / "imagenet", IMAGENET_SIZES, ".jpg", 128)
@@ -269,15 +283,16 @@ def main() -> None:
         ]
         for case in cases:
             for row in measure(case, repeats):
-                print(row, flush=True)
-        print("\n| images, ours | workers | images/s in all (wall clock) |\n| --- | ---: | ---: |")
+                print_row(PER_CORE, dict(zip(PER_CORE, row, strict=True)))
+        print_header(IN_ALL)
         for case in cases:
             for workers in (0, 1, os.cpu_count()):
                 batches = ours(case, workers)
                 num_batches = 200 if case.cached else 6
                 rate(batches, workers + 3, time.perf_counter)  # fills what is prefetched
                 rates = [rate(batches, num_batches, time.perf_counter) for _ in range(repeats)]
-                print(f"| {case.title} | {workers} | {statistics.median(rates):,.0f} |", flush=True)
+                row = (case.title, workers, statistics.median(rates))
+                print_row(IN_ALL, dict(zip(IN_ALL, row, strict=True)))
 
 
 def machine() -> str:

@@ -9,6 +9,7 @@ a ratio is the median of the ratios of neighbours, its spread their quartiles.
 import argparse
 import ctypes
 import dataclasses
+import importlib.util
 import json
 import platform
 import time
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import original_layers
 import profiles
+from tables import RATIO, print_header, print_row, quartiles
 
 from sop import layers, ops
 
@@ -67,7 +69,8 @@ def cases():
             ours = function(lambda x, n=n: ops.isqrt_cov(x, n))
             add(f"iSQRT-COV N={n}", 16, size, channels, ours, original_layers.their_isqrt_cov(n))
     for size, channels in ((56, 256), (28, 512), (14, 1024), (14, 2048)):
-        add("GSoP channel", 8, size, channels, module(layers.GSoP()), original_layers.their_gsop)
+        ours = module(layers.GSoP(planes=channels // 4))
+        add("GSoP channel", 8, size, channels, ours, original_layers.their_gsop)
     for size, channels in ((112, 64), (56, 256), (28, 512), (14, 512)):
         ours = function(lambda x: ops.max_entropy_pool(x, 1.0))
         add("max-ent 2×2/2", 8, size, channels, ours, original_layers.their_max_entropy(2, 2, 0))
@@ -241,36 +244,26 @@ def measure(case, arguments):
         if len(pair) > 1:
             ratio = seconds[1] / seconds[0]
             row[f"their {name} ms"] = float(np.median(seconds[1]) * 1e3)
-            row[f"{name} ratio"] = [float(q) for q in np.quantile(ratio, (0.5, 0.25, 0.75))]
+            row[f"{name} ratio"] = quartiles(ratio)
     if arguments.profile:
         row["profile"] = ours.profile(v)
     return row
 
 
-def print_profile(row, least=0.02):
-    """Ours, forward + backward, by operation: those that take at least this share."""
-    total = sum(ms for ms, _, _ in row["profile"])
-    print(f"\n{row['layer']}, {row['input']}: {total:.2f} ms in operations\n")
-    print("| ms | share | operation | in JAX |\n| --- | --- | --- | --- |")
-    for ms, name, source in row["profile"]:
-        if ms >= least * total:
-            print(f"| {ms:.2f} | {ms / total:.0%} | {name} | {source} |")
-
-
-COLUMNS = (
-    ("layer", "{}"),
-    ("input", "{}"),
-    ("forward ms", "{:.2f}"),
-    ("their forward ms", "{:.2f}"),
-    ("forward ratio", "{0[0]:.2f} ({0[1]:.2f}–{0[2]:.2f})"),
-    ("both ms", "{:.2f}"),
-    ("their both ms", "{:.2f}"),
-    ("both ratio", "{0[0]:.2f} ({0[1]:.2f}–{0[2]:.2f})"),
-    ("residual MB", "{:.1f}"),
-    ("their residual MB", "{:.1f}"),
-    ("error", "{:.0e}"),
-    ("their error", "{:.0e}"),
-)
+COLUMNS = {
+    "layer": "{}",
+    "input": "{}",
+    "forward ms": "{:.2f}",
+    "their forward ms": "{:.2f}",
+    "forward ratio": RATIO,
+    "both ms": "{:.2f}",
+    "their both ms": "{:.2f}",
+    "both ratio": RATIO,
+    "residual MB": "{:.1f}",
+    "their residual MB": "{:.1f}",
+    "error": "{:.0e}",
+    "their error": "{:.0e}",
+}
 
 
 def keep_freed_memory():
@@ -285,7 +278,7 @@ def keep_freed_memory():
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
-def main():
+def make_parser():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--originals", type=Path, metavar="DIR")
     parser.add_argument("--only", default="", help="layers whose name or input has this in it")
@@ -295,32 +288,36 @@ def main():
     parser.add_argument("--profile", action="store_true", help="where the time of ours goes")
     parser.add_argument("--json", type=Path, help="write the rows here as well")
     parser.add_argument("--malloc", action="store_true", help="leave glibc's malloc as it is")
-    arguments = parser.parse_args()
+    return parser
+
+
+def main():
+    arguments = make_parser().parse_args()
     if not arguments.malloc:
         keep_freed_memory()
     versions = f"jax {jax.__version__}"
     if arguments.originals is None:
         print("No --originals=DIR: ours alone.")
+    elif importlib.util.find_spec("torch") is None:
+        print("PyTorch is not installed: ours alone.")
+        arguments.originals = None
     else:
         import torch
 
         versions += f", torch {torch.__version__} on {torch.get_num_threads()} threads"
     print(f"{jax.devices()[0].device_kind}, {versions}, {arguments.dtype}, {time.strftime('%F')}")
-    print("\n| " + " | ".join(name for name, _ in COLUMNS) + " |")
-    print("|" + " --- |" * len(COLUMNS), flush=True)
+    print_header(COLUMNS)
     rows = []
     for case in cases():
         if arguments.only not in f"{case.name} {case.channels}×{case.size}×{case.size}":
             continue
         if arguments.batch is not None:
             case = dataclasses.replace(case, batch=arguments.batch)
-        row = measure(case, arguments)
-        rows.append(row)
-        cells = (form.format(row[name]) if name in row else "–" for name, form in COLUMNS)
-        print("| " + " | ".join(cells) + " |", flush=True)
+        rows.append(measure(case, arguments))
+        print_row(COLUMNS, rows[-1])
     if arguments.profile:
         for row in rows:
-            print_profile(row)
+            profiles.print_operations(f"{row['layer']}, {row['input']}", row["profile"])
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(rows, indent=1))
 

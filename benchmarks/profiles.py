@@ -7,6 +7,9 @@ from pathlib import Path
 
 import jax
 from jax.profiler import ProfileData
+from tables import print_header, print_row
+
+COLUMNS = {"ms": "{:.2f}", "share": "{:.0%}", "operation": "{}", "in JAX": "{}"}
 
 
 def operations(compiled, run, repetitions=20):
@@ -36,3 +39,14 @@ def operations(compiled, run, repetitions=20):
                 if operation is not None:
                     total[operation] += event.duration_ns / repetitions / 1e6
     return [(ms, name, names.get(name, "")) for name, ms in total.most_common()]
+
+
+def print_operations(title, found, least=0.02):
+    """A table of those operations that take at least this share of the sum."""
+    total = sum(ms for ms, _, _ in found)
+    print(f"\n{title}: {total:.2f} ms in operations")
+    print_header(COLUMNS)
+    for ms, name, source in found:
+        if ms >= least * total:
+            values = (ms, ms / total, name, source)
+            print_row(COLUMNS, dict(zip(COLUMNS, values, strict=True)))

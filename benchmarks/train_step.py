@@ -17,7 +17,7 @@ processes take turns, `--steps` steps each. malloc is left as it is. Columns:
 
 On a GPU: `--dtype=bfloat16 --batch=256 --steps=10 --compile` (theirs under autocast, channels-last,
 `torch.compile`); none was at hand: untested there. B-CNN on ResNet-50 would need a classifier of
-2048² × 1000 weights; --networks also takes names of files in configs/, timed alone.
+2048² × 1000 weights; --networks also takes experiments, `configs/FILE.py:NAME`, timed alone.
 """
 
 import argparse
@@ -38,8 +38,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from tables import RATIO, print_header, print_row, quartiles
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 # Several processes share the device.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
@@ -59,19 +61,19 @@ class Case:
     without: tuple[str, dict] | None = None
 
 
-PLAIN = ("imagenet_resnet50_gavp", {})
-STRIDE_1 = ("imagenet_resnet50_gavp", {"last_stride": 1})
-AVERAGE = ("imagenet_resnet50_gfgp", {"pool": {"name": "average"}})
+PLAIN = ("configs/imagenet.py:resnet50_gavp", {})
+STRIDE_1 = ("configs/imagenet.py:resnet50_gavp", {"last_stride": 1})
+AVERAGE = ("configs/imagenet.py:resnet50_gfgp", {"pool": {"name": "average"}})
 CASES = {  # neighbours share the network without the method
-    "gavp": Case("imagenet_resnet50_gavp"),
-    "cgd": Case("imagenet_resnet50_cgd", without=PLAIN),
+    "gavp": Case("configs/imagenet.py:resnet50_gavp"),
+    "cgd": Case("configs/imagenet.py:resnet50_cgd", without=PLAIN),
     "compact_bilinear": Case(
-        "imagenet_resnet50_gavp", {"representation": {"name": "compact_bilinear"}}, PLAIN
+        "configs/imagenet.py:resnet50_gavp", {"representation": {"name": "compact_bilinear"}}, PLAIN
     ),
-    "mpncov": Case("imagenet_resnet50_mpncov", without=STRIDE_1),
-    "gsop1": Case("imagenet_resnet50_gsop1", without=STRIDE_1),
-    "gsop2": Case("imagenet_resnet50_gsop2", without=STRIDE_1),
-    "gfgp": Case("imagenet_resnet50_gfgp", without=AVERAGE),
+    "mpncov": Case("configs/imagenet.py:resnet50_mpncov", without=STRIDE_1),
+    "gsop1": Case("configs/imagenet.py:resnet50_gsop1", without=STRIDE_1),
+    "gsop2": Case("configs/imagenet.py:resnet50_gsop2", without=STRIDE_1),
+    "gfgp": Case("configs/imagenet.py:resnet50_gfgp", without=AVERAGE),
 }
 
 
@@ -87,13 +89,14 @@ def ours(config, changes, arguments):
     """The machine, a function that builds what runs n steps, and one for the device's peak."""
     import jax
 
+    from sop.config.command_line import load
     from sop.data.normalization import normalize
     from sop.models import create_model
     from sop.training.optimizer import make_optimizer, make_schedule
     from sop.training.state import init_state, init_variables
     from sop.training.step import data_parallel, make_mesh, make_train_step, replicated, to_devices
 
-    config = importlib.import_module(f"configs.{config}").get_config()
+    config = load(str(ROOT / config))
     with config.unlocked():
         config.model.update(changes)
     images, labels = noise(arguments)
@@ -280,10 +283,6 @@ class Worker:
         return self._answer()
 
 
-def quartiles(values):
-    return [float(q) for q in np.quantile(values, (0.5, 0.25, 0.75))]
-
-
 def measure(name, case, without, arguments):
     """The row of a network; `without`: a worker for it without the method, or None."""
     workers = {"": Worker(ours, case.config, case.changes, arguments)}
@@ -319,11 +318,11 @@ COLUMNS = {
     "÷ plain": "{:.2f}",
     "share": PERCENT,
     **{f"their {name}": form for name, form in OF_EACH.items()},
-    "ratio": "{0[0]:.2f} ({0[1]:.2f}–{0[2]:.2f})",
+    "ratio": RATIO,
 }
 
 
-def main():
+def make_parser():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--originals", type=Path, metavar="DIR")
     parser.add_argument("--networks", default=",".join(CASES), help="names, with commas between")
@@ -334,14 +333,17 @@ def main():
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="theirs: compile, channels-last")
     parser.add_argument("--json", type=Path, help="write the rows here as well")
-    arguments = parser.parse_args()
+    return parser
+
+
+def main():
+    arguments = make_parser().parse_args()
     if arguments.originals is None:
         print("No --originals=DIR: ours alone.")
     elif importlib.util.find_spec("torch") is None:
         print("PyTorch is not installed: ours alone.")
         arguments.originals = None
-    print("\n| " + " | ".join(COLUMNS) + " |")
-    print("|" + " --- |" * len(COLUMNS), flush=True)
+    print_header(COLUMNS)
     rows, key, without = [], None, None
     for name in arguments.networks.split(","):
         case = CASES.get(name, Case(name))
@@ -358,8 +360,7 @@ def main():
         rows.append(row)
         if rows[0]["network"] == "gavp":
             row["÷ plain"] = row["ms"][0] / rows[0]["ms"][0]
-        cells = (form.format(row[name]) if name in row else "–" for name, form in COLUMNS.items())
-        print("| " + " | ".join(cells) + " |", flush=True)
+        print_row(COLUMNS, row)
     if without:
         with contextlib.suppress(RuntimeError):
             without(0)
