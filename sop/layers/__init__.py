@@ -1,4 +1,4 @@
-"""Flax modules: representations, attention and local pooling, all called `module(x, train)`.
+"""Flax modules: representations, attention, local pooling, norm; all called `module(x, train)`.
 
 Representations turn [B, H, W, C] into [B, D]; attention keeps the shape; local pooling gives
 [B, H', W', C]. A network takes any of one kind in the place of another.
@@ -7,6 +7,7 @@ Representations turn [B, H, W, C] into [B, D]; attention keeps the shape; local 
 from sop.layers.cgd import CGD, SpatialCGD, ToyCGD
 from sop.layers.gsop import CompactGSoP, GSoP
 from sop.layers.local_pooling import GFGP, AveragePool, MaxEntropyPool, MaxPool, SkipPool
+from sop.layers.norm import BatchNorm
 from sop.layers.representations import MPNCOV, BilinearCNN, CompactBilinear, GlobalAverage
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "GFGP",
     "MPNCOV",
     "AveragePool",
+    "BatchNorm",
     "BilinearCNN",
     "CompactBilinear",
     "CompactGSoP",

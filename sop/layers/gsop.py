@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from sop import ops
 from sop.layers.arguments import require_choice, require_count, require_feature_map
-from sop.layers.linear import PointwiseConv, RowConv, batch_norm, kaiming_normal, torch_uniform
+from sop.layers.linear import PointwiseConv, RowConv, kaiming_normal, torch_uniform
+from sop.layers.norm import BatchNorm
 
 _GRID = 8  # position attention looks at 8 × 8 cells
 
@@ -32,8 +33,8 @@ class ChannelWeights(nn.Module):
         # A bottleneck of 64 planes has 256 channels.
         stride = self.stride or (2 if channels == 256 else 1)
         y = PointwiseConv(self.dim, stride, dtype=self.dtype, name="reduce")(nn.relu(x))
-        y = nn.relu(batch_norm(train, self.axis_name, "reduce_norm")(y))
-        y = batch_norm(train, self.axis_name, "row_norm", axis=1)(ops.covariance(y))
+        y = nn.relu(BatchNorm(axis_name=self.axis_name, name="reduce_norm")(y, train))
+        y = BatchNorm(axis=1, axis_name=self.axis_name, name="row_norm")(ops.covariance(y), train)
         y = RowConv(name="row_conv")(y)
         y = nn.sigmoid(PointwiseConv(channels, name="expand")(y))
         return y[:, None, None, :]
@@ -54,9 +55,9 @@ class PositionWeights(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         y = PointwiseConv(self.dim, dtype=self.dtype, name="reduce")(nn.relu(x))
-        y = batch_norm(train, self.axis_name, "reduce_norm")(y)
+        y = BatchNorm(axis_name=self.axis_name, name="reduce_norm")(y, train)
         y = ops.position_covariance(ops.adaptive_average_pool(y, (_GRID, _GRID)))
-        y = batch_norm(train, self.axis_name, "row_norm", axis=1)(y)
+        y = BatchNorm(axis=1, axis_name=self.axis_name, name="row_norm")(y, train)
         y = nn.relu(RowConv(name="row_conv")(y))
         y = nn.sigmoid(PointwiseConv(_GRID**2, name="expand")(y))
         return ops.adaptive_average_pool(y.reshape(-1, _GRID, _GRID, 1), x.shape[1:3])
@@ -128,7 +129,7 @@ class GSoP(nn.Module):
             case "fusion_concat":
                 y = self._column_conv("channel_conv", channel)
                 y = y + self._column_conv("position_conv", position)
-                y = batch_norm(train, self.axis_name, "concat_norm")(y)
+                y = BatchNorm(axis_name=self.axis_name, name="concat_norm")(y, train)
         return ops.narrow(y, dtype)
 
     def _column_conv(self, name, x):
@@ -190,9 +191,9 @@ class CompactGSoP(nn.Module):
         dtype = self.dtype or x.dtype
         x = ops.widen(x.astype(dtype))
         y = PointwiseConv(self.dim, kernel_init=None, dtype=self.dtype, name="reduce")(x)
-        y = nn.relu(batch_norm(train, self.axis_name, "reduce_norm")(y))
+        y = nn.relu(BatchNorm(axis_name=self.axis_name, name="reduce_norm")(y, train))
         y = RowConv(kernel_init=None, name="row_conv")(ops.covariance(y) * math.prod(y.shape[1:3]))
-        y = batch_norm(train, self.axis_name, "row_norm")(y)
+        y = BatchNorm(axis_name=self.axis_name, name="row_norm")(y, train)
         y = PointwiseConv(x.shape[-1], kernel_init=None, name="expand")(y)
-        y = nn.sigmoid(batch_norm(train, self.axis_name, "expand_norm")(y))
+        y = nn.sigmoid(BatchNorm(axis_name=self.axis_name, name="expand_norm")(y, train))
         return ops.narrow(x * y[:, None, None, :], dtype)

@@ -1,4 +1,4 @@
-"""The linear maps and the norm that the layers share, with PyTorch's initialisations."""
+"""The linear maps that the layers share, with PyTorch's initialisations."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,23 +23,6 @@ def torch_uniform(fan_in: int) -> Callable[..., jax.Array]:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init
-
-
-def batch_norm(train: bool, axis_name: str | None, name: str, axis: int = -1) -> nn.BatchNorm:
-    """PyTorch's momentum 0.1 (flax's 0.9) and ε = 1e-5; called with float32 or wider.
-
-    The variance is that of differences from the mean: E[x²] − E[x]² would leave a large constant
-    map with a variance of rounding errors.
-    """
-    return nn.BatchNorm(
-        use_running_average=not train,
-        axis=axis,
-        momentum=0.9,
-        epsilon=1e-5,
-        axis_name=axis_name,
-        use_fast_variance=False,
-        name=name,
-    )
 
 
 def _contract(x, kernel, axis):

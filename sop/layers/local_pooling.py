@@ -11,7 +11,8 @@ from jax import lax
 
 from sop import ops
 from sop.layers.arguments import require_choice, require_feature_map
-from sop.layers.linear import PointwiseConv, batch_norm, kaiming_normal
+from sop.layers.linear import PointwiseConv, kaiming_normal
+from sop.layers.norm import BatchNorm
 
 Pair = int | tuple[int, int]
 
@@ -252,9 +253,9 @@ class GFGP(LocalPool):
         y = x.mean((1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
         hidden = max(channels // 2, 1)
         y = PointwiseConv(hidden, kernel_init=self.kernel_init, name="squeeze")(y)
-        y = nn.relu(batch_norm(train, self.axis_name, "squeeze_norm")(y))
+        y = nn.relu(BatchNorm(axis_name=self.axis_name, name="squeeze_norm")(y, train))
         y = PointwiseConv(channels, kernel_init=self.kernel_init, name="excite")(y)
-        y = batch_norm(train, self.axis_name, "excite_norm")(y)
+        y = BatchNorm(axis_name=self.axis_name, name="excite_norm")(y, train)
         lam = nn.sigmoid(y) if self.activation == "sigmoid" else nn.softplus(y)
         y = ops.max_entropy_pool(x, lam[:, None, None, :], **self.geometry())
         return ops.narrow(y, dtype)

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from sop import ops
 from sop.layers.arguments import require_choice, require_count, require_feature_map
-from sop.layers.linear import PointwiseConv, batch_norm
+from sop.layers.linear import PointwiseConv
+from sop.layers.norm import BatchNorm
 
 
 class GlobalAverage(nn.Module):
@@ -97,7 +98,7 @@ class MPNCOV(nn.Module):
         if self.reduction:
             require_count(self, "reduction", self.reduction)
             x = PointwiseConv(self.reduction, use_bias=False, dtype=self.dtype, name="reduce")(x)
-            x = nn.relu(batch_norm(train, self.axis_name, "reduce_norm")(x))
+            x = nn.relu(BatchNorm(axis_name=self.axis_name, name="reduce_norm")(x, train))
         if self.normalization == "newton_schulz" and self.vectorize:
             y = ops.isqrt_cov(x, self.num_iters)
         else:

@@ -12,6 +12,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from sop.layers import BatchNorm
 from sop.training.state import TrainState
 
 AXIS = "batch"
@@ -58,15 +59,14 @@ def _frozen_batch_norm(is_frozen: Callable[[str], bool]):
 
     def interceptor(call, args, kwargs, context):
         module = context.module
-        if (
-            isinstance(module, nn.BatchNorm)
-            and not module.use_running_average
-            and context.method_name == "__call__"
-            and is_frozen("/".join((*module.path, "scale")))
-        ):
-            still = module.clone(parent=None, use_running_average=True)
-            return still.apply(module.variables, args[0])
-        return call(*args, **kwargs)
+        is_norm = isinstance(module, BatchNorm | nn.BatchNorm) and context.method_name == "__call__"
+        if not is_norm or not is_frozen("/".join((*module.path, "scale"))):
+            return call(*args, **kwargs)
+        if isinstance(module, BatchNorm):
+            given = dict(zip(("x", "train"), args, strict=False)) | kwargs
+            return call(**given | {"train": False})
+        still = module.clone(parent=None, use_running_average=True)
+        return still.apply(module.variables, args[0])
 
     return nn.intercept_methods(interceptor)
 

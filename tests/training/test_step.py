@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from sop.data.normalization import normalize
+from sop.layers import BatchNorm
 from sop.training.evaluation import evaluate
 from sop.training.state import init_state, init_variables
 from sop.training.step import (
@@ -35,7 +36,7 @@ class Network(nn.Module):
     @nn.compact
     def __call__(self, x, train):
         x = nn.Conv(8, (3, 3), name="conv")(x)
-        x = nn.BatchNorm(use_running_average=not train, axis_name=self.axis_name, name="bn")(x)
+        x = BatchNorm(axis_name=self.axis_name, name="bn")(x, train)
         x = nn.relu(x).mean((1, 2))
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
         return nn.Dense(10, name="classifier")(x)
@@ -104,9 +105,9 @@ def test_batch_norm_per_device_averages_running_statistics():
             {"params": initial(model, TX).params["conv"]}, PREPARE(batch["image"])
         )
     ).reshape(8, -1, 8)
-    assert_close(state.model_state["batch_stats"]["bn"]["mean"], 0.01 * features.mean((0, 1)), 1e-6)
-    per_device = features.var(axis=1).mean(axis=0)
-    assert_close(state.model_state["batch_stats"]["bn"]["var"], 0.99 + 0.01 * per_device, 1e-5)
+    assert_close(state.model_state["batch_stats"]["bn"]["mean"], 0.1 * features.mean((0, 1)), 1e-6)
+    per_device = features.var(axis=1, ddof=1).mean(axis=0)
+    assert_close(state.model_state["batch_stats"]["bn"]["var"], 0.9 + 0.1 * per_device, 1e-5)
 
 
 def test_frozen_batch_norm_uses_and_keeps_its_running_statistics():

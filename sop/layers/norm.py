@@ -1,0 +1,145 @@
+"""Batch normalisation with PyTorch's semantics, for networks and layers alike."""
+
+import functools
+import math
+from typing import Annotated, Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from sop import ops
+from sop.checks import above, at_least, at_most, check_fields
+from sop.errors import UsageError
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation, y = γ (x − μ)/√(σ² + ε) + β for each entry of one axis, as PyTorch's.
+
+    In training μ and σ² = (1/n) Σ (x − μ)² are those of the batch's n values, and the running
+    statistics follow, r ← (1 − m) r + m·s, with s the mean μ and the unbiased variance
+    n/(n − 1)·σ². Otherwise the running statistics take the place of μ and σ². With `axis_name`
+    the n values are those of all devices, whose variances are combined by the law of total
+    variance: the mean of their variances and the variance of their means. For n = 1, which
+    PyTorch refuses, the variance, 0, is not corrected.
+    Ioffe and Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing
+    Internal Covariate Shift", ICML 2015, algorithms 1 and 2.
+
+    Parameters are `scale` γ and `bias` β, the collection 'batch_stats' holds `mean` and `var`,
+    each [C] and float32: names and shapes of `flax.linen.BatchNorm`, so that either reads the
+    other's checkpoints. The running variances differ by n/(n − 1).
+
+    Attributes:
+      momentum: m, the weight of the new batch, as in PyTorch; flax's is 1 − m.
+      epsilon: ε.
+      axis: of the entries that have statistics of their own, C.
+      axis_name: mapped axis over whose devices statistics are taken; each must hold equally many
+        values. None: of each device alone.
+      dtype: of y; None: that of x. Statistics are at least float32.
+
+    Call:
+      x: any shape with at least one value for each entry of `axis`, any floating dtype;
+      train: whether statistics are the batch's, and the running ones follow.
+
+    Returns:
+      the shape of x, in `dtype`.
+
+    Raises:
+      UsageError: a field does not fit its annotation, or x is not floating, empty or lacks `axis`.
+
+    >>> x = jnp.array([[1.0], [3.0]])
+    >>> norm = BatchNorm(epsilon=1e-9)
+    >>> variables = norm.init(jax.random.key(0), x, train=False)
+    >>> y, updated = norm.apply(variables, x, train=True, mutable=["batch_stats"])
+    >>> y.ravel().tolist(), round(float(updated["batch_stats"]["var"][0]), 3)
+    ([-1.0, 1.0], 1.1)
+    """
+
+    momentum: Annotated[float, at_least(0), at_most(1)] = 0.1
+    epsilon: Annotated[float, above(0)] = 1e-5
+    axis: int = -1
+    axis_name: str | None = None
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        check_fields(self)
+        axis = self._checked_axis(x)
+        size = x.shape[axis]
+        scale = self.param("scale", nn.initializers.ones, (size,))
+        bias = self.param("bias", nn.initializers.zeros, (size,))
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (size,), jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, (size,), jnp.float32)
+
+        dtype = self.dtype or x.dtype
+        x = ops.widen(x)
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        others = tuple(i for i in range(x.ndim) if i != axis)
+        if train:
+            initializing = self.is_initializing()
+            axis_name = None if initializing else self.axis_name
+            mean, var, count = _statistics(x, others, axis_name)
+            if not initializing:
+                unbiased = var * (count / jnp.maximum(count - 1, 1))
+                self._follow(running_mean, mean)
+                self._follow(running_var, unbiased)
+        else:
+            mean, var = running_mean.value, running_var.value
+
+        def spread(values):
+            return jnp.expand_dims(values, others)
+
+        y = (x - spread(mean)) * spread(lax.rsqrt(var + self.epsilon) * scale) + spread(bias)
+        return ops.narrow(y, dtype)
+
+    def _follow(self, running, new):
+        # Not +=, which would change a caller's NumPy array.
+        running.value = running.value + self.momentum * (new - running.value)
+
+    def _checked_axis(self, x):
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise UsageError(f"BatchNorm got x of dtype {x.dtype}: cast it to a floating type.")
+        if not -x.ndim <= self.axis < x.ndim:
+            raise UsageError(f"BatchNorm got x of shape {x.shape}, which has no axis {self.axis}.")
+        if 0 in x.shape:
+            raise UsageError(f"BatchNorm got x of shape {x.shape}: every axis must be at least 1.")
+        return self.axis % x.ndim
+
+
+def _statistics(x, axes, axis_name):
+    """Mean and variance over axes and devices, and how many values they were taken over."""
+    mean, var = _mean_and_variance(x, axes)
+    var = _bounded(var)
+    count = math.prod(x.shape[i] for i in axes)
+    if axis_name is not None:
+        # What the mean of means lost to rounding is given back, so that devices that hold the
+        # same constant have no variance.
+        middle = lax.pmean(mean, axis_name)
+        away = mean - middle
+        lost, var = lax.pmean(jnp.stack([away, var + _bounded(away**2)]), axis_name)
+        mean, var = middle + lost, jnp.maximum(var - _bounded(lost**2), 0)
+        count *= lax.axis_size(axis_name)
+    return mean, var, count
+
+
+def _bounded(variance):
+    """Far enough from infinity, of which a running variance makes NaN, for sums over devices."""
+    return jnp.minimum(variance, jnp.finfo(variance.dtype).max * 2**-24)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _mean_and_variance(x, axes):
+    """Over these axes. Differences from the first value leave no rounding of a constant."""
+    first = x[tuple(slice(1) if i in axes else slice(None) for i in range(x.ndim))]
+    mean = first + (x - first).mean(axes, keepdims=True)
+    return mean.squeeze(axes), jnp.square(x - mean).mean(axes)
+
+
+@_mean_and_variance.defjvp
+def _mean_and_variance_jvp(axes, primals, tangents):
+    # The variance does not change with the mean: Σ (x − μ) = 0.
+    (x,), (dx,) = primals, tangents
+    mean, var = _mean_and_variance(x, axes)
+    away = x - jnp.expand_dims(mean, axes)
+    return (mean, var), (dx.mean(axes), 2 * (away * dx).mean(axes))
