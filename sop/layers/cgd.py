@@ -1,12 +1,13 @@
 """Compact global descriptor: attention from products of first-order statistics."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 
 from sop import ops
 from sop.layers.arguments import require_feature_map
+from sop.layers.published import Published
 
 
 def _xavier_column(key, shape, dtype=float):
@@ -50,6 +51,8 @@ class CGD(nn.Module):
     ((2, 4, 4, 8), 48)
     """
 
+    published: ClassVar[Published] = Published(after="conv")
+
     use_bias: bool = True
     nonlinear: bool = True
     dtype: Any = None
@@ -87,6 +90,8 @@ class SpatialCGD(nn.Module):
     (2, 4, 5, 8)
     """
 
+    published: ClassVar[Published] = Published(after="conv")
+
     dtype: Any = None
 
     @nn.compact
@@ -120,6 +125,8 @@ class ToyCGD(nn.Module):
     >>> y.shape
     (2, 4, 4, 8)
     """
+
+    published: ClassVar[Published] = Published(after="conv")
 
     dtype: Any = None
 

@@ -1,7 +1,7 @@
 """Global second-order pooling inside a network: attention from covariances."""
 
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -11,6 +11,7 @@ from sop import ops
 from sop.layers.arguments import require_choice, require_count, require_feature_map
 from sop.layers.linear import PointwiseConv, RowConv, kaiming_normal, torch_uniform
 from sop.layers.norm import BatchNorm
+from sop.layers.published import Published
 
 _GRID = 8  # position attention looks at 8 × 8 cells
 
@@ -23,16 +24,14 @@ class ChannelWeights(nn.Module):
     """
 
     dim: int = 128
-    stride: int | None = None
+    stride: int = 1
     dtype: Any = None
     axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         channels = x.shape[-1]
-        # A bottleneck of 64 planes has 256 channels.
-        stride = self.stride or (2 if channels == 256 else 1)
-        y = PointwiseConv(self.dim, stride, dtype=self.dtype, name="reduce")(nn.relu(x))
+        y = PointwiseConv(self.dim, self.stride, dtype=self.dtype, name="reduce")(nn.relu(x))
         y = nn.relu(BatchNorm(axis_name=self.axis_name, name="reduce_norm")(y, train))
         y = BatchNorm(axis=1, axis_name=self.axis_name, name="row_norm")(ops.covariance(y), train)
         y = RowConv(name="row_conv")(y)
@@ -75,8 +74,10 @@ class GSoP(nn.Module):
     Attributes:
       dim: d, the width that the features are reduced to before the covariance.
       manner: which of the five.
-      stride: of the reduction before the channel covariance; None: 2 where C is 256 (64 planes),
-        else 1, as published.
+      stride: of the reduction before the channel covariance; None: as published, 2 in a block of
+        64 planes and 1 elsewhere.
+      planes: of the residual block that this stands in, the width of its 3×3 convolution; a network
+        that has such blocks gives it. None: it stands in none.
       dtype: compute type of the products with x; None: that of x. Covariance, BN and sigmoid are
         float32.
       axis_name: mapped axis that BN statistics are averaged over.
@@ -97,9 +98,39 @@ class GSoP(nn.Module):
     (2, 4, 4, 32)
     """
 
+    published: ClassVar[Published] = Published(
+        blocks="last",
+        # The characters of `attpos` in its published code.
+        symbols={
+            "2": {"manner": "position"},
+            "+": {"manner": "fusion_avg"},
+            "M": {"manner": "fusion_max"},
+            "&": {"manner": "fusion_concat"},
+        },
+        last_stride=1,
+        representation={"mpncov": {"num_iters": 3}},
+    )
+    # The original's parts stand in the block itself.
+    torch_names: ClassVar[tuple[tuple[str, str], ...]] = (
+        (r"\battention/channel_conv\b", "dilate_conv_for_concat1"),
+        (r"\battention/position_conv\b", "dilate_conv_for_concat2"),
+        (r"\battention/concat_norm\b", "bn_for_concat"),
+        (r"\battention/channel/reduce\b", "conv_for_DR"),
+        (r"\battention/channel/reduce_norm\b", "bn_for_DR"),
+        (r"\battention/channel/row_norm\b", "row_bn"),
+        (r"\battention/channel/row_conv\b", "row_conv_group"),
+        (r"\battention/channel/expand\b", "fc_adapt_channels"),
+        (r"\battention/position/reduce\b", "conv_for_DR_spatial"),
+        (r"\battention/position/reduce_norm\b", "bn_for_DR_spatial"),
+        (r"\battention/position/row_norm\b", "row_bn_for_spatial"),
+        (r"\battention/position/row_conv\b", "row_conv_group_for_spatial"),
+        (r"\battention/position/expand\b", "fc_adapt_channels_for_spatial"),
+    )
+
     dim: int = 128
     manner: Literal["channel", "position", "fusion_avg", "fusion_max", "fusion_concat"] = "channel"
     stride: int | None = None
+    planes: int | None = None
     dtype: Any = None
     axis_name: str | None = None
 
@@ -108,13 +139,15 @@ class GSoP(nn.Module):
         require_feature_map(self, x)
         require_count(self, "dim", self.dim)
         require_choice(self, "manner", self.manner)
-        if self.stride is not None:
-            require_count(self, "stride", self.stride)
+        for name in ("stride", "planes"):
+            if getattr(self, name) is not None:
+                require_count(self, name, getattr(self, name))
         dtype = self.dtype or x.dtype
         x = ops.widen(x.astype(dtype))
         options = {"dim": self.dim, "dtype": self.dtype, "axis_name": self.axis_name}
         if self.manner != "position":
-            channel = x * ChannelWeights(stride=self.stride, **options, name="channel")(x, train)
+            stride = self.stride or (2 if self.planes == 64 else 1)
+            channel = x * ChannelWeights(stride=stride, **options, name="channel")(x, train)
         if self.manner != "channel":
             position = nn.relu(x * PositionWeights(**options, name="position")(x, train))
         match self.manner:
@@ -179,6 +212,16 @@ class CompactGSoP(nn.Module):
     >>> y.shape
     (2, 4, 4, 32)
     """
+
+    published: ClassVar[Published] = Published(blocks="last")
+    torch_names: ClassVar[tuple[tuple[str, str], ...]] = (
+        (r"\battention/reduce\b", "attention.conv1.0"),
+        (r"\battention/reduce_norm\b", "attention.conv1.1"),
+        (r"\battention/row_conv\b", "attention.row_wise_conv.0"),
+        (r"\battention/row_norm\b", "attention.row_wise_conv.1"),
+        (r"\battention/expand\b", "attention.conv2.0"),
+        (r"\battention/expand_norm\b", "attention.conv2.1"),
+    )
 
     dim: int = 128
     dtype: Any = None

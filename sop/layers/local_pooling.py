@@ -1,7 +1,7 @@
 """Local pooling: what takes the place of a network's max-pools and strided convolutions."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -238,6 +238,14 @@ class GFGP(LocalPool):
     >>> y.shape
     (2, 2, 2, 8)
     """
+
+    # The original numbers the parts of its path from features to λ.
+    torch_names: ClassVar[tuple[tuple[str, str], ...]] = (
+        (r"\b(pool\w*)/squeeze\b", r"\1.ToParam.1"),
+        (r"\b(pool\w*)/squeeze_norm\b", r"\1.ToParam.2"),
+        (r"\b(pool\w*)/excite\b", r"\1.ToParam.4"),
+        (r"\b(pool\w*)/excite_norm\b", r"\1.ToParam.5"),
+    )
 
     activation: Literal["sigmoid", "softplus"] = "sigmoid"
     kernel_init: Callable[..., jax.Array] = kaiming_normal

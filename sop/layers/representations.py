@@ -1,15 +1,17 @@
 """Representations: a network's last feature map to one vector per image."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sop import ops
 from sop.layers.arguments import require_choice, require_count, require_feature_map
 from sop.layers.linear import PointwiseConv
 from sop.layers.norm import BatchNorm
+from sop.layers.published import Published
 
 
 class GlobalAverage(nn.Module):
@@ -77,6 +79,12 @@ class MPNCOV(nn.Module):
     >>> y.shape
     (2, 36)
     """
+
+    published: ClassVar[Published] = Published(last_stride=1, attention_in_last_stage=False)
+    torch_names: ClassVar[tuple[tuple[str, str], ...]] = (
+        (r"\brepresentation/reduce\b", "representation.conv_dr_block.0"),
+        (r"\brepresentation/reduce_norm\b", "representation.conv_dr_block.1"),
+    )
 
     reduction: int | None = None
     num_iters: int = 5
@@ -197,3 +205,19 @@ class CompactBilinear(nn.Module):
         ]
         x = x.astype(self.dtype or x.dtype)
         return ops.compact_bilinear(x, *hashes, self.projected_dim)
+
+    def published_constants(self, channels: int) -> dict[str, np.ndarray]:
+        """The original's hashes and signs, 'hash_1' … 'sign_2', [channels] each.
+
+        No published state dict holds them. The original draws them by `torch.randint` after
+        `torch.manual_seed(1)`: successive outputs of the Mersenne twister modulo the range, both
+        hashes first, then both signs.
+        """
+        twister = np.random.RandomState(1)
+        hash_1, hash_2, sign_1, sign_2 = twister.randint(0, 2**32, (4, channels), dtype=np.uint32)
+        return {
+            "hash_1": (hash_1 % self.projected_dim).astype(np.int32),
+            "sign_1": (sign_1 % 2).astype(np.float32) * 2 - 1,
+            "hash_2": (hash_2 % self.projected_dim).astype(np.int32),
+            "sign_2": (sign_2 % 2).astype(np.float32) * 2 - 1,
+        }

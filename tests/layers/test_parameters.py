@@ -89,9 +89,19 @@ def test_hashes_come_from_the_seed_and_stay_in_constants():
     assert np.abs(y - module.apply({"constants": first}, x, False)).max() > 1e-3
 
 
-@pytest.mark.parametrize(("channels", "size"), [(256, 7), (128, 14), (512, 14)])
-def test_gsop_halves_the_map_where_a_bottleneck_has_64_planes(channels, size):
-    """256 channels: 14 × 14 positions become 7 × 7 before the covariance; else they stay."""
+@pytest.mark.parametrize(
+    ("options", "channels", "size"),
+    [
+        ({"planes": 64}, 256, 7),
+        ({"planes": 64}, 128, 7),  # of a width per group that makes it so
+        ({"planes": 128}, 256, 14),
+        ({}, 256, 14),
+        ({"planes": 64, "stride": 1}, 256, 14),
+        ({"planes": 128, "stride": 2}, 512, 7),
+    ],
+)
+def test_gsop_halves_the_map_in_blocks_of_64_planes(options, channels, size):
+    """14 × 14 positions become 7 × 7 before the covariance, or stay; a stride given wins."""
     seen = []
 
     def record(next_function, args, kwargs, context):
@@ -102,8 +112,25 @@ def test_gsop_halves_the_map_where_a_bottleneck_has_64_planes(channels, size):
 
     with nn.intercept_methods(record):
         x = jnp.zeros((1, 14, 14, channels))
-        jax.eval_shape(lambda x: layers.GSoP(8).init(jax.random.key(0), x, False), x)
+        jax.eval_shape(lambda x: layers.GSoP(8, **options).init(jax.random.key(0), x, False), x)
     assert seen == [size]
+
+
+def test_published_constants_are_the_mersenne_twisters():
+    """Against its outputs taken one by one."""
+    found = layers.CompactBilinear(projected_dim=100).published_constants(7)
+    twister = np.random.RandomState(1)
+    raw = [int(twister.randint(0, 2**32, dtype=np.uint32)) for _ in range(28)]
+    assert raw[:2] == [1791095845, 4282876139]  # the first of seed 1, as published for MT19937
+    assert found["hash_1"].tolist() == [value % 100 for value in raw[:7]]
+    assert found["hash_2"].tolist() == [value % 100 for value in raw[7:14]]
+    assert found["sign_1"].tolist() == [2.0 * (value % 2) - 1 for value in raw[14:21]]
+    assert found["sign_2"].tolist() == [2.0 * (value % 2) - 1 for value in raw[21:]]
+    module, x = layers.CompactBilinear(projected_dim=100), jnp.ones((1, 2, 2, 7))
+    constants = module.init(jax.random.key(0), x, False)["constants"]
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), found) == jax.tree.map(
+        lambda a: (a.shape, a.dtype), dict(constants)
+    )
 
 
 def test_dropout_draws_in_training_only():
