@@ -49,6 +49,7 @@ class Case:
 def cases() -> dict[str, Case]:
     """Name of the golden file → case."""
     attention, pool = partial(Case, place="attention"), partial(Case, place="pool")
+    gsop = partial(layers.GSoP, 16, planes=64)
     found = {
         "covariance": Case(function=lambda x, *_: ops.covariance(x)),
         "matrix_sqrt_n5": Case(function=lambda a, *_: ops.matrix_sqrt(a, 5)),

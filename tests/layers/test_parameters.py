@@ -116,6 +116,23 @@ def test_gsop_halves_the_map_where_a_bottleneck_has_64_planes(options, size):
     assert seen == [size]
 
 
+def test_published_constants_are_the_mersenne_twisters():
+    """Against its outputs taken one by one."""
+    found = layers.CompactBilinear(projected_dim=100).published_constants(7)
+    twister = np.random.RandomState(1)
+    raw = [int(twister.randint(0, 2**32, dtype=np.uint32)) for _ in range(28)]
+    assert raw[:2] == [1791095845, 4282876139]  # the first of seed 1, as published for MT19937
+    assert found["hash_1"].tolist() == [value % 100 for value in raw[:7]]
+    assert found["hash_2"].tolist() == [value % 100 for value in raw[7:14]]
+    assert found["sign_1"].tolist() == [2.0 * (value % 2) - 1 for value in raw[14:21]]
+    assert found["sign_2"].tolist() == [2.0 * (value % 2) - 1 for value in raw[21:]]
+    module, x = layers.CompactBilinear(projected_dim=100), jnp.ones((1, 2, 2, 7))
+    constants = module.init(jax.random.key(0), x, False)["constants"]
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), found) == jax.tree.map(
+        lambda a: (a.shape, a.dtype), dict(constants)
+    )
+
+
 def test_dropout_draws_in_training_only():
     module = layers.MPNCOV(dropout=0.5)
     x = jax.random.normal(jax.random.key(0), (2, 4, 4, 6))
