@@ -5,7 +5,9 @@ import os
 import pickle
 import subprocess
 import sys
+import types
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -226,6 +228,23 @@ def test_round_trip_keeps_the_hashes_of_compact_bilinear_pooling():
     smaller = config | {"representation": representation | {"projected_dim": 8}}
     with pytest.raises(UsageError, match=r"hash_\d .* goes up to \d+, but .*projected_dim is 8;"):
         convert(state_dict, smaller, allow_missing=["^fc"])
+
+
+def test_a_module_of_ones_own_has_its_own_names(monkeypatch):
+    class Gate(nn.Module):
+        torch_names = ((r"\battention/gate\b", "fc_gate"),)
+
+        @nn.compact
+        def __call__(self, x, train):
+            return x * self.param("gate", nn.initializers.ones, (x.shape[-1],))
+
+    module = types.ModuleType("of_my_own")
+    module.Gate = Gate
+    monkeypatch.setitem(sys.modules, "of_my_own", module)
+    config = {"backbone": "resnet8_cifar", "num_classes": 3, "attention": "of_my_own:Gate"}
+    state_dict = random_state_dict(config)
+    assert state_dict["layer1.0.fc_gate"].shape == (16,)
+    assert_equal(to_state_dict(convert(state_dict, config), config), state_dict)
 
 
 def test_columns_by_rows():

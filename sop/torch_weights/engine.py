@@ -14,12 +14,12 @@ from flax import traverse_util
 import sop.layers
 from sop.checks import Pattern, check
 from sop.errors import UsageError
-from sop.models import create_model, get_backbone
+from sop.models import create_model
 from sop.models.backbone import TorchNames
 from sop.models.lookup import entry
 from sop.torch_weights.files import unwrap
 from sop.torch_weights.layouts import as_array, columns_by_rows, to_flax, to_torch, torch_shape
-from sop.torch_weights.names import canonical, torch_name
+from sop.torch_weights.names import canonical, names_of, torch_name
 
 HEAD = "params/classifier/kernel"
 
@@ -68,7 +68,7 @@ def conversion(
     for pattern in allow_missing:
         check("allow_missing", pattern, Pattern)
     model = create_model(config)
-    names = get_backbone(config).torch_names
+    names = names_of(config)
     wanted = trace(model)
     paths = {torch_name(path, names): path for path in wanted}
     published = published_constants(model, wanted)
@@ -121,7 +121,7 @@ def to_state_dict(variables: Mapping[str, Any], config: Mapping[str, Any]) -> di
     The hashes and signs of compact bilinear pooling, which the original does not save, are
     'representation.hash_1', 'representation.sign_1' and so on; `convert` finds them there again.
     """
-    names = get_backbone(config).torch_names
+    names = names_of(config)
     flat = traverse_util.flatten_dict(dict(variables), sep="/")
     flat = {path: np.asarray(x) for path, x in flat.items()}
     if _reads_columns(create_model(config), config):

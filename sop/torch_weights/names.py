@@ -1,13 +1,17 @@
 """What each parameter of a network is called in PyTorch."""
 
+import dataclasses
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 import sop.layers
 from sop.errors import UsageError
+from sop.models import get_backbone
 from sop.models.backbone import Rules, TorchNames
+from sop.models.lookup import entry, find
 
 _LAYERS: Rules = tuple(
     rule
@@ -20,6 +24,15 @@ _LEAVES: Rules = (
     (r"/var$", ".running_var"),
     (r"/", "."),
 )
+
+
+def names_of(config: Mapping[str, Any]) -> TorchNames:
+    """Those of a config.model's backbone, and of the user's own modules that stand in it."""
+    backbone = get_backbone(config).torch_names
+    parts = [(role, entry(config, role)[0]) for role in ("attention", "pool", "representation")]
+    own = [find(role, name, {}) for role, name in parts if name and ":" in name]
+    rules = [rule for module in own for rule in getattr(module, "torch_names", ())]
+    return dataclasses.replace(backbone, names=(*rules, *backbone.names))
 
 
 def torch_name(path: str, names: TorchNames) -> str:

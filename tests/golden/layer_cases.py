@@ -59,9 +59,9 @@ def cases() -> dict[str, Case]:
         "cgd": attention(layers.CGD()),
         "cgd_spatial": attention(layers.SpatialCGD()),
         "cgd_toy": attention(layers.ToyCGD()),
-        "gsop_fusion_average_eval": attention(layers.GSoP(16, "fusion_avg", planes=64)),
-        "gsop_fusion_max_eval": attention(layers.GSoP(16, "fusion_max", planes=64)),
-        "gsop_fusion_concat_eval": attention(layers.GSoP(16, "fusion_concat", planes=64)),
+        "gsop_fusion_average_eval": attention(gsop("fusion_avg")),
+        "gsop_fusion_max_eval": attention(gsop("fusion_max")),
+        "gsop_fusion_concat_eval": attention(gsop("fusion_concat")),
     }
     for n in (1, 2, 3, 5):
         for size in ("c12_5x6", "c24_3x4"):
@@ -69,8 +69,8 @@ def cases() -> dict[str, Case]:
     for train in (False, True):
         mode = "train" if train else "eval"
         found[f"mpncov_reduce_{mode}"] = Case(layers.MPNCOV(reduction=8), train=train)
-        found[f"gsop_channel_{mode}"] = attention(layers.GSoP(16, planes=64), train=train)
-        found[f"gsop_position_{mode}"] = attention(layers.GSoP(16, "position"), train=train)
+        found[f"gsop_channel_{mode}"] = attention(gsop(), train=train)
+        found[f"gsop_position_{mode}"] = attention(gsop("position"), train=train)
         found[f"gsop_compact_{mode}"] = attention(layers.CompactGSoP(8), train=train)
         for activation in ("sigmoid", "softplus"):
             module = partial(layers.GFGP, activation=activation)
