@@ -5,6 +5,7 @@ from pathlib import Path
 
 from sop.command import Parser, run
 from sop.config.command_line import add_config, parse
+from sop.errors import UsageError
 
 _DIGITS = Path(__file__).with_name("configs") / "digits.py"
 
@@ -13,7 +14,7 @@ def make_parser() -> Parser:
     """The flags of this command."""
     parser = Parser(prog="main.py", description=__doc__)
     add_config(parser, default=str(_DIGITS))
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the run")
+    parser.add_argument("--workdir", metavar="DIR", help="folder of the run; must be given")
     parser.add_argument("--mode", choices=["train", "eval"], default="train")
     parser.add_argument("--checkpoint", default="best", help="to evaluate: best, latest or a step")
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
@@ -24,6 +25,8 @@ def make_parser() -> Parser:
 
 def main(arguments: Sequence[str]) -> None:
     options, config = parse(make_parser(), arguments)
+    if options.workdir is None:  # not argparse's first: a file without :NAME lists its experiments
+        raise UsageError("Name the folder of the run: --workdir=DIR.")
     import launch  # not above: to refuse a flag or a key needs no JAX
 
     launch.join(options.coordinator, options.num_processes, options.process_id)

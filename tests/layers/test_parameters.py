@@ -9,7 +9,7 @@ from flax import traverse_util
 
 from sop import layers
 
-# Trainable scalars for 256 channels at 14 × 14, as the README's table has them.
+# Trainable scalars for 256 channels at 14 × 14, as docs/layers.md has them.
 COUNTS = [
     (layers.MPNCOV(), 0),
     (layers.MPNCOV(reduction=128), 33_024),

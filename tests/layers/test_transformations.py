@@ -1,5 +1,6 @@
 """The layers under jit, vmap, repeated gradients, rematerialisation and shard_map."""
 
+import dataclasses
 from functools import partial
 
 import flax.linen as nn
@@ -90,7 +91,8 @@ def test_rematerialised_gradient_is_the_same(name):
     module = DIFFERENTIABLE[name]
     x = features((3, 4, 4, 4))
     variables = zoo.variables(module, x)
-    fields = {key: getattr(module, key) for key in module.__dataclass_fields__ if key != "parent"}
+    names = [field.name for field in dataclasses.fields(module) if field.name != "parent"]
+    fields = {name: getattr(module, name) for name in names}
     rematerialised = nn.remat(type(module), static_argnums=(2,))(**fields)
 
     def gradient(module):
