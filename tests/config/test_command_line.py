@@ -2,6 +2,7 @@
 
 import pytest
 
+import main
 from sop.command import Parser
 from sop.config.command_line import add_config, load, parse
 from sop.errors import UsageError

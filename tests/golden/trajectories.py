@@ -42,7 +42,7 @@ class Case:
       original: folder of the originals → PyTorch module with `CLASSES` classes.
       config: config.model of the same network here, without `num_classes`.
       size: height and width of the images.
-      learning_rate: of every step.
+      learning_rate: of every step; so small that rounding errors do not grow from step to step.
     """
 
     original: Callable[[Path], Any]
@@ -145,8 +145,8 @@ def batch(case: str, step: int) -> tuple[np.ndarray, np.ndarray]:
 def sketch(name: str, values: np.ndarray) -> np.ndarray:
     """The entries padded with zeros, or where there are more than `BUCKETS`, their count sketch.
 
-    Each entry is added by a random sign to a random bucket: what differs in one entry differs as
-    much in its bucket, and what differs everywhere adds up, not to zero by any but chance.
+    Each entry is added to a random bucket by a random sign. A difference in one entry is as large
+    in its bucket; those of k entries in one bucket add up as √k of them, give or take chance.
     """
     values = values.ravel()
     if values.size <= BUCKETS:
