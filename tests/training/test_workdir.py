@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -172,6 +173,17 @@ def test_a_live_run_keeps_others_out_and_a_killed_one_does_not(tmp_path):
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stdout.close()
+    WorkDir(tmp_path).close()
+
+
+def test_the_lock_ends_with_the_context(tmp_path):
+    def descriptors():
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    before = descriptors()
+    with WorkDir(tmp_path), pytest.raises(UsageError, match="in use by a live run"):
+        WorkDir(tmp_path)
+    assert descriptors() == before
     WorkDir(tmp_path).close()
 
 
