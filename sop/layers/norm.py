@@ -1,6 +1,5 @@
 """Batch normalisation with PyTorch's semantics, for networks and layers alike."""
 
-import functools
 import math
 from typing import Annotated, Any
 
@@ -76,21 +75,23 @@ class BatchNorm(nn.Module):
         x = ops.widen(x)
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         others = tuple(i for i in range(x.ndim) if i != axis)
-        if train:
-            initializing = self.is_initializing()
-            axis_name = None if initializing else self.axis_name
-            mean, var, count = _statistics(x, others, axis_name)
-            if not initializing:
-                unbiased = var * (count / jnp.maximum(count - 1, 1))
-                running_mean.value += self.momentum * (mean - running_mean.value)
-                running_var.value += self.momentum * (unbiased - running_var.value)
-        else:
-            mean, var = running_mean.value, running_var.value
 
         def spread(values):
             return jnp.expand_dims(values, others)
 
-        y = (x - spread(mean)) * spread(lax.rsqrt(var + self.epsilon) * scale) + spread(bias)
+        if train:
+            origin = lax.stop_gradient(_rough_mean(x, others))
+            x = x - spread(origin)
+            initializing = self.is_initializing()
+            axis_name = None if initializing else self.axis_name
+            centre, mean, var, count = _statistics(x, origin, others, axis_name)
+            if not initializing:
+                self._follow(running_mean, mean)
+                self._follow(running_var, var * (count / jnp.maximum(count - 1, 1)))
+        else:
+            centre, var = running_mean.value, running_var.value
+
+        y = (x - spread(centre)) * spread(lax.rsqrt(var + self.epsilon) * scale) + spread(bias)
         return ops.narrow(y, dtype)
 
     def _checked_axis(self, x):
@@ -103,34 +104,37 @@ class BatchNorm(nn.Module):
         return self.axis % x.ndim
 
 
-def _statistics(x, axes, axis_name):
-    """Mean and variance over axes and devices, and how many values they were taken over."""
-    mean, var = _mean_and_variance(x, axes)
+def _rough_mean(x, axes):
+    """Mean up to rounding, of a constant without: differences from its first value are zero."""
+    first = x[tuple(slice(1) if i in axes else slice(None) for i in range(x.ndim))]
+    return (first + (x - first).mean(axes, keepdims=True)).squeeze(axes)
+
+
+def _statistics(x, origin, axes, axis_name):
+    """Of origin + x over axes and devices: mean − origin, mean, variance, number of values.
+
+    The origin is near the mean, so that little is lost in E[x²] − E[x]².
+    """
+    centre = x.mean(axes)
+    var = _difference(jnp.square(x).mean(axes), jnp.square(centre))
+    mean = origin + centre
     count = math.prod(x.shape[i] for i in axes)
     if axis_name is not None:
-        # What the mean of means lost to rounding is given back, so that devices that hold the
-        # same constant have no variance.
         middle = lax.pmean(mean, axis_name)
         away = mean - middle
-        lost, var = lax.pmean(jnp.stack([away, var + away**2]), axis_name)
-        mean, var = middle + lost, jnp.maximum(var - lost**2, 0)
+        # What the mean of means lost to rounding is given back, so that devices that hold the same
+        # constant have no variance.
+        lost, var = lax.pmean(jnp.stack([away, _bounded(var + away**2)]), axis_name)
+        centre, mean = centre - away + lost, middle + lost
+        var = _difference(var, lost**2)
         count *= lax.axis_size(axis_name)
-    # A running variance of infinity would make NaN of later batches.
-    return mean, jnp.minimum(var, jnp.finfo(x.dtype).max / 2), count
+    return centre, mean, var, count
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _mean_and_variance(x, axes):
-    """Over these axes. Differences from the first value leave no rounding of a constant."""
-    first = x[tuple(slice(1) if i in axes else slice(None) for i in range(x.ndim))]
-    mean = first + (x - first).mean(axes, keepdims=True)
-    return mean.squeeze(axes), jnp.square(x - mean).mean(axes)
+def _bounded(square):
+    """Far enough from infinity for sums over devices and running averages."""
+    return jnp.minimum(square, jnp.finfo(square.dtype).max * 2**-24)
 
 
-@_mean_and_variance.defjvp
-def _mean_and_variance_jvp(axes, primals, tangents):
-    # The variance does not change with the mean: Σ (x − μ) = 0.
-    (x,), (dx,) = primals, tangents
-    mean, var = _mean_and_variance(x, axes)
-    away = x - jnp.expand_dims(mean, axes)
-    return (mean, var), (dx.mean(axes), 2 * (away * dx).mean(axes))
+def _difference(a, b):
+    return jnp.maximum(_bounded(a) - _bounded(b), 0)
