@@ -26,7 +26,7 @@ def choose(experiments: Mapping[str, Experiment], name: str | None) -> ConfigDic
     Raises:
       UsageError: there is no such name, or none was given; it lists all of them.
     """
-    if name in experiments:
+    if name is not None and name in experiments:
         return experiments[name].make()
     width = max(map(len, experiments))
     rows = "\n".join(f"  {key:{width}}  {row.summary}" for key, row in experiments.items())

@@ -4,10 +4,12 @@ from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
+from jaxtyping import Float
 
 from sop import ops
 from sop.layers.arguments import check_call
 from sop.layers.published import Published
+from sop.ops.annotations import FeatureMap
 
 
 def _xavier_column(key, shape, dtype=float):
@@ -58,7 +60,7 @@ class CGD(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: FeatureMap, train: bool) -> Float[jax.Array, "b h w c"]:
         check_call(self, x)
         weights, biases = _vectors(self, x.shape[-1], self.use_bias)
         return ops.cgd(x.astype(self.dtype or x.dtype), weights, biases, self.nonlinear)
@@ -95,7 +97,7 @@ class SpatialCGD(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: FeatureMap, train: bool) -> Float[jax.Array, "b h w c"]:
         check_call(self, x)
         row_weights, row_biases = _vectors(self, x.shape[1], True, "height_")
         column_weights, column_biases = _vectors(self, x.shape[2], True, "width_")
@@ -131,7 +133,7 @@ class ToyCGD(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: FeatureMap, train: bool) -> Float[jax.Array, "b h w c"]:
         check_call(self, x)
         weight = self.param("w", _xavier_column, (x.shape[-1],), "float32")
         return ops.toy_cgd(x.astype(self.dtype or x.dtype), weight)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from sop import ops
 from sop.checks import Count
@@ -14,6 +15,7 @@ from sop.layers.arguments import check_call
 from sop.layers.linear import PointwiseConv, RowConv, kaiming_normal, torch_uniform
 from sop.layers.norm import BatchNorm
 from sop.layers.published import Published
+from sop.ops.annotations import FeatureMap
 
 _GRID = 8  # position attention looks at 8 × 8 cells
 
@@ -32,7 +34,7 @@ class ChannelWeights(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: FeatureMap, train: bool) -> Float[jax.Array, "b 1 1 c"]:
         channels = x.shape[-1]
         stride = self.stride or (2 if self.planes == 64 else 1)
         y = PointwiseConv(self.dim, stride, dtype=self.dtype, name="reduce")(nn.relu(x))
@@ -56,7 +58,7 @@ class PositionWeights(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: FeatureMap, train: bool) -> Float[jax.Array, "b h w 1"]:
         y = PointwiseConv(self.dim, dtype=self.dtype, name="reduce")(nn.relu(x))
         y = BatchNorm(axis_name=self.axis_name, name="reduce_norm")(y, train)
         y = ops.position_covariance(ops.adaptive_average_pool(y, (_GRID, _GRID)))
@@ -137,14 +139,17 @@ class GSoP(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: FeatureMap, train: bool) -> Float[jax.Array, "b h w c"]:
         check_call(self, x)
         dtype = self.dtype or x.dtype
         x = ops.widen(x.astype(dtype))
-        options = {"dim": self.dim, "dtype": self.dtype, "axis_name": self.axis_name}
+        options: dict[str, Any] = {"dim": self.dim, "dtype": self.dtype}
+        options["axis_name"] = self.axis_name
         if self.manner != "position":
-            size = {"stride": self.stride, "planes": self.planes}
-            channel = x * ChannelWeights(**size, **options, name="channel")(x, train)
+            weights = ChannelWeights(
+                stride=self.stride, planes=self.planes, **options, name="channel"
+            )
+            channel = x * weights(x, train)
         if self.manner != "channel":
             position = nn.relu(x * PositionWeights(**options, name="position")(x, train))
         match self.manner:
@@ -225,7 +230,7 @@ class CompactGSoP(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: FeatureMap, train: bool) -> Float[jax.Array, "b h w c"]:
         check_call(self, x)
         dtype = self.dtype or x.dtype
         x = ops.widen(x.astype(dtype))

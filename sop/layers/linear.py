@@ -6,8 +6,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from sop import ops
+from sop.ops.annotations import Array
 from sop.ops.platform import multiply
 
 # He et al. 2015, eq. 10, with fan-out.
@@ -50,7 +52,7 @@ class PointwiseConv(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*shape c"]) -> Float[jax.Array, "... {self.features}"]:
         uniform = torch_uniform(x.shape[-1])
         kernel = self.param(
             "kernel", self.kernel_init or uniform, (1, 1, x.shape[-1], self.features)
@@ -82,7 +84,7 @@ class RowConv(nn.Module):
     kernel_init: Callable[..., jax.Array] | None = kaiming_normal
 
     @nn.compact
-    def __call__(self, a: jax.Array) -> jax.Array:
+    def __call__(self, a: Float[Array, "b r k"]) -> Float[jax.Array, "b r*{self.multiplier}"]:
         rows, columns = a.shape[1:]
         outputs = rows * self.multiplier
         uniform = torch_uniform(columns)

@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Float
 
 from sop import ops
 from sop.checks import Count, NotNegative
 from sop.layers.arguments import check_call
 from sop.layers.linear import PointwiseConv, kaiming_normal
 from sop.layers.norm import BatchNorm
+from sop.ops.annotations import FeatureMap
 
 Pair = Count | tuple[Count, Count]
 _Padding = NotNegative | tuple[NotNegative, NotNegative]
@@ -55,11 +57,11 @@ class LocalPool(nn.Module):
         """`operation` over each window of x padded with `start`."""
         window, strides = _pair(self.window), self.geometry()["strides"]
         pads = ((0, 0), *self.explicit_padding(x), (0, 0))
-        start = np.asarray(start, x.dtype)
-        return lax.reduce_window(x, start, operation, (1, *window, 1), (1, *strides, 1), pads)
+        first = np.asarray(start, x.dtype)
+        return lax.reduce_window(x, first, operation, (1, *window, 1), (1, *strides, 1), pads)
 
 
-def _pair(value: Pair | _Padding) -> tuple[int, int]:
+def _pair(value: Pair | _Padding) -> tuple[int, ...]:
     return tuple(value) if isinstance(value, tuple | list) else (value, value)
 
 
@@ -83,7 +85,7 @@ class MaxPool(LocalPool):
     """
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: FeatureMap, train: bool) -> Float[jax.Array, "b _ _ c"]:
         check_call(self, x)
         return self.reduce(x.astype(self.dtype or x.dtype), -jnp.inf, lax.max)
 
@@ -112,7 +114,7 @@ class AveragePool(LocalPool):
     count_include_pad: bool = True
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: FeatureMap, train: bool) -> Float[jax.Array, "b _ _ c"]:
         check_call(self, x)
         dtype = self.dtype or x.dtype
         x = ops.widen(x.astype(dtype))
@@ -156,7 +158,7 @@ class SkipPool(LocalPool):
     kernel_init: Callable[..., jax.Array] = kaiming_normal
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: FeatureMap, train: bool) -> Float[jax.Array, "b _ _ c"]:
         check_call(self, x)
         dtype = self.dtype or x.dtype
         x = ops.widen(x.astype(dtype))
@@ -204,7 +206,7 @@ class MaxEntropyPool(LocalPool):
     learned: Literal[None, "constant", "channel"] = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: FeatureMap, train: bool) -> Float[jax.Array, "b _ _ c"]:
         check_call(self, x)
         lam = jnp.asarray(self.lam, jnp.float32)
         if self.learned is not None:
@@ -253,7 +255,7 @@ class GFGP(LocalPool):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: FeatureMap, train: bool) -> Float[jax.Array, "b _ _ c"]:
         check_call(self, x)
         dtype = self.dtype or x.dtype
         x = ops.widen(x.astype(dtype))

@@ -94,6 +94,10 @@ class BatchNorm(nn.Module):
         y = (x - spread(centre)) * spread(lax.rsqrt(var + self.epsilon) * scale) + spread(bias)
         return ops.narrow(y, dtype)
 
+    def _follow(self, running, new):
+        # Not +=, which would change a caller's NumPy array.
+        running.value = running.value + self.momentum * (new - running.value)
+
     def _checked_axis(self, x):
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise UsageError(f"BatchNorm got x of dtype {x.dtype}: cast it to a floating type.")

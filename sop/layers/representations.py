@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from sop import ops
 from sop.checks import Count, NotNegative, Rate, above
@@ -13,6 +14,7 @@ from sop.layers.arguments import check_call
 from sop.layers.linear import PointwiseConv
 from sop.layers.norm import BatchNorm
 from sop.layers.published import Published
+from sop.ops.annotations import FeatureMap
 
 
 class GlobalAverage(nn.Module):
@@ -38,7 +40,7 @@ class GlobalAverage(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: FeatureMap, train: bool) -> Float[jax.Array, "b c"]:
         check_call(self, x)
         x = ops.widen(x.astype(self.dtype or x.dtype))
         return x.mean((1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
@@ -97,7 +99,9 @@ class MPNCOV(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(
+        self, x: FeatureMap, train: bool
+    ) -> Float[jax.Array, "b d"] | Float[jax.Array, "b d d"]:
         check_call(self, x)
         x = x.astype(self.dtype or x.dtype)
         if self.reduction:
@@ -148,7 +152,9 @@ class BilinearCNN(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(
+        self, x: FeatureMap, train: bool
+    ) -> Float[jax.Array, "b c*c"] | Float[jax.Array, "b c c"]:
         check_call(self, x)
         return ops.bilinear(x.astype(self.dtype or x.dtype), self.vectorize)
 
@@ -186,7 +192,7 @@ class CompactBilinear(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: FeatureMap, train: bool) -> Float[jax.Array, "b d"]:
         check_call(self, x)
         names = ("hash_1", "sign_1", "hash_2", "sign_2")
         drawn = ops.tensor_sketch_hashes(self.seed, x.shape[-1], self.projected_dim)
@@ -194,8 +200,9 @@ class CompactBilinear(nn.Module):
             self.variable("constants", name, lambda value=value: jnp.asarray(value)).value
             for name, value in zip(names, drawn, strict=True)
         ]
+        hash_1, sign_1, hash_2, sign_2 = hashes
         x = x.astype(self.dtype or x.dtype)
-        return ops.compact_bilinear(x, *hashes, self.projected_dim)
+        return ops.compact_bilinear(x, hash_1, sign_1, hash_2, sign_2, self.projected_dim)
 
     def published_constants(self, channels: int) -> dict[str, np.ndarray]:
         """The hashes and signs of the original, 'hash_1' … 'sign_2', [channels] each.

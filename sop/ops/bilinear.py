@@ -1,17 +1,20 @@
 """Bilinear pooling, full and compact."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
 from sop.checks import Count, check
 from sop.errors import UsageError
+from sop.ops.annotations import Array, FeatureMap
 from sop.ops.arguments import require_feature_map
 from sop.ops.covariance import positions, second_moment
 
 _THRESHOLD = 1e-8
 
 
-def signed_sqrt(y):
+def signed_sqrt(y: Float[Array, "*shape"]) -> Float[jax.Array, "*shape"]:
     """sign(y)·√(|y| + 1e-8), with gradient zero at zero; dtype of y.
 
     >>> import jax.numpy as jnp
@@ -21,7 +24,7 @@ def signed_sqrt(y):
     return jnp.sign(y) * jnp.sqrt(jnp.abs(y) + _THRESHOLD)
 
 
-def l2_normalize(y, axis=-1):
+def l2_normalize(y: Float[Array, "*shape"], axis: int = -1) -> Float[jax.Array, "*shape"]:
     """y / max(‖y‖₂, 1e-12) along an axis, finite with its gradient at zero; dtype of y.
 
     >>> import jax.numpy as jnp
@@ -31,7 +34,9 @@ def l2_normalize(y, axis=-1):
     return y / jnp.sqrt(jnp.maximum(jnp.sum(y * y, axis=axis, keepdims=True), 1e-24))
 
 
-def bilinear(x, vectorize=True):
+def bilinear(
+    x: FeatureMap, vectorize: bool = True
+) -> Float[jax.Array, "b c*c"] | Float[jax.Array, "b c c"]:
     """Bilinear pooling of B-CNN: Y = (1/n) Σᵢ xᵢ xᵢᵀ, signed square root, ℓ₂-normalised.
 
     The mean of outer products is not centred; the root is sign(Y)·√(|Y| + 1e-8) elementwise.
@@ -60,7 +65,9 @@ def bilinear(x, vectorize=True):
     return l2_normalize(y.reshape(y.shape[0], -1) if vectorize else y, axis=1)
 
 
-def tensor_sketch_hashes(seed, channels, projected_dim):
+def tensor_sketch_hashes(
+    seed: int, channels: int, projected_dim: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """The two random count sketches of compact bilinear pooling, a function of the seed alone.
 
     Args:
@@ -77,14 +84,22 @@ def tensor_sketch_hashes(seed, channels, projected_dim):
     ((3,), True)
     """
     generator = np.random.Generator(np.random.PCG64(seed))
-    sketches = []
-    for _ in range(2):
-        sketches.append(generator.integers(0, projected_dim, channels).astype(np.int32))
-        sketches.append(generator.choice(np.float32([-1, 1]), channels))
-    return tuple(sketches)
+    signs = np.array([-1, 1], np.float32)
+    hash_1 = generator.integers(0, projected_dim, channels).astype(np.int32)
+    sign_1 = generator.choice(signs, channels)
+    hash_2 = generator.integers(0, projected_dim, channels).astype(np.int32)
+    sign_2 = generator.choice(signs, channels)
+    return hash_1, sign_1, hash_2, sign_2
 
 
-def compact_bilinear(x, hash_1, sign_1, hash_2, sign_2, projected_dim=8192):
+def compact_bilinear(
+    x: FeatureMap,
+    hash_1: Int[Array, " c"],
+    sign_1: Float[Array, " c"],
+    hash_2: Int[Array, " c"],
+    sign_2: Float[Array, " c"],
+    projected_dim: int = 8192,
+) -> Float[jax.Array, "b {projected_dim}"]:
     """Compact bilinear pooling by tensor sketch, signed square root, ℓ₂-normalised.
 
     With the count sketches ψ(x, h, s)[k] = Σ_{c: h[c]=k} s[c] x[c], every position gives the

@@ -1,10 +1,14 @@
 """Compact global descriptors: channel, spatial and toy attention."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Float
 
 from sop.errors import UsageError
+from sop.ops.annotations import Array, FeatureMap
 from sop.ops.arguments import require_feature_map
 from sop.ops.precision import at_least_float32, einsum, narrow
 
@@ -46,7 +50,12 @@ def _require_vectors(name, vectors, size, count=3):
         raise UsageError(f"{name} have shapes {shapes}: give {count} vectors of {size}.")
 
 
-def cgd(x, weights, biases=None, inner_tanh=True):
+def cgd(
+    x: FeatureMap,
+    weights: Sequence[Float[Array, " c"]],
+    biases: Sequence[Float[Array, " c"]] | None = None,
+    inner_tanh: bool = True,
+) -> Float[jax.Array, "b h w c"]:
     """Channel attention of the compact global descriptor.
 
     With mean p and maximum m over positions and s = softmax(p) over channels,
@@ -79,7 +88,13 @@ def cgd(x, weights, biases=None, inner_tanh=True):
     return _rescale(wide, gate[:, None, None, :], x.dtype)
 
 
-def spatial_cgd(x, row_weights, column_weights, row_biases=None, column_biases=None):
+def spatial_cgd(
+    x: FeatureMap,
+    row_weights: Sequence[Float[Array, " h"]],
+    column_weights: Sequence[Float[Array, " w"]],
+    row_biases: Sequence[Float[Array, " h"]] | None = None,
+    column_biases: Sequence[Float[Array, " w"]] | None = None,
+) -> Float[jax.Array, "b h w c"]:
     """Spatial attention of the compact global descriptor: the same idea on rows and columns.
 
     Mean and maximum over channels and over the other axis describe rows and columns; ψ and φ as in
@@ -118,7 +133,7 @@ def spatial_cgd(x, row_weights, column_weights, row_biases=None, column_biases=N
     return _rescale(wide, gate[..., None], x.dtype)
 
 
-def toy_cgd(x, weight):
+def toy_cgd(x: FeatureMap, weight: Float[Array, " c"]) -> Float[jax.Array, "b h w c"]:
     """The toy form of the compact global descriptor, y = x (1 + tanh(p pᵀw)), p the mean.
 
     Args:

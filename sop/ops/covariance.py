@@ -4,19 +4,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Float, Shaped
 
 from sop.errors import UsageError
+from sop.ops.annotations import Array, FeatureMap
 from sop.ops.arguments import require_feature_map, require_square
 from sop.ops.precision import at_least_float32, einsum
 
 
-def positions(x):
+def positions(x: FeatureMap) -> Float[Array, "b h*w c"]:
     """[B, H, W, C] → [B, H·W, C] in at least float32."""
     batch, height, width, channels = x.shape
     return at_least_float32(x).reshape(batch, height * width, channels)
 
 
-def centre(x):
+def centre(x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
     """Subtracts the mean over positions: [B, n, C] → [B, n, C].
 
     The first position is subtracted before the mean is taken, so that a constant map gives exact
@@ -27,7 +29,7 @@ def centre(x):
 
 
 @jax.custom_jvp
-def second_moment(x):
+def second_moment(x: Float[Array, "b n c"]) -> Float[jax.Array, "b c c"]:
     """Σᵢ xᵢ xᵢᵀ over positions: [B, n, C] → [B, C, C]."""
     return _outer(x, x)
 
@@ -44,7 +46,7 @@ def _outer(x, y):
     return einsum("bnc,bnd->bcd", x, y)
 
 
-def covariance(x):
+def covariance(x: FeatureMap) -> Float[jax.Array, "b c c"]:
     """Covariance of the channels over positions, Σ = (1/n) Σᵢ (xᵢ − x̄)(xᵢ − x̄)ᵀ, n = H·W.
 
     Li et al., "Towards Faster Training of Global Covariance Pooling Networks by Iterative Matrix
@@ -68,7 +70,7 @@ def covariance(x):
     return second_moment(x) / x.shape[1]
 
 
-def position_covariance(x):
+def position_covariance(x: FeatureMap) -> Float[jax.Array, "b h*w h*w"]:
     """GSoP's covariance of positions over channels, X Î Xᵀ with Î = (1/M) I − (1/M²) 11ᵀ.
 
     Rows of X are the M = H·W positions. M, not the number of channels, stands in Î: the constants
@@ -96,7 +98,9 @@ def position_covariance(x):
     return products / m - total[:, :, None] * total[:, None, :] / m**2
 
 
-def row_convolution(a, kernel, bias):
+def row_convolution(
+    a: Float[Array, "b r k"], kernel: Float[Array, "r k f"], bias: Float[Array, "r f"]
+) -> Float[jax.Array, "b r*f"]:
     """GSoP's row-wise convolution: every row of a matrix meets its own bank of filters.
 
     out[b, r, f] = Σₖ a[b, r, k] kernel[r, k, f] + bias[r, f], what a grouped convolution with one
@@ -128,7 +132,7 @@ def row_convolution(a, kernel, bias):
     return out.reshape(a.shape[0], -1)
 
 
-def upper_triangle(a):
+def upper_triangle(a: Shaped[Array, "*batch c c"]) -> Shaped[jax.Array, "*batch c*(c+1)//2"]:
     """The upper triangle of square matrices, diagonal included, row by row.
 
     Args:

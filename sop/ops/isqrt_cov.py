@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Float
 
+from sop.ops.annotations import Array, FeatureMap
 from sop.ops.arguments import require_feature_map, require_iterations
 from sop.ops.covariance import centre, positions, upper_triangle
 from sop.ops.matrix_functions import newton_schulz, newton_schulz_and_adjoint, product
@@ -14,7 +16,9 @@ from sop.ops.platform import in_halves
 from sop.ops.precision import einsum
 
 
-def isqrt_cov(x, num_iters=5, autodiff=False):
+def isqrt_cov(
+    x: FeatureMap, num_iters: int = 5, autodiff: bool = False
+) -> Float[jax.Array, "b c*(c+1)//2"]:
     """Upper triangle of the square root of the covariance, by N Newton–Schulz iterations.
 
     `upper_triangle(matrix_sqrt(covariance(x), num_iters))`, also where the covariance itself would
@@ -47,7 +51,9 @@ def isqrt_cov(x, num_iters=5, autodiff=False):
     return (_forward if autodiff else _isqrt_cov)(x, num_iters)
 
 
-def _normalized(x):
+def _normalized(
+    x: FeatureMap,
+) -> tuple[Float[jax.Array, "b h*w c"], Float[jax.Array, "b 1 1"]]:
     """Centred positions of Frobenius norm 1, or all zeros, and the norm: X̂ [B, n, C], [B, 1, 1].
 
     The largest entry is divided out first: squares of 1e-20 or 1e20 would leave float32.
@@ -60,7 +66,7 @@ def _normalized(x):
     return x * lax.rsqrt(squares), jnp.sqrt(squares) * largest
 
 
-def _forward(x, num_iters):
+def _forward(x: FeatureMap, num_iters: int) -> Float[jax.Array, "b c*(c+1)//2"]:
     x, norm = _normalized(x)
     if x.shape[1] < x.shape[2]:
         z = newton_schulz(product(x, x), num_iters, inverse=True)
@@ -79,7 +85,9 @@ def _backward(num_iters, x, cotangent):
     return (in_halves(functools.partial(_gradient, num_iters=num_iters), x, cotangent),)
 
 
-def _gradient(x, cotangent, num_iters):
+def _gradient(
+    x: FeatureMap, cotangent: Float[Array, "b c*(c+1)//2"], num_iters: int
+) -> Float[jax.Array, "b h w c"]:
     shape, dtype = x.shape, x.dtype
     x, _ = _normalized(x)
     g = _from_upper_triangle(cotangent, shape[3])

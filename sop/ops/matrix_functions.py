@@ -4,8 +4,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from sop.errors import UsageError
+from sop.ops.annotations import Array, Matrices
 from sop.ops.arguments import require_iterations, require_square
 from sop.ops.precision import at_least_float32, einsum
 
@@ -15,12 +17,14 @@ def transpose(a):
     return jnp.swapaxes(a, -1, -2)
 
 
-def symmetrize(a):
+def symmetrize(a: Matrices) -> Matrices:
     """½ (a + aᵀ)."""
     return 0.5 * (a + transpose(a))
 
 
-def product(a, b):
+def product(
+    a: Float[Array, "*batch i k"], b: Float[Array, "*batch j k"]
+) -> Float[jax.Array, "*batch i j"]:
     """a b for symmetric b, contracting the last axes of both: the layout that is read in order."""
     return einsum("...ij,...kj->...ik", a, b)
 
@@ -54,7 +58,7 @@ def _cube_jvp(primals, tangents):
     return _cube(a), v + transpose(v)
 
 
-def newton_schulz(a, num_iters, inverse=False):
+def newton_schulz(a: Matrices, num_iters: int, inverse: bool = False) -> Matrices:
     """The N-th Newton–Schulz iterate Y_N of symmetric a, or Z_N with `inverse`; Y_N = a Z_N.
 
     Everything in Y ← YT, Z ← TZ, T = ½(3I − ZY) is a polynomial of a and commutes. So P = ZY
@@ -64,7 +68,8 @@ def newton_schulz(a, num_iters, inverse=False):
     where the iteration as written takes twelve.
     """
     identity = jnp.eye(a.shape[-1], dtype=a.dtype)
-    p, out, left = a, None if inverse else a, num_iters
+    p, left = a, num_iters
+    out = None if inverse else a
     if num_iters % 2:
         out = 1.5 * identity - 0.5 * a if inverse else 1.5 * a - 0.5 * _square(a)
         left -= 1
@@ -77,10 +82,13 @@ def newton_schulz(a, num_iters, inverse=False):
         left -= 2
         if left:
             p = product(p, _square(q))
+    assert out is not None
     return out
 
 
-def newton_schulz_and_adjoint(a, direction, num_iters, inverse=False):
+def newton_schulz_and_adjoint(
+    a: Matrices, direction: Matrices, num_iters: int, inverse: bool = False
+) -> tuple[Matrices, Matrices]:
     """The iterate and the vector–Jacobian product of a symmetric cotangent, [..., C, C] each.
 
     The derivative of a polynomial at a symmetric matrix, Σ cₖ Σᵢ aⁱ (·) aᵏ⁻¹⁻ⁱ, is its own
@@ -91,7 +99,7 @@ def newton_schulz_and_adjoint(a, direction, num_iters, inverse=False):
     return jax.jvp(iterate, (a,), (direction,))
 
 
-def matrix_sqrt(a, num_iters=5, autodiff=False):
+def matrix_sqrt(a: Matrices, num_iters: int = 5, autodiff: bool = False) -> Matrices:
     """Square root of positive semi-definite matrices by N coupled Newton–Schulz iterations.
 
     A = a / tr a;  Y₀ = A, Z₀ = I;  T = ½(3I − ZY), Y ← YT, Z ← TZ, N times;  √(tr a) · Y.
@@ -158,7 +166,7 @@ def _inner(a, b):
     return jnp.sum(a * b, axis=(-2, -1), keepdims=True)
 
 
-def matrix_power(a, alpha):
+def matrix_power(a: Matrices, alpha: float) -> Matrices:
     """Power α of symmetric positive semi-definite matrices by eigendecomposition, U Λ^α Uᵀ.
 
     Eigenvalues below C·ε·λ_max, which carry no information in the working precision, count as

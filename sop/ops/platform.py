@@ -6,14 +6,18 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Float
+
+from sop.ops.annotations import Array, FeatureMap
 
 
-def in_halves(f: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+def in_halves(f: Callable[..., jax.Array], *arrays: Any) -> jax.Array:
     """f over a batch; on CPU over its two halves, so that XLA runs operations of both at once.
 
     It runs a batched product of small matrices on one core: two cores take half the time.
@@ -30,7 +34,9 @@ def in_halves(f: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
     return lax.platform_dependent(*arrays, cpu=halves, default=f)
 
 
-def multiply(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def multiply(
+    x: Float[Array, "*shape c"], kernel: Float[Array, "c d"]
+) -> Float[jax.Array, "*shape d"]:
     """x W over the last axis of x, summed in at least float32.
 
     On CPU the gradient of W, where it is taller than wide, is computed transposed: about twice as
@@ -42,15 +48,15 @@ def multiply(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def convolve(
-    x: jax.Array,
-    kernel: jax.Array,
+    x: FeatureMap,
+    kernel: Float[Array, "_ _ _ d"],
     strides,
     padding,
     *,
     lhs_dilation,
     feature_group_count: int,
     **options,
-) -> jax.Array:
+) -> Float[jax.Array, "b _ _ d"]:
     """`lax.conv_general_dilated` of NHWC and HWIO; on CPU 1×1 ones as products, faster there."""
 
     def plain(x, kernel):

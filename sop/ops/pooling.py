@@ -7,14 +7,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Float
 
 from sop.checks import Count, NotNegative, check
 from sop.errors import UsageError
+from sop.ops.annotations import Array, FeatureMap
 from sop.ops.arguments import require_feature_map
 from sop.ops.precision import at_least_float32, einsum, narrow
 
+Pair = tuple[int, ...]  # of height and width
 
-def pool_padding(shape, window, strides, padding=(0, 0), ceil_mode=False):
+
+def pool_padding(
+    shape: Pair, window: Pair, strides: Pair, padding: Pair = (0, 0), ceil_mode: bool = False
+) -> tuple[Pair, tuple[Pair, ...]]:
     """How far to pad height and width so that windows fall as in PyTorch's pooling.
 
     An axis of size s has ⌊(s + 2p − k)/stride⌋ + 1 windows, ⌈·⌉ instead of ⌊·⌋ in ceil mode, where
@@ -61,11 +67,11 @@ class _Grid:
     the window of its block and in at most `before` that start further up or left.
     """
 
-    size: tuple[int, int]
-    window: tuple[int, int]
-    strides: tuple[int, int]
-    counts: tuple[int, int]
-    pads: tuple[tuple[int, int], tuple[int, int]]
+    size: Pair
+    window: Pair
+    strides: Pair
+    counts: Pair
+    pads: tuple[Pair, ...]
 
     @property
     def before(self):
@@ -203,7 +209,14 @@ def _pool_backward(grid, residuals, cotangent):
 _pool.defvjp(lambda x, lam, grid: (_pool(x, lam, grid), (x, lam)), _pool_backward)
 
 
-def max_entropy_pool(x, lam, window=(2, 2), strides=None, padding=(0, 0), ceil_mode=False):
+def max_entropy_pool(
+    x: FeatureMap,
+    lam: Float[Array, "..."] | float,
+    window: Pair = (2, 2),
+    strides: Pair | None = None,
+    padding: Pair = (0, 0),
+    ceil_mode: bool = False,
+) -> Float[jax.Array, "b _ _ c"]:
     """Max-ent pooling: y = Σᵢ wᵢ xᵢ over a window, w = softmax(λ x) there.
 
     λ → 0 is average and λ → ∞ maximum pooling; padding never takes part.
@@ -242,7 +255,7 @@ def max_entropy_pool(x, lam, window=(2, 2), strides=None, padding=(0, 0), ceil_m
     return narrow(_pool(at_least_float32(x), lam, grid), x.dtype)
 
 
-def adaptive_average_pool(x, shape):
+def adaptive_average_pool(x: FeatureMap, shape: Pair) -> Float[jax.Array, "b _ _ c"]:
     """Average pooling to a given size: cell i of m averages source rows ⌊i·s/m⌋ … ⌈(i+1)·s/m⌉ − 1.
 
     The size may be smaller or larger than that of x, as PyTorch's `adaptive_avg_pool2d`.

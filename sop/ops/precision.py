@@ -3,12 +3,17 @@
 Second-order statistics leave the range of float16 (±65504) at once.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Float
+
+from sop.ops.annotations import Array
 
 
-def einsum(subscripts: str, *operands: jax.Array) -> jax.Array:
+def einsum(subscripts: str, *operands: Any) -> jax.Array:
     """`jnp.einsum` with factors as they are.
 
     On accelerators the default would round those of a float32 product to bfloat16 or TF32.
@@ -16,7 +21,7 @@ def einsum(subscripts: str, *operands: jax.Array) -> jax.Array:
     return jnp.einsum(subscripts, *operands, precision=lax.Precision.HIGHEST)
 
 
-def narrow(x: jax.Array, dtype) -> jax.Array:
+def narrow(x: Float[Array, "*shape"], dtype) -> Float[jax.Array, "*shape"]:
     """Cast to `dtype`; in float16, entries beyond its largest number become that number, not ∞.
 
     >>> narrow(jnp.array([1e6, -1e6]), jnp.float16).tolist()
@@ -39,7 +44,7 @@ _float16_to_float32.defvjp(
 )
 
 
-def widen(x: jax.Array) -> jax.Array:
+def widen(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """float16 to float32, everything else unchanged.
 
     The gradient comes back as float16 by `narrow`: large entries saturate instead of turning into
@@ -51,7 +56,7 @@ def widen(x: jax.Array) -> jax.Array:
     return _float16_to_float32(x) if x.dtype == jnp.float16 else x
 
 
-def at_least_float32(x):
+def at_least_float32(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """x in float32, or unchanged where it is wider."""
     x = widen(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -34,7 +34,8 @@ class TrainState(struct.PyTreeNode):
 def init_variables(model: nn.Module, seed: int, image_shape: tuple[int, ...]) -> dict[str, Any]:
     """Initial variables of `model` for images of shape `[H, W, C]`; the same for equal seeds."""
     key = jax.random.key(seed)
-    return model.init(key, jnp.zeros((1, *image_shape), jnp.float32), train=False)
+    images = jnp.zeros((1, *image_shape), jnp.float32)
+    return dict(model.init(key, images, train=False))
 
 
 def init_state(variables: Mapping[str, Any], tx: optax.GradientTransformation) -> TrainState:

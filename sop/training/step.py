@@ -11,8 +11,10 @@ import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Bool, Float, Int
 
 from sop.layers import BatchNorm
+from sop.ops.annotations import Array
 from sop.training.state import TrainState
 
 AXIS = "batch"
@@ -48,7 +50,7 @@ def data_parallel(step: Callable, mesh: Mesh, donate: bool = False) -> Callable:
     return jax.jit(mapped, donate_argnums=(0,) if donate else ())
 
 
-def hits(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
+def hits(logits: Float[Array, "b k"], labels: Int[Array, " b"], k: int) -> Bool[jax.Array, " b"]:
     """Whether each label is among the k largest logits: [B, K], [B] → bool [B]."""
     _, best = lax.top_k(logits, min(k, logits.shape[-1]))
     return (best == labels[:, None]).any(axis=-1)
@@ -153,7 +155,7 @@ def make_eval_step(
         images, labels, mask = batch["image"], batch["label"], batch["mask"]
         views = images.shape[1] if images.ndim == 5 else 1
         images = normalize(images.reshape(-1, *images.shape[-3:]))
-        logits = model.apply(variables, images, train=False)
+        logits = jnp.asarray(model.apply(variables, images, train=False))
         logits = logits.reshape(-1, views, logits.shape[-1]).mean(axis=1)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         sums = {

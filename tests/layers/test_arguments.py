@@ -57,13 +57,13 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("module", "shape", "sentence"), REFUSED)
-def test_option(module, shape, sentence):
+def test_option(module, shape, sentence, unchecked):
     with pytest.raises(UsageError, match=sentence):
         jax.eval_shape(lambda x: module.init(jax.random.key(0), x, False), jnp.zeros(shape))
 
 
 @pytest.mark.parametrize("name", zoo.LAYERS)
-def test_input(name):
+def test_input(name, unchecked):
     module = zoo.LAYERS[name]
     kind = type(module).__name__
     for x, sentence in (

@@ -243,6 +243,6 @@ def test_bfloat16_has_statistics_of_float32():
         (BatchNorm(), np.ones((0, 3)), r"shape \(0, 3\): every axis must be at least 1"),
     ],
 )
-def test_refusals(norm, x, sentence):
+def test_refusals(norm, x, sentence, unchecked):
     with pytest.raises(UsageError, match=sentence):
         norm.init(jax.random.key(0), jnp.asarray(x), True)

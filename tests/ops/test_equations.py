@@ -154,15 +154,15 @@ def test_row_convolution():
 @pytest.mark.parametrize("shape", [(2, 3, 5, 7), (1, 1, 1, 1)])
 def test_cgd(shape, inner_tanh):
     x, weights, biases = draw(0, *shape), draw(1, 3, shape[3]), draw(2, 3, shape[3])
-    found = ops.cgd(x, weights, biases, inner_tanh)
+    found = ops.cgd(x, list(weights), list(biases), inner_tanh)
     assert_close(found, slow.cgd(x, weights, biases, inner_tanh))
-    assert_close(ops.cgd(x, weights, None), slow.cgd(x, weights, 0 * biases, True))
+    assert_close(ops.cgd(x, list(weights), None), slow.cgd(x, weights, 0 * biases, True))
 
 
 def test_spatial_and_toy_cgd():
     x = draw(0, 2, 4, 3, 5)
     vectors = draw(1, 3, 4), draw(2, 3, 3), draw(3, 3, 4), draw(4, 3, 3)
-    assert_close(ops.spatial_cgd(x, *vectors), slow.spatial_cgd(x, *vectors))
+    assert_close(ops.spatial_cgd(x, *map(list, vectors)), slow.spatial_cgd(x, *vectors))
     w = draw(5, 5)
     mean = x.mean((1, 2))
     expected = x * (1 + np.tanh(mean * (mean @ w)[:, None]))[:, None, None]

@@ -55,7 +55,7 @@ def test_finite_differences_by_lambda(size, window, sign):
 
 def test_finite_differences_by_parameters():
     def f(x, weights, biases):
-        return ops.cgd(x, weights, biases)
+        return ops.cgd(x, list(weights), list(biases))
 
     with jax.enable_x64(True):
         found, expected = directional(f, [features(2, 3, 2, 4), features(3, 4), features(3, 4)])

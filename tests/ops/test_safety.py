@@ -172,6 +172,6 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("call, sentence", REFUSED)
-def test_refusals(call, sentence):
+def test_refusals(call, sentence, unchecked):
     with pytest.raises(ValueError, match=sentence):
         call()

@@ -16,6 +16,7 @@ from sop.config import get_config, stage_configs
 from sop.errors import UsageError
 from sop.layers import BatchNorm
 from sop.training.checkpoints import (
+    Checkpoints,
     best_step,
     find_variables,
     load_variables,
@@ -245,6 +246,14 @@ def test_evaluating_checkpoints(whole):
             assert scores[name] == entries[15][name]
     with pytest.raises(UsageError, match="no checkpoint '3'"):
         evaluate(whole, "3")
+
+
+def test_evaluating_closes_what_it_opened(whole, monkeypatch):
+    closed = []
+    close = Checkpoints.close
+    monkeypatch.setattr(Checkpoints, "close", lambda self: closed.append(close(self)))
+    evaluate(whole, "latest")
+    assert len(closed) == 1
 
 
 def test_evaluating_an_empty_folder(tmp_path):
