@@ -6,16 +6,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from sop.checks import (
-    Condition,
-    Count,
-    Pattern,
-    Rate,
-    above,
-    at_least,
-    at_most,
-    describe,
-)
+from sop.checks import Condition, Count, Pattern, Rate, above, at_least, at_most, describe
 
 NotNegative = Annotated[float, at_least(0)]
 Positive = Annotated[float, above(0)]

@@ -71,9 +71,7 @@ def stage_configs(config: ConfigDict) -> list[ConfigDict]:
 
 
 def check_batches(
-    config: ConfigDict,
-    device_count: int,
-    keys: Sequence[str] = ("batch_size", "eval_batch_size"),
+    config: ConfigDict, device_count: int, keys: Sequence[str] = ("batch_size", "eval_batch_size")
 ) -> None:
     """Refuses batch sizes that `device_count` devices, of all processes, cannot share evenly.
 

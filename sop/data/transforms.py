@@ -217,7 +217,7 @@ class ColorJitter(Transform):
     saturation: NotNegative
     num_draws: ClassVar[int] = 4
     orders: ClassVar[tuple[tuple[int, int, int], ...]] = (
-        (0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0),
+        (0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)
     )  # fmt: skip
 
     def __call__(self, images: np.ndarray, draws: np.ndarray) -> np.ndarray:

@@ -1,14 +1,14 @@
 """What every layer checks when it is traced: its fields and its input."""
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from sop.checks import check_fields
 from sop.errors import UsageError
+from sop.ops.annotations import Array
 
 
-def check_call(layer: nn.Module, x: jax.Array) -> None:
+def check_call(layer: nn.Module, x: Array) -> None:
     """Refuses fields that do not fit their annotations, and an x that is no feature map.
 
     Raises:

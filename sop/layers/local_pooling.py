@@ -15,7 +15,7 @@ from sop.checks import Count, NotNegative
 from sop.layers.arguments import check_call
 from sop.layers.linear import PointwiseConv, kaiming_normal
 from sop.layers.norm import BatchNorm
-from sop.ops.annotations import FeatureMap
+from sop.ops.annotations import Array, FeatureMap
 
 Pair = Count | tuple[Count, Count]
 _Padding = NotNegative | tuple[NotNegative, NotNegative]
@@ -48,12 +48,12 @@ class LocalPool(nn.Module):
             "ceil_mode": self.ceil_mode,
         }
 
-    def explicit_padding(self, x: jax.Array) -> tuple[tuple[int, int], ...]:
+    def explicit_padding(self, x: Array) -> tuple[tuple[int, int], ...]:
         """Rows and columns to add before and after; rows left over at the end need no removal."""
         _, pads = ops.pool_padding(x.shape[1:3], **self.geometry())
         return tuple((before, max(after, 0)) for before, after in pads)
 
-    def reduce(self, x: jax.Array, start: float, operation) -> jax.Array:
+    def reduce(self, x: Array, start: float, operation) -> jax.Array:
         """`operation` over each window of x padded with `start`."""
         window, strides = _pair(self.window), self.geometry()["strides"]
         pads = ((0, 0), *self.explicit_padding(x), (0, 0))

@@ -7,10 +7,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Float
 
 from sop import ops
 from sop.checks import above, at_least, at_most, check_fields
 from sop.errors import UsageError
+from sop.ops.annotations import Array
 
 
 class BatchNorm(nn.Module):
@@ -62,7 +64,7 @@ class BatchNorm(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "*shape"], train: bool) -> Float[jax.Array, "*shape"]:
         check_fields(self)
         axis = self._checked_axis(x)
         size = x.shape[axis]

@@ -213,8 +213,8 @@ class CompactBilinear(nn.Module):
         twister = np.random.RandomState(1)
         hash_1, hash_2, sign_1, sign_2 = twister.randint(0, 2**32, (4, channels), dtype=np.uint32)
         return {
-            "hash_1": hash_1 % self.projected_dim,
-            "hash_2": hash_2 % self.projected_dim,
-            "sign_1": sign_1 % 2 * 2.0 - 1.0,
-            "sign_2": sign_2 % 2 * 2.0 - 1.0,
+            "hash_1": (hash_1 % self.projected_dim).astype(np.int32),
+            "hash_2": (hash_2 % self.projected_dim).astype(np.int32),
+            "sign_1": (sign_1 % 2 * 2.0 - 1.0).astype(np.float32),
+            "sign_2": (sign_2 % 2 * 2.0 - 1.0).astype(np.float32),
         }

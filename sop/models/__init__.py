@@ -9,11 +9,10 @@ called in PyTorch (`sop.models.backbone`). The constructor reads what the config
 `parts` (`sop.models.parts.Parts`: `parts.stages(sizes)`, `parts.pool`, `parts.conv()`,
 `parts.norm()`, …) and returns `parts.network(features, …)`; its keyword-only arguments (`dropout`)
 are options of config.model. A new network is a new file, and a line in `BACKBONES` below.
-Modules are named as in PyTorch, with '_' before a number ('layer1_0', 'downsample_0'), so that few
-rules of names are needed. A block places attention with `attend(attention, 'conv', …)` after the
-convolution its paper names and `attend(attention, 'branch', …)` at the end of the residual branch
-(in a plain network: after the last norm of the stage), and local pooling with
-`pool(window=…, strides=…, padding=…, name=…)(x, train)`.
+Modules are named as in PyTorch, with '_' before a number ('layer1_0', 'downsample_0'). A block
+places attention with `attend(attention, 'conv', …)` after the convolution its paper names and
+`attend(attention, 'branch', …)` at the end of the residual branch (in a plain network: after the
+last norm of the stage), and local pooling with `pool(window=…, strides=…, name=…)(x, train)`.
 """
 
 from collections.abc import Mapping

@@ -13,13 +13,7 @@ from sop.models.attention import Stages
 from sop.models.backbone import Backbone, number_layers
 from sop.models.network import Linear, Network
 from sop.models.parts import Parts
-from sop.models.plain import (
-    ConvLayer,
-    FlatMap,
-    MultilayerClassifier,
-    hidden_widths,
-    torch_kernel,
-)
+from sop.models.plain import ConvLayer, FlatMap, MultilayerClassifier, hidden_widths, torch_kernel
 
 # Channels, kernel size, stride and padding of each convolution, and whether a pooling follows.
 LAYERS = (

@@ -26,11 +26,7 @@ def _a(width):
     return (
         (("branch1x1", 64, 1, 1),),
         (("branch5x5_1", 48, 1, 1), ("branch5x5_2", 64, 5, 5)),
-        (
-            ("branch3x3dbl_1", 64, 1, 1),
-            ("branch3x3dbl_2", 96, 3, 3),
-            ("branch3x3dbl_3", 96, 3, 3),
-        ),
+        (("branch3x3dbl_1", 64, 1, 1), ("branch3x3dbl_2", 96, 3, 3), ("branch3x3dbl_3", 96, 3, 3)),
         (AVERAGE, ("branch_pool", width, 1, 1)),
     )
 
@@ -39,11 +35,7 @@ def _c(width):
     """Table 1's 5×Inception, figure 6, with n = 7."""
     return (
         (("branch1x1", 192, 1, 1),),
-        (
-            ("branch7x7_1", width, 1, 1),
-            ("branch7x7_2", width, 1, 7),
-            ("branch7x7_3", 192, 7, 1),
-        ),
+        (("branch7x7_1", width, 1, 1), ("branch7x7_2", width, 1, 7), ("branch7x7_3", 192, 7, 1)),
         (
             ("branch7x7dbl_1", width, 1, 1),
             ("branch7x7dbl_2", width, 7, 1),
@@ -74,10 +66,7 @@ _D = (
 # Table 1's 2×Inception, figure 7.
 _E = (
     (("branch1x1", 320, 1, 1),),
-    (
-        ("branch3x3_1", 384, 1, 1),
-        (("branch3x3_2a", 384, 1, 3), ("branch3x3_2b", 384, 3, 1)),
-    ),
+    (("branch3x3_1", 384, 1, 1), (("branch3x3_2a", 384, 1, 3), ("branch3x3_2b", 384, 3, 1))),
     (
         ("branch3x3dbl_1", 448, 1, 1),
         ("branch3x3dbl_2", 384, 3, 3),
@@ -207,9 +196,7 @@ def inception_v3(
         dropout = 0.5 if average else 0.0
     truncated = nn.initializers.truncated_normal(0.1)
     layer = partial(
-        ConvLayer,
-        conv=parts.conv(kernel_init=truncated),
-        norm=parts.norm(epsilon=1e-3),
+        ConvLayer, conv=parts.conv(kernel_init=truncated), norm=parts.norm(epsilon=1e-3)
     )
     features = InceptionV3(
         attention=parts.stages([len(blocks) for blocks in STAGES]),

@@ -104,10 +104,6 @@ def mobilenet(parts: Parts, *, multiplier: Annotated[float, at_least(1 / 32)] = 
 
 
 TORCH_NAMES = TorchNames(
-    names=(
-        (r"^features/", ""),
-        (r"^classifier\b", "linear"),
-        (r"^layers_(\d+)", r"layers.\1"),
-    )
+    names=((r"^features/", ""), (r"^classifier\b", "linear"), (r"^layers_(\d+)", r"layers.\1"))
 )
 BACKBONES = {"mobilenet": Backbone(mobilenet, TORCH_NAMES)}

@@ -12,10 +12,7 @@ from sop.ops.platform import convolve
 from sop.ops.precision import at_least_float32
 
 Conv = partial(
-    nn.Conv,
-    use_bias=False,
-    kernel_init=kaiming_normal,
-    conv_general_dilated_cls=lambda: convolve,
+    nn.Conv, use_bias=False, kernel_init=kaiming_normal, conv_general_dilated_cls=lambda: convolve
 )
 
 
@@ -30,8 +27,7 @@ class Network(nn.Module):
       image_size: height and width that the network was published for.
 
     Raises:
-      UsageError: when traced, for images of another rank, for those of which no position is left in
-        the feature map, and for parts that refuse what they get.
+      UsageError: when traced, for images of another rank or too small, and parts that do not fit.
     """
 
     features: nn.Module

@@ -23,13 +23,7 @@ from sop.training.reporting import Reporter
 from sop.training.signals import StopRequest
 from sop.training.stages import EvalData, Stage, stage_at
 from sop.training.state import TrainState, init_state, init_variables
-from sop.training.step import (
-    data_parallel,
-    make_eval_step,
-    make_train_step,
-    replicated,
-    to_devices,
-)
+from sop.training.step import data_parallel, make_eval_step, make_train_step, replicated, to_devices
 
 # Steps whose metrics are still on the devices: enough that these never wait for the host, few
 # enough that a diverged run stops at once and that memory for batches stays bounded.

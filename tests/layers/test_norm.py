@@ -235,14 +235,26 @@ def test_bfloat16_has_statistics_of_float32():
 @pytest.mark.parametrize(
     ("norm", "x", "sentence"),
     [
-        (BatchNorm(momentum=1.5), np.ones((2, 3)), "momentum of BatchNorm is 1.5 but must be"),
-        (BatchNorm(epsilon=0.0), np.ones((2, 3)), "epsilon of BatchNorm is 0.0 but must be"),
-        (BatchNorm(axis_name=3), np.ones((2, 3)), "axis_name of BatchNorm is 3 but must be"),
-        (BatchNorm(), np.ones((2, 3), int), "dtype int.*: cast it"),
-        (BatchNorm(axis=2), np.ones((2, 3)), r"shape \(2, 3\), which has no axis 2"),
-        (BatchNorm(), np.ones((0, 3)), r"shape \(0, 3\): every axis must be at least 1"),
+        (
+            partial(BatchNorm, momentum=1.5),
+            np.ones((2, 3)),
+            "momentum of BatchNorm is 1.5 but",
+        ),
+        (
+            partial(BatchNorm, epsilon=0.0),
+            np.ones((2, 3)),
+            "epsilon of BatchNorm is 0.0 but",
+        ),
+        (
+            partial(BatchNorm, axis_name=3),
+            np.ones((2, 3)),
+            "axis_name of BatchNorm is 3 but",
+        ),
+        (BatchNorm, np.ones((2, 3), int), "dtype int.*: cast it"),
+        (partial(BatchNorm, axis=2), np.ones((2, 3)), r"shape \(2, 3\), which has no axis 2"),
+        (BatchNorm, np.ones((0, 3)), r"shape \(0, 3\): every axis must be at least 1"),
     ],
 )
 def test_refusals(norm, x, sentence, unchecked):
     with pytest.raises(UsageError, match=sentence):
-        norm.init(jax.random.key(0), jnp.asarray(x), True)
+        norm().init(jax.random.key(0), jnp.asarray(x), True)
