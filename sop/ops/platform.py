@@ -20,7 +20,7 @@ from sop.ops.annotations import Array, FeatureMap
 def in_halves(f: Callable[..., jax.Array], *arrays: Any) -> jax.Array:
     """f over a batch; on CPU over its two halves, so that XLA runs operations of both at once.
 
-    It runs a batched product of small matrices on one core: two cores take half the time.
+    It runs a batched product of small matrices on one core; two halves use two.
     """
 
     def halves(*arrays):
@@ -39,8 +39,8 @@ def multiply(
 ) -> Float[jax.Array, "*shape d"]:
     """x W over the last axis of x, summed in at least float32.
 
-    On CPU the gradient of W, where it is taller than wide, is computed transposed: about twice as
-    fast there.
+    On CPU the gradient of W, where it is taller than wide, is computed transposed, for which XLA
+    multiplies faster there.
     """
     return lax.platform_dependent(
         x, kernel, cpu=_multiply_on_cpu, default=partial(_contract, axis=0)
