@@ -33,6 +33,15 @@ INPUTS = {
 DTYPES = [jnp.float32, jnp.bfloat16, jnp.float16]
 
 
+def poisoned(value):
+    x = NORMAL.copy()
+    x[0, 0, 1, 2] = value
+    return x
+
+
+POISON = {str(value): poisoned(value) for value in (np.nan, np.inf, -np.inf)}
+
+
 def assert_finite(f, *arguments):
     @jax.jit
     def both(*arguments):
@@ -46,7 +55,8 @@ def assert_finite(f, *arguments):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", NAMES)
-def test_finite(name, dtype):
+def test_finite_where_the_input_is(name, dtype):
+    """NaN or ±∞ in the first image makes its output not finite, and leaves the second's alone."""
     # jit once for each shape, which most inputs share.
     compiled = {}
     for key, values in INPUTS.items():
@@ -66,7 +76,12 @@ def test_finite(name, dtype):
         y, gradient = compiled[x.shape](x)
         assert jnp.isfinite(y).all(), key
         assert jnp.isfinite(gradient).all(), key
-        assert gradient.dtype == dtype
+    normal = [np.asarray(a, np.float32) for a in compiled[SHAPE](jnp.asarray(NORMAL, dtype))]
+    for key, values in POISON.items():
+        found = [np.asarray(a, np.float32) for a in compiled[SHAPE](jnp.asarray(values, dtype))]
+        assert not np.isfinite(found[0][0]).all(), key
+        for a, b in zip(found, normal, strict=True):
+            np.testing.assert_array_equal(a[1], b[1], err_msg=key)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
