@@ -38,6 +38,9 @@ def create(
     Raises:
       UsageError: A config does not fit its data.
     """
+    for config in configs:
+        if config.input.test_transforms is not None:
+            transforms.parse(config.input.test_transforms, training=False, name="test_transforms")
     share, opened = (process_index, process_count), {}
     return [(create_train(c, *share, opened), create_eval(c, *share, opened)) for c in configs]
 

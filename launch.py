@@ -69,7 +69,9 @@ def evaluate(config: ConfigDict, workdir: str, checkpoint: str) -> None:
     """
     check_batches(config, jax.device_count(), ["eval_batch_size"])
     refuse_another_model(workdir, config)
-    config = stage_configs(config)[-1]
+    config = stage_configs(config)[-1].copy_and_resolve_references()
+    if config.input.test_transforms is not None:
+        config.input.eval_transforms = config.input.test_transforms
     evaluation = input_pipeline.create_eval(config, jax.process_index(), jax.process_count())
     model = _make_model(config)
     shapes = _trace(model, [evaluation.image_shape])
@@ -81,8 +83,13 @@ def evaluate(config: ConfigDict, workdir: str, checkpoint: str) -> None:
 
 
 def _make_model(config: ConfigDict) -> Network:
-    axis_name = AXIS if config.sync_batch_norm else None
-    return create_model(config.model, dtype=jnp.dtype(config.dtype), axis_name=axis_name)
+    axes = {
+        False: {},
+        True: {"axis_name": AXIS},
+        "representation": {"representation_axis": AXIS},
+    }
+    options = axes[config.sync_batch_norm]
+    return create_model(config.model, dtype=jnp.dtype(config.dtype), **options)
 
 
 def _trace(model: Network, image_shapes: Iterable[tuple[int, int, int]]) -> Any:

@@ -81,6 +81,9 @@ KEYS = {
     "input.eval_transforms": Key(
         "resize_short(256) | center_crop(224)", str, "of evaluation images"
     ),
+    "input.test_transforms": Key(
+        None, str | None, "of those of --mode=eval; None: as eval_transforms", resume=True
+    ),
     "input.normalization": Key("imagenet", str, "mean and deviation: 'imagenet', 'cifar10', …"),
     "input.cache": Key(False, bool, "keep decoded images in memory", resume=True),
     "input.num_workers": Key(
@@ -97,7 +100,10 @@ KEYS = {
     "num_epochs": Key(100, Count, "of the run, or of the stage that sets it", resume=_lengthens),
     "label_smoothing": Key(0.0, Rate, "ε in targets (1 − ε) one-hot + ε/K"),
     "sync_batch_norm": Key(
-        False, bool, "batch norm's statistics are those of all devices", stage=False
+        False,
+        bool | Literal["representation"],
+        "batch norm's statistics are those of all devices; 'representation': there alone",
+        stage=False,
     ),
     "optimizer.learning_rate": Key(0.1, Positive, "η, at its highest"),
     "optimizer.momentum": Key(0.9, Rate, "μ"),
@@ -120,12 +126,18 @@ KEYS = {
     "optimizer.freeze_batch_norm": Key(
         True, bool, "frozen batch norms use and keep their running statistics"
     ),
+    "optimizer.keep_momentum": Key(
+        False, bool, "a stage starts with the momentum of the one before, not from zero"
+    ),
     "schedule.name": Key(
         "step",
         Literal["step", "cosine", "log", "constant"],
         "'step', 'cosine', 'log' or 'constant'",
     ),
     "schedule.warmup_epochs": Key(0.0, NotNegative, "of linear rise to η"),
+    "schedule.warmup_learning_rate": Key(
+        None, NotNegative | None, "η of its first step; None: as large as the rise of one step"
+    ),
     "schedule.boundaries": Key((30, 60, 90), _AscendingEpochs, "'step': epochs where η drops"),
     "schedule.factor": Key(0.1, Positive, "'step': what η is multiplied by there"),
     "schedule.final_learning_rate": Key(0.0, NotNegative, "'cosine' and 'log': η at the end"),

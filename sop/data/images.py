@@ -76,18 +76,23 @@ def decode_resized(data: bytes, choose: Callable[[int, int], "Region"]) -> np.nd
 
 @dataclasses.dataclass(frozen=True)
 class Region:
-    """A rectangle of an image, in pixels, and the size (height, width) it is resized to."""
+    """A rectangle of an image, in pixels, and the size (height, width) it is resized to.
+
+    Attributes:
+      interpolation: 'bilinear' or 'bicubic'.
+    """
 
     top: int
     left: int
     height: int
     width: int
     size: tuple[int, int]
+    interpolation: str = "bilinear"
 
     def cut(self, image: Image.Image, factor: int = 1) -> np.ndarray:
         """uint8 [*size, 3], of an image that is reduced by `factor`.
 
-        Bilinear, with a wider (antialiasing) filter to shrink. Pillow does it: published networks
+        With a wider (antialiasing) filter to shrink. Pillow does it: published networks
         were trained and are evaluated with its filter, from which OpenCV's differ by grey levels.
         """
         box = (self.left, self.top, self.left + self.width, self.top + self.height)
@@ -96,7 +101,8 @@ class Region:
             box = (0, 0, *image.size)
         else:
             box = tuple(edge / factor for edge in box)
-        return np.asarray(image.resize(self.size[::-1], Image.Resampling.BILINEAR, box=box))
+        resampling = Image.Resampling[self.interpolation.upper()]
+        return np.asarray(image.resize(self.size[::-1], resampling, box=box))
 
 
 def reduction(region: Region) -> int:

@@ -11,14 +11,14 @@ import functools
 import inspect
 from abc import ABC, abstractmethod
 from statistics import NormalDist
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import cv2
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from PIL import Image
 
-from sop.checks import Condition, Count, above, at_least, check, options_of
+from sop.checks import Condition, Count, above, at_least, at_most, check, options_of
 from sop.data import images as codec
 from sop.data.images import Region
 from sop.errors import UsageError
@@ -29,6 +29,7 @@ _Positive = Annotated[float, above(0)]
 Range = Annotated[
     tuple[_Positive, _Positive], Condition(lambda pair: pair[0] <= pair[1], "in ascending order")
 ]
+Interpolation = Literal["bilinear", "bicubic"]
 
 
 class Transform(ABC):
@@ -77,6 +78,7 @@ class RandomResizedCrop(Sampling):
     size: Count
     area: Range = (0.08, 1.0)
     ratio: Range = (3 / 4, 4 / 3)
+    interpolation: Interpolation = "bilinear"
     attempts: ClassVar[int] = 10
     num_draws: ClassVar[int] = 2 * attempts + 2
 
@@ -94,7 +96,9 @@ class RandomResizedCrop(Sampling):
         crop_height, crop_width = int(heights[first]), int(widths[first])
         top = int(draws[-2] * (height - crop_height + 1))
         left = int(draws[-1] * (width - crop_width + 1))
-        return Region(top, left, crop_height, crop_width, (self.size, self.size))
+        return Region(
+            top, left, crop_height, crop_width, (self.size, self.size), self.interpolation
+        )
 
     def _central(self, height: int, width: int) -> Region:
         if width / height < self.ratio[0]:
@@ -104,7 +108,9 @@ class RandomResizedCrop(Sampling):
         else:
             crop_height, crop_width = height, width
         top, left = (height - crop_height) // 2, (width - crop_width) // 2
-        return Region(top, left, crop_height, crop_width, (self.size, self.size))
+        return Region(
+            top, left, crop_height, crop_width, (self.size, self.size), self.interpolation
+        )
 
     def output_size(self, size: Size | None) -> Size:
         return self.size, self.size
@@ -116,9 +122,10 @@ class Resize(Sampling):
 
     height: Count
     width: Count
+    interpolation: Interpolation = "bilinear"
 
     def region(self, height: int, width: int, draws: np.ndarray) -> Region:
-        return Region(0, 0, height, width, (self.height, self.width))
+        return Region(0, 0, height, width, (self.height, self.width), self.interpolation)
 
     def output_size(self, size: Size | None) -> Size:
         return self.height, self.width
@@ -129,9 +136,11 @@ class ResizeShort(Sampling):
     """Resizes so that the short side becomes `size`; the aspect ratio stays."""
 
     size: Count
+    interpolation: Interpolation = "bilinear"
 
     def region(self, height: int, width: int, draws: np.ndarray) -> Region:
-        return Region(0, 0, height, width, self.output_size((height, width)))
+        size = self.output_size((height, width))
+        return Region(0, 0, height, width, size, self.interpolation)
 
     def output_size(self, size: Size | None) -> Size | None:
         if size is None:
@@ -140,6 +149,23 @@ class ResizeShort(Sampling):
         if height <= width:
             return self.size, self.size * width // height
         return self.size * height // width, self.size
+
+
+@dataclasses.dataclass(frozen=True)
+class ResizedCenterCrop(Sampling):
+    """The central square whose side is `share` of the short side, resized to size × size."""
+
+    size: Count
+    share: Annotated[float, above(0), at_most(1)] = 0.875
+    interpolation: Interpolation = "bilinear"
+
+    def region(self, height: int, width: int, draws: np.ndarray) -> Region:
+        side = max(int(self.share * min(height, width)), 1)
+        top, left = (height - side + 1) // 2, (width - side + 1) // 2
+        return Region(top, left, side, side, (self.size, self.size), self.interpolation)
+
+    def output_size(self, size: Size | None) -> Size:
+        return self.size, self.size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,13 +234,13 @@ class Flip(Transform):
 class ColorJitter(Transform):
     """Scales brightness, contrast and saturation by factors uniform in [1 − s, 1 + s] ∩ [0, ∞).
 
-    The three are applied in a random order, each rounded to uint8:
+    In the place of s may stand a range of factors, (low, high). The three are applied in a random order, each rounded to uint8:
     brightness f·x; contrast f·x + (1 − f)·mean of the grey image; saturation f·x + (1 − f)·grey.
     """
 
-    brightness: NotNegative
-    contrast: NotNegative
-    saturation: NotNegative
+    brightness: NotNegative | Range
+    contrast: NotNegative | Range
+    saturation: NotNegative | Range
     num_draws: ClassVar[int] = 4
     orders: ClassVar[tuple[tuple[int, int, int], ...]] = (
         (0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)
@@ -224,17 +250,24 @@ class ColorJitter(Transform):
         return np.stack([self._one(image, row) for image, row in zip(images, draws, strict=True)])
 
     def _one(self, image: np.ndarray, draws: np.ndarray) -> np.ndarray:
-        strengths = np.array([self.brightness, self.contrast, self.saturation])
-        low = np.maximum(1 - strengths, 0)
-        factors = low + draws[:3] * (1 + strengths - low)
+        strengths = (self.brightness, self.contrast, self.saturation)
+        low, high = np.array([_factors(each) for each in strengths]).T
+        factors = low + draws[:3] * (high - low)
         changes = (_scale_brightness, _scale_contrast, _scale_saturation)
         for which in self.orders[int(draws[3] * len(self.orders))]:
-            if strengths[which] > 0:
+            if not low[which] == high[which] == 1:
                 image = changes[which](image, float(factors[which]))
         return image
 
     def output_size(self, size: Size | None) -> Size | None:
         return size
+
+
+def _factors(strength: float | tuple[float, float]) -> tuple[float, float]:
+    """The range that a strength, or itself, stands for."""
+    if isinstance(strength, tuple | list):
+        return strength[0], strength[1]
+    return max(1 - strength, 0), 1 + strength
 
 
 def _scale_brightness(image: np.ndarray, factor: float) -> np.ndarray:
@@ -339,6 +372,7 @@ TRANSFORMS = {
     "random_resized_crop": RandomResizedCrop,
     "resize": Resize,
     "resize_short": ResizeShort,
+    "resized_center_crop": ResizedCenterCrop,
     "ten_crop": TenCrop,
 }
 
@@ -393,13 +427,16 @@ class Pipeline:
         return self.transforms[-1].num_views if self.transforms else None
 
 
-def parse(text: str, *, training: bool) -> Pipeline:
+def parse(text: str, *, training: bool, name: str | None = None) -> Pipeline:
     """ "a(1) | b" → Pipeline. In training no test-time views, in evaluation nothing random.
+
+    Args:
+      name: Key of `config.input` in messages; None: 'train_transforms' or 'eval_transforms'.
 
     Raises:
       UsageError: The text is ill-formed, or names or arguments do not exist.
     """
-    key = f"config.input.{'train' if training else 'eval'}_transforms"
+    key = f"config.input.{name or ('train' if training else 'eval') + '_transforms'}"
     if not text.strip():
         return Pipeline(())
     try:
@@ -411,13 +448,13 @@ def parse(text: str, *, training: bool) -> Pipeline:
         ) from error
     transforms = tuple(_build(step, key) for step in _steps(node))
     for place, transform in enumerate(transforms):
-        name = _name(transform)
+        kind = _name(transform)
         if training and transform.num_views:
-            raise UsageError(f"{key}: {name} makes views for evaluation; remove it from training.")
+            raise UsageError(f"{key}: {kind} makes views for evaluation; remove it from training.")
         if not training and transform.num_draws:
-            raise UsageError(f"{key}: {name} is random; evaluation takes only fixed transforms.")
+            raise UsageError(f"{key}: {kind} is random; evaluation takes only fixed transforms.")
         if transform.num_views and place + 1 < len(transforms):
-            raise UsageError(f"{key}: {name} makes several views and must stand last.")
+            raise UsageError(f"{key}: {kind} makes several views and must stand last.")
     return Pipeline(transforms)
 
 

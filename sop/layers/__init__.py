@@ -7,7 +7,7 @@ what it asks for from `published` (`sop.layers.published.Published`).
 
 from sop.layers.cgd import CGD, SpatialCGD, ToyCGD
 from sop.layers.gsop import CompactGSoP, GSoP
-from sop.layers.local_pooling import GFGP, AveragePool, MaxEntropyPool, MaxPool, SkipPool
+from sop.layers.local_pooling import GFGP, AveragePool, MaxEntropyPool, MaxPool, NoPool, SkipPool
 from sop.layers.norm import BatchNorm
 from sop.layers.representations import MPNCOV, BilinearCNN, CompactBilinear, GlobalAverage
 
@@ -24,6 +24,7 @@ __all__ = [
     "GlobalAverage",
     "MaxEntropyPool",
     "MaxPool",
+    "NoPool",
     "SkipPool",
     "SpatialCGD",
     "ToyCGD",

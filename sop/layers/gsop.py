@@ -17,8 +17,6 @@ from sop.layers.norm import BatchNorm
 from sop.layers.published import Published
 from sop.ops.annotations import FeatureMap
 
-_GRID = 8  # position attention looks at 8 × 8 cells
-
 
 class ChannelWeights(nn.Module):
     """GSoP's weight for each channel: [B, H, W, C] → [B, 1, 1, C] in (0, 1).
@@ -48,12 +46,13 @@ class ChannelWeights(nn.Module):
 class PositionWeights(nn.Module):
     """GSoP's weight for each position: [B, H, W, C] → [B, H, W, 1] in (0, 1).
 
-    ReLU → 1×1 conv to d → BN → average of 8 × 8 cells → `sop.ops.position_covariance`, 64 × 64 →
-    BN of rows → row conv → ReLU → 1×1 conv to 64 → sigmoid → 8 × 8 cells spread over H × W.
+    ReLU → 1×1 conv to d → BN → average of g × g cells → `sop.ops.position_covariance`, g² × g² →
+    BN of rows → row conv → ReLU → 1×1 conv to g² → sigmoid → g × g cells spread over H × W.
     Attributes as in `GSoP`.
     """
 
     dim: Count = 128
+    grid: Count = 8
     dtype: Any = None
     axis_name: str | None = None
 
@@ -61,11 +60,11 @@ class PositionWeights(nn.Module):
     def __call__(self, x: FeatureMap, train: bool) -> Float[jax.Array, "b h w 1"]:
         y = PointwiseConv(self.dim, dtype=self.dtype, name="reduce")(nn.relu(x))
         y = BatchNorm(axis_name=self.axis_name, name="reduce_norm")(y, train)
-        y = ops.position_covariance(ops.adaptive_average_pool(y, (_GRID, _GRID)))
+        y = ops.position_covariance(ops.adaptive_average_pool(y, (self.grid, self.grid)))
         y = BatchNorm(axis_name=self.axis_name, axis=1, name="row_norm")(y, train)
         y = nn.relu(RowConv(name="row_conv")(y))
-        y = nn.sigmoid(PointwiseConv(_GRID**2, name="expand")(y))
-        return ops.adaptive_average_pool(y.reshape(-1, _GRID, _GRID, 1), x.shape[1:3])
+        y = nn.sigmoid(PointwiseConv(self.grid**2, name="expand")(y))
+        return ops.adaptive_average_pool(y.reshape(-1, self.grid, self.grid, 1), x.shape[1:3])
 
 
 class GSoP(nn.Module):
@@ -82,6 +81,7 @@ class GSoP(nn.Module):
       manner: which of the five.
       stride: of the reduction before the channel covariance; None: as published, 2 in a block of
         64 planes, else 1.
+      grid: g, into how many rows and columns of cells the position attention divides a map.
       planes: width of the residual block that this stands in, if any.
       dtype: compute type of the products with x; None: that of x. Covariance, BN and sigmoid are
         float32.
@@ -94,8 +94,8 @@ class GSoP(nn.Module):
       [B, H, W, C] in `dtype`.
 
     Raises:
-      UsageError: x is no feature map; dim, stride or manner make no sense; 'fusion_concat' with C
-        that is not a multiple of 64.
+      UsageError: x is no feature map; a field makes no sense; 'fusion_concat' with C that is not a
+        multiple of 64.
 
     >>> x = jnp.ones((2, 4, 4, 32))
     >>> y, _ = GSoP(dim=8).init_with_output(jax.random.key(0), x, train=False)
@@ -134,6 +134,7 @@ class GSoP(nn.Module):
     dim: Count = 128
     manner: Literal["channel", "position", "fusion_avg", "fusion_max", "fusion_concat"] = "channel"
     stride: Count | None = None
+    grid: Count = 8
     planes: Count | None = None
     dtype: Any = None
     axis_name: str | None = None
@@ -146,12 +147,13 @@ class GSoP(nn.Module):
         options: dict[str, Any] = {"dim": self.dim, "dtype": self.dtype}
         options["axis_name"] = self.axis_name
         if self.manner != "position":
-            weights = ChannelWeights(
+            of_channels = ChannelWeights(
                 stride=self.stride, planes=self.planes, **options, name="channel"
             )
-            channel = x * weights(x, train)
+            channel = x * of_channels(x, train)
         if self.manner != "channel":
-            position = nn.relu(x * PositionWeights(**options, name="position")(x, train))
+            of_positions = PositionWeights(grid=self.grid, **options, name="position")
+            position = nn.relu(x * of_positions(x, train))
         match self.manner:
             case "channel":
                 y = channel

@@ -15,6 +15,14 @@ from sop.ops.platform import multiply
 # He et al. 2015, eq. 10, with fan-out.
 kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
+# Initial kernels of convolutions by name: PyTorch code starts from the first, TensorFlow code from
+# Keras' default or, where it asks for VarianceScaling(), from a normal cut off at 2σ, by fan-in.
+KERNELS = {
+    "he": kaiming_normal,
+    "glorot": nn.initializers.glorot_uniform(),
+    "lecun": nn.initializers.lecun_normal(),
+}
+
 
 def torch_uniform(fan_in: int) -> Callable[..., jax.Array]:
     """PyTorch's default for weights and biases, U(−1/√fan_in, 1/√fan_in)."""
@@ -32,8 +40,8 @@ class PointwiseConv(nn.Module):
     Attributes:
       features: C', the width of the output.
       strides: take every strides-th row and column; only for feature maps.
-      use_bias: add b, which starts as U(−1/√C, 1/√C).
-      kernel_init: of W, [1, 1, C, C']; None: U(−1/√C, 1/√C).
+      use_bias: add b.
+      kernel_init, bias_init: of W, [1, 1, C, C'], and of b; None: U(−1/√C, 1/√C).
       dtype: of the factors; None: that of x. float16 counts as float32, which sums of products of
         large activations need.
 
@@ -49,6 +57,7 @@ class PointwiseConv(nn.Module):
     strides: int = 1
     use_bias: bool = True
     kernel_init: Callable[..., jax.Array] | None = kaiming_normal
+    bias_init: Callable[..., jax.Array] | None = None
     dtype: Any = None
 
     @nn.compact
@@ -62,7 +71,7 @@ class PointwiseConv(nn.Module):
         y = multiply(x, kernel[0, 0].astype(x.dtype))
         if not self.use_bias:
             return y
-        return y + self.param("bias", uniform, (self.features,), jnp.float32)
+        return y + self.param("bias", self.bias_init or uniform, (self.features,), jnp.float32)
 
 
 class RowConv(nn.Module):

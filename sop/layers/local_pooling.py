@@ -1,6 +1,7 @@
 """Local pooling: what takes the place of a network's max-pools and strided convolutions."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
@@ -176,6 +177,31 @@ class SkipPool(LocalPool):
         return ops.narrow(y, dtype)
 
 
+class NoPool(LocalPool):
+    """y = x: nothing is pooled, as where GFGP's VGG is told to 'skip'.
+
+    Attributes as in `LocalPool`, without effect but for `dtype`.
+
+    Call:
+      x: [B, H, W, C], any floating dtype; train: without effect.
+
+    Returns:
+      [B, H, W, C] in `dtype`.
+
+    Raises:
+      UsageError: x is no feature map.
+
+    >>> y, _ = NoPool().init_with_output(jax.random.key(0), jnp.ones((1, 7, 7, 2)), False)
+    >>> y.shape
+    (1, 7, 7, 2)
+    """
+
+    @nn.compact
+    def __call__(self, x: FeatureMap, train: bool) -> Float[jax.Array, "b h w c"]:
+        check_call(self, x)
+        return x.astype(self.dtype or x.dtype)
+
+
 class MaxEntropyPool(LocalPool):
     """Maximum-entropy pooling, y = Σᵢ wᵢxᵢ, w = softmax(λx) over the window.
 
@@ -229,7 +255,8 @@ class GFGP(LocalPool):
       mode: what has a λ of its own: 'sample_channel', as published; 'sample', where W₂ has one
         output; 'position', each of the outputs [B, H', W', C], where the mean of its window takes
         the place of GAP(x).
-      kernel_init: of W₁ and W₂; the default is that of the published ResNets.
+      kernel_init, bias_init: of W₁ and W₂, b₁ and b₂; the defaults are those of the published
+        ResNets.
       axis_name: mapped axis that BN statistics are averaged over.
 
     Call:
@@ -258,6 +285,7 @@ class GFGP(LocalPool):
     hidden_node: Count | None = None
     mode: Literal["sample_channel", "sample", "position"] = "sample_channel"
     kernel_init: Callable[..., jax.Array] = kaiming_normal
+    bias_init: Callable[..., jax.Array] | None = None
     axis_name: str | None = None
 
     @nn.compact
@@ -271,10 +299,11 @@ class GFGP(LocalPool):
         else:
             y = x.mean((1, 2), keepdims=True, dtype=jnp.promote_types(x.dtype, jnp.float32))
         hidden = self.hidden_node or max(channels // 2, 1)
-        y = PointwiseConv(hidden, kernel_init=self.kernel_init, name="squeeze")(y)
+        linear = partial(PointwiseConv, kernel_init=self.kernel_init, bias_init=self.bias_init)
+        y = linear(hidden, name="squeeze")(y)
         y = nn.relu(BatchNorm(axis_name=self.axis_name, name="squeeze_norm")(y, train))
         outputs = 1 if self.mode == "sample" else channels
-        y = PointwiseConv(outputs, kernel_init=self.kernel_init, name="excite")(y)
+        y = linear(outputs, name="excite")(y)
         y = BatchNorm(axis_name=self.axis_name, name="excite_norm")(y, train)
         lam = nn.sigmoid(y) if self.activation == "sigmoid" else nn.softplus(y)
         y = ops.max_entropy_pool(x, lam, **self.geometry())

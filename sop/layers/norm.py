@@ -1,6 +1,7 @@
 """Batch normalisation with PyTorch's semantics, for networks and layers alike."""
 
 import math
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import flax.linen as nn
@@ -35,6 +36,7 @@ class BatchNorm(nn.Module):
       momentum: m, the weight of the new batch, as in PyTorch; flax's is 1 − m.
       epsilon: ε.
       axis: of the entries that have statistics of their own, C.
+      scale_init: of γ.
       axis_name: mapped axis over whose devices statistics are taken; each must hold equally many
         values. None: of each device alone.
       dtype: of y; None: that of x. Statistics are at least float32.
@@ -60,6 +62,7 @@ class BatchNorm(nn.Module):
     momentum: Annotated[float, at_least(0), at_most(1)] = 0.1
     epsilon: Annotated[float, above(0)] = 1e-5
     axis: int = -1
+    scale_init: Callable[..., jax.Array] = nn.initializers.ones
     axis_name: str | None = None
     dtype: Any = None
 
@@ -68,7 +71,7 @@ class BatchNorm(nn.Module):
         check_fields(self)
         axis = self._checked_axis(x)
         size = x.shape[axis]
-        scale = self.param("scale", nn.initializers.ones, (size,), jnp.float32)
+        scale = self.param("scale", self.scale_init, (size,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (size,), jnp.float32)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (size,), jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, (size,), jnp.float32)

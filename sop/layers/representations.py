@@ -1,5 +1,6 @@
 """Representations: a network's last feature map to one vector per image."""
 
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import flax.linen as nn
@@ -11,7 +12,7 @@ from jaxtyping import Float
 from sop import ops
 from sop.checks import Count, NotNegative, Rate, above
 from sop.layers.arguments import check_call
-from sop.layers.linear import PointwiseConv
+from sop.layers.linear import KERNELS, PointwiseConv
 from sop.layers.norm import BatchNorm
 from sop.layers.published import Published
 from sop.ops.annotations import FeatureMap
@@ -62,6 +63,8 @@ class MPNCOV(nn.Module):
       num_iters: N of 'newton_schulz'; 5 in fast MPN-COV, 3 in GSoP-Net2.
       normalization: which of the three.
       alpha: α of 'eigh', above 0.
+      initialization: of W: 'he', normal by fan-out, in PyTorch code; 'lecun', cut-off normal by
+        fan-in, in TensorFlow code; 'glorot', uniform.
       vectorize: False returns the whole matrix.
       dropout: rate, drawn from the stream 'dropout' in training.
       dtype: compute type of the reduction's products; None: that of x. The rest is float32.
@@ -93,6 +96,7 @@ class MPNCOV(nn.Module):
     num_iters: Count = 5
     normalization: Literal["newton_schulz", "eigh", "none"] = "newton_schulz"
     alpha: Annotated[float, above(0)] = 0.5
+    initialization: Literal["he", "lecun", "glorot"] = "he"
     vectorize: bool = True
     dropout: Rate = 0.0
     dtype: Any = None
@@ -105,7 +109,8 @@ class MPNCOV(nn.Module):
         check_call(self, x)
         x = x.astype(self.dtype or x.dtype)
         if self.reduction:
-            x = PointwiseConv(self.reduction, use_bias=False, dtype=self.dtype, name="reduce")(x)
+            reduce = partial(PointwiseConv, kernel_init=KERNELS[self.initialization], name="reduce")
+            x = reduce(self.reduction, use_bias=False, dtype=self.dtype)(x)
             x = nn.relu(BatchNorm(axis_name=self.axis_name, name="reduce_norm")(x, train))
         if self.normalization == "newton_schulz" and self.vectorize:
             y = ops.isqrt_cov(x, self.num_iters)

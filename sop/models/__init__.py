@@ -71,7 +71,11 @@ def get_backbone(config: Mapping[str, Any]) -> Backbone:
 
 
 def create_model(
-    config: Mapping[str, Any], *, dtype: Any = jnp.float32, axis_name: str | None = None
+    config: Mapping[str, Any],
+    *,
+    dtype: Any = jnp.float32,
+    axis_name: str | None = None,
+    representation_axis: str | None = None,
 ) -> Network:
     """The network of a config.model, called as `network.apply(variables, images, train=bool)`.
 
@@ -81,6 +85,7 @@ def create_model(
         as published.
       dtype: compute type of the activations; parameters are float32.
       axis_name: mapped axis that batch norm's statistics are taken over, if any.
+      representation_axis: the same for the representation alone; None: `axis_name`.
 
     Raises:
       UsageError: for unknown names and options, ill-typed values, and parts that do not fit.
@@ -89,4 +94,5 @@ def create_model(
     backbone = get_backbone(config)
     options = {key: value for key, value in config.items() if key not in _PARTS}
     check_options(f"backbone '{config['backbone']}'", backbone.make, options, also=_PARTS)
-    return backbone.make(make_parts(config, backbone, dtype, axis_name), **options)
+    axes = (axis_name, representation_axis or axis_name)
+    return backbone.make(make_parts(config, backbone, dtype, *axes), **options)

@@ -9,10 +9,11 @@ import jax
 
 from sop.checks import Count
 from sop.errors import UsageError
+from sop.layers.linear import KERNELS
 from sop.models import residual, resnet
 from sop.models.attention import Stages
 from sop.models.backbone import Backbone, TorchNames
-from sop.models.network import Network
+from sop.models.network import Initialization, Network, initialized
 from sop.models.parts import Parts
 
 
@@ -52,6 +53,8 @@ def cifar_resnet(
     block: Literal["basic", "bottleneck"] | None = None,
     stage_size: Count | None = None,
     last_stride: Literal[1, 2] | None = None,
+    shortcut: Literal["input", "activation"] = "input",
+    initialization: Initialization = "he",
 ) -> Network:
     """(Pre-activation) ResNet of any depth for 32×32 images.
 
@@ -63,6 +66,13 @@ def cifar_resnet(
         in its code, the n of 6n+2 for bottlenecks too.
       last_stride: of the third stage; by default what attention or representation ask for (1 with
         MPN-COV or GSoP), else 2.
+      shortcut: what the 1×1 projections of pre-activation shortcuts take: the block's 'input', as
+        in CGD's code, or its 'activation', ReLU(norm(input)), as in fast MPN-COV's TensorFlow code.
+      initialization: of kernels: 'he'; 'glorot', as in that code, where the classifier starts as
+        Keras' Dense; 'lecun'.
+
+    Raises:
+      UsageError: no such depth, or 'activation' without pre-activation.
     """
     cgd = preactivation and parts.attention is not None and parts.attention.name.startswith("cgd")
     if block is None:
@@ -81,16 +91,27 @@ def cifar_resnet(
         ("bottleneck", False): residual.Bottleneck,
         ("bottleneck", True): residual.PreactivationBottleneck,
     }[block, preactivation]
-    conv, norm = parts.conv(), parts.norm()
+    if shortcut == "activation" and not preactivation:
+        raise UsageError(
+            f"config.model.shortcut is 'activation', but {parts.backbone} has no pre-activation; "
+            f"leave it out, or take preresnet{depth}_cifar."
+        )
+    conv, norm = parts.conv(kernel_init=KERNELS[initialization]), parts.norm()
     features = CifarResNet(
         attention=parts.stages((stage_size,) * 3),
-        block=partial(module, conv=conv, norm=norm, pool=parts.strided_pool),
+        block=partial(
+            module,
+            conv=conv,
+            norm=norm,
+            pool=parts.strided_pool,
+            project_activation=shortcut == "activation",
+        ),
         last_stride=last_stride or parts.last_stride,
         preactivation=preactivation,
         conv=conv,
         norm=norm,
     )
-    return parts.network(features)
+    return parts.network(features, initialized(initialization))
 
 
 PUBLISHED = {"mpncov": {"reduction": 128, "dropout": 0.5}}

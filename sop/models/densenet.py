@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from sop.checks import Rate
 from sop.models.attention import Attention, Stages, attend
 from sop.models.backbone import Backbone, TorchNames
 from sop.models.network import Linear, Network
@@ -20,11 +21,13 @@ class DenseLayer(nn.Module):
 
     Attributes:
       growth: channels it adds.
+      dropout: rate at the end of the branch.
       attention: 'conv' stands after the 1×1 convolution, 'branch' at the end, on all channels.
       conv, norm: factories.
     """
 
     growth: int
+    dropout: float
     attention: Attention | None
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
@@ -36,6 +39,7 @@ class DenseLayer(nn.Module):
         y = attend(self.attention, "conv", y, train)
         y = nn.relu(self.norm(name="norm2")(y, train))
         y = self.conv(self.growth, (3, 3), padding=1, name="conv2")(y)
+        y = nn.Dropout(self.dropout, deterministic=not train)(y)
         return attend(self.attention, "branch", jnp.concatenate([x, y], -1), train)
 
 
@@ -123,7 +127,12 @@ class DenseNet(nn.Module):
 
 
 def densenet(
-    parts: Parts, stage_sizes: tuple[int, ...], width: int = 64, growth: int = 32
+    parts: Parts,
+    stage_sizes: tuple[int, ...],
+    width: int = 64,
+    growth: int = 32,
+    *,
+    dropout: Rate = 0.0,
 ) -> Network:
     """DenseNet; a local pooling named in the config gives GFGP's form of it.
 
@@ -133,6 +142,7 @@ def densenet(
       stage_sizes: number of layers of each dense block.
       width: channels of the stem.
       growth: channels that each layer adds.
+      dropout: rate at the end of each dense layer.
     """
     conv, norm = parts.conv(kernel_init=kaiming_fan_in), parts.norm()
     pool = parts.strided_pool
@@ -144,14 +154,16 @@ def densenet(
         width=width,
         stem=stem,
         pool=pool,
-        layer=partial(DenseLayer, growth=growth, conv=conv, norm=norm),
+        layer=partial(DenseLayer, growth=growth, dropout=dropout, conv=conv, norm=norm),
         transition=partial(
             Transition, pool=pool, skip=parts.pool_name == "skip", conv=conv, norm=norm
         ),
         conv=conv,
         norm=norm,
     )
-    return parts.network(features, partial(Linear, bias_init=nn.initializers.zeros))
+    # fast MPN-COV puts a new Linear in the place of the classifier; GFGP keeps it.
+    bias = None if parts.pool_name is None else nn.initializers.zeros
+    return parts.network(features, partial(Linear, bias_init=bias))
 
 
 # Early files separate the number by a dot.

@@ -173,14 +173,12 @@ class InceptionV3(nn.Module):
         return x
 
 
-def inception_v3(
-    parts: Parts, *, transform_input: bool = False, dropout: Rate | None = None
-) -> Network:
+def inception_v3(parts: Parts, *, transform_input: bool = False, dropout: Rate = 0.0) -> Network:
     """Inception-v3. Attention stands on the output of mixed blocks: there is no other place.
 
     Args:
       transform_input: see `InceptionV3`.
-      dropout: rate before the classifier; by default 0.5 with global average pooling, else 0.
+      dropout: rate before the classifier: 0.5 in torchvision, but fast MPN-COV leaves it out.
 
     Raises:
       UsageError: `attention.after` is not the attention's default, which has no meaning here.
@@ -191,9 +189,6 @@ def inception_v3(
             f"config.model.attention.after is '{plan.after}', but in inception_v3 attention stands "
             f"on the output of mixed blocks alone; leave it out."
         )
-    average = parts.representation_name == "gavp"
-    if dropout is None:
-        dropout = 0.5 if average else 0.0
     truncated = nn.initializers.truncated_normal(0.1)
     layer = partial(
         ConvLayer, conv=parts.conv(kernel_init=truncated), norm=parts.norm(epsilon=1e-3)
@@ -204,9 +199,7 @@ def inception_v3(
         layer=layer,
         pool=parts.pool or MaxPool,
     )
-    return parts.network(
-        features, partial(Linear, dropout=dropout, kernel_init=truncated if average else None)
-    )
+    return parts.network(features, partial(Linear, dropout=dropout))
 
 
 _CHILDREN = [step[0] for step in STEM] + [block[0] for stage in STAGES for block in stage]

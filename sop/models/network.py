@@ -1,19 +1,23 @@
 """The frame of every network, and the pieces that all families are built of."""
 
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 
 from sop.errors import UsageError
-from sop.layers.linear import kaiming_normal, torch_uniform
+from sop.layers.linear import KERNELS, kaiming_normal, torch_uniform
 from sop.ops.platform import convolve
 from sop.ops.precision import at_least_float32
 
 Conv = partial(
     nn.Conv, use_bias=False, kernel_init=kaiming_normal, conv_general_dilated_cls=lambda: convolve
 )
+
+
+# Where the kernels of convolutions start from (`KERNELS`).
+Initialization = Literal["he", "glorot", "lecun"]
 
 
 class Network(nn.Module):
@@ -85,3 +89,13 @@ class Linear(nn.Module):
         bias = self.param("bias", self.bias_init or uniform, (self.num_classes,))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         return x @ kernel + bias
+
+
+def initialized(initialization: Initialization) -> partial:
+    """The classifier that goes with an initialisation of the convolutions.
+
+    PyTorch's Linear with 'he', else Keras' Dense: U(−√6/√(D + K), √6/√(D + K)) and b = 0.
+    """
+    if initialization == "he":
+        return partial(Linear)
+    return partial(Linear, kernel_init=KERNELS["glorot"], bias_init=nn.initializers.zeros)

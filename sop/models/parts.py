@@ -20,6 +20,7 @@ POOLS = {
     "max": sop.layers.MaxPool,
     "average": sop.layers.AveragePool,
     "skip": sop.layers.SkipPool,
+    "none": sop.layers.NoPool,
     "max_entropy": sop.layers.MaxEntropyPool,
     "gfgp": sop.layers.GFGP,
 }
@@ -108,9 +109,15 @@ class Parts:
 
 
 def make_parts(
-    config: Mapping[str, Any], backbone: Backbone, dtype: Any, axis_name: str | None
+    config: Mapping[str, Any],
+    backbone: Backbone,
+    dtype: Any,
+    axis_name: str | None,
+    representation_axis: str | None,
 ) -> Parts:
     """Looks up and checks `num_classes`, `attention`, `pool` and `representation`.
+
+    Args: see `sop.models.create_model`.
 
     Raises:
       UsageError: unknown names and options, ill-typed values.
@@ -139,7 +146,9 @@ def make_parts(
         attention=attention,
         pool=pool,
         pool_name=pool_name,
-        representation=module(**options, **accepted(module, **context)),
+        representation=module(
+            **options, **accepted(module, **{**context, "axis_name": representation_axis})
+        ),
         representation_name=name,
         asks=getattr(module, "published", Published()),
         **context,

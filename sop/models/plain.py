@@ -1,6 +1,6 @@
 """Pieces of networks without shortcuts: a convolution layer and fully connected classifiers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import flax.linen as nn
@@ -11,6 +11,7 @@ from sop.models.attention import Attention, attend
 from sop.models.network import Linear
 from sop.models.parts import Parts
 
+normal = nn.initializers.normal(0.01)
 # U(−1/√fan_in, 1/√fan_in), PyTorch's default for a kernel, whose shape tells the fan-in.
 torch_kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
@@ -83,7 +84,8 @@ class MultilayerClassifier(nn.Module):
       hidden: widths of the others.
       dropout: rate before each layer.
       norm: factory; no norm if None.
-      kernel_init, bias_init: of all layers; None: U(−1/√D, 1/√D), as PyTorch's Linear.
+      normal: which layers, from 1, start from N(0, 0.01²) and b = 0; the others from
+        U(−1/√D, 1/√D), as PyTorch's Linear.
       dtype: compute type.
     """
 
@@ -91,18 +93,15 @@ class MultilayerClassifier(nn.Module):
     hidden: tuple[int, ...]
     dropout: tuple[float, ...]
     norm: Callable[..., nn.Module] | None = None
-    kernel_init: Callable[..., jax.Array] | None = None
-    bias_init: Callable[..., jax.Array] | None = None
+    normal: Collection[int] = ()
     dtype: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         widths = (*self.hidden, self.num_classes)
         for layer, (width, dropout) in enumerate(zip(widths, self.dropout, strict=True), 1):
-            linear = Linear(
-                width, dropout, self.kernel_init, self.bias_init, self.dtype, name=f"fc{layer}"
-            )
-            x = linear(x, train)
+            inits = (normal, nn.initializers.zeros) if layer in self.normal else (None, None)
+            x = Linear(width, dropout, *inits, self.dtype, name=f"fc{layer}")(x, train)
             if layer < len(widths):
                 if self.norm is not None:
                     x = self.norm(name=f"bn{layer}")(x, train)

@@ -40,6 +40,9 @@ class ResidualBlock(nn.Module):
       pool: local pooling that takes the place of strided convolutions; None: those.
       conv, norm: factories.
       groups, group_width: of the 3×3 convolution, as ResNeXt's "32x4d" (bottleneck alone).
+      zero_init: the last norm of the branch starts at scale 0 (without pre-activation alone).
+      project_activation: a shortcut that changes the shape projects ReLU(norm(x)), not x (with
+        pre-activation alone).
     """
 
     width: int
@@ -50,10 +53,33 @@ class ResidualBlock(nn.Module):
     norm: Callable[..., nn.Module] = BatchNorm
     groups: int = 1
     group_width: int = 64
+    zero_init: bool = False
+    project_activation: bool = False
+
+    @property
+    def last_scale(self) -> Callable[..., jax.Array]:
+        return nn.initializers.zeros if self.zero_init else nn.initializers.ones
 
     @property
     def conv_strides(self) -> int:
         return self.strides if self.pool is None else 1
+
+    def keeps_shape(self, x: jax.Array, channels: int) -> bool:
+        return self.strides == 1 and x.shape[-1] == channels
+
+    def shortcut(self, x: jax.Array, channels: int, train: bool) -> jax.Array:
+        """x, or its 1×1 projection and norm where the branch changes its shape."""
+        if self.keeps_shape(x, channels):
+            return x
+        x = self.conv(channels, (1, 1), self.conv_strides, name="downsample_0")(x)
+        return self.norm(name="downsample_1")(x, train)
+
+    def bypass(self, x: jax.Array, activation: jax.Array, channels: int) -> jax.Array:
+        """The shortcut with pre-activation: x, or a projection without norm."""
+        if self.keeps_shape(x, channels):
+            return x
+        x = activation if self.project_activation else x
+        return self.conv(channels, (1, 1), self.conv_strides, name="downsample_0")(x)
 
     def pooled(self, x: jax.Array, train: bool) -> jax.Array:
         if self.pool is None or self.strides == 1:
@@ -72,9 +98,9 @@ class BasicBlock(ResidualBlock):
         y = attend(self.attention, "conv", y, train, planes=self.width)
         y = nn.relu(self.norm(name="bn1")(y, train))
         y = self.conv(self.width, (3, 3), padding=1, name="conv2")(y)
-        y = self.norm(name="bn2")(y, train)
+        y = self.norm(scale_init=self.last_scale, name="bn2")(y, train)
         y = attend(self.attention, "branch", y, train, planes=self.width)
-        y = nn.relu(y + shortcut(self, self.norm, x, self.width, train))
+        y = nn.relu(y + self.shortcut(x, self.width, train))
         return self.pooled(y, train)
 
 
@@ -99,9 +125,9 @@ class Bottleneck(ResidualBlock):
         )(y)
         y = nn.relu(self.norm(name="bn2")(y, train))
         y = self.conv(4 * self.width, (1, 1), name="conv3")(y)
-        y = self.norm(name="bn3")(y, train)
+        y = self.norm(scale_init=self.last_scale, name="bn3")(y, train)
         y = attend(self.attention, "branch", y, train, planes=self.width)
-        y = nn.relu(y + shortcut(self, self.norm, x, 4 * self.width, train))
+        y = nn.relu(y + self.shortcut(x, 4 * self.width, train))
         return self.pooled(y, train)
 
 
@@ -113,12 +139,13 @@ class PreactivationBasicBlock(ResidualBlock):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         y = nn.relu(self.norm(name="bn1")(x, train))
+        x = self.bypass(x, y, self.width)
         y = self.conv(self.width, (3, 3), self.conv_strides, padding=1, name="conv1")(y)
         y = attend(self.attention, "conv", y, train, planes=self.width)
         y = nn.relu(self.norm(name="bn2")(y, train))
         y = self.conv(self.width, (3, 3), padding=1, name="conv2")(y)
         y = attend(self.attention, "branch", y, train, planes=self.width)
-        return self.pooled(y + shortcut(self, None, x, self.width, train), train)
+        return self.pooled(y + x, train)
 
 
 class PreactivationBottleneck(ResidualBlock):
@@ -129,6 +156,7 @@ class PreactivationBottleneck(ResidualBlock):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         y = nn.relu(self.norm(name="bn1")(x, train))
+        x = self.bypass(x, y, 4 * self.width)
         y = self.conv(self.width, (1, 1), name="conv1")(y)
         y = nn.relu(self.norm(name="bn2")(y, train))
         y = self.conv(self.width, (3, 3), self.conv_strides, padding=1, name="conv2")(y)
@@ -136,12 +164,4 @@ class PreactivationBottleneck(ResidualBlock):
         y = nn.relu(self.norm(name="bn3")(y, train))
         y = self.conv(4 * self.width, (1, 1), name="conv3")(y)
         y = attend(self.attention, "branch", y, train, planes=self.width)
-        return self.pooled(y + shortcut(self, None, x, 4 * self.width, train), train)
-
-
-def shortcut(block: ResidualBlock, norm, x: jax.Array, channels: int, train: bool) -> jax.Array:
-    """x, or its 1×1 projection (and norm) where the branch changes its shape."""
-    if block.strides == 1 and x.shape[-1] == channels:
-        return x
-    x = block.conv(channels, (1, 1), block.conv_strides, name="downsample_0")(x)
-    return x if norm is None else norm(name="downsample_1")(x, train)
+        return self.pooled(y + x, train)

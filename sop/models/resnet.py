@@ -7,9 +7,10 @@ from typing import Literal
 import flax.linen as nn
 import jax
 
+from sop.layers.linear import KERNELS
 from sop.models.attention import Stages
 from sop.models.backbone import Backbone, TorchNames
-from sop.models.network import Network
+from sop.models.network import Initialization, Network, initialized
 from sop.models.parts import Parts
 from sop.models.residual import BasicBlock, Bottleneck, stages
 
@@ -64,6 +65,8 @@ def resnet(
     *,
     last_stride: Literal[1, 2] | None = None,
     stem: Literal["7x7", "p"] = "7x7",
+    zero_init_residual: bool = False,
+    initialization: Initialization = "he",
 ) -> Network:
     """ResNet or ResNeXt.
 
@@ -74,13 +77,22 @@ def resnet(
       last_stride: of the last stage; by default what attention or representation ask for (1 with
         MPN-COV or GSoP), else 2.
       stem: '7x7', or 'p': GFGP's, which goes down by 4 at once.
+      zero_init_residual: the last norm of each branch starts at scale 0 (Goyal et al. 2017, §5.1).
+      initialization: of kernels: 'he'; 'lecun', as in fast MPN-COV's TensorFlow code, where the
+        classifier starts as Keras' Dense; 'glorot'.
     """
     pool = parts.strided_pool
-    conv, norm = parts.conv(), parts.norm()
+    conv, norm = parts.conv(kernel_init=KERNELS[initialization]), parts.norm()
     features = ResNet(
         attention=parts.stages(stage_sizes),
         block=partial(
-            block, conv=conv, norm=norm, pool=pool, groups=groups, group_width=group_width
+            block,
+            conv=conv,
+            norm=norm,
+            pool=pool,
+            groups=groups,
+            group_width=group_width,
+            zero_init=zero_init_residual,
         ),
         last_stride=last_stride or parts.last_stride,
         pool=pool,
@@ -88,7 +100,7 @@ def resnet(
         conv=conv,
         norm=norm,
     )
-    return parts.network(features)
+    return parts.network(features, initialized(initialization))
 
 
 TORCH_NAMES = TorchNames(
@@ -121,6 +133,7 @@ def _backbone(*stage_sizes: int, **sizes) -> Backbone:
 
 BACKBONES = {
     "resnet18": _backbone(2, 2, 2, 2, block=BasicBlock),
+    "resnet18_cgd": _backbone(1, 2, 2, 1, block=BasicBlock),  # what CGD's code calls resnet18
     "resnet34": _backbone(3, 4, 6, 3, block=BasicBlock),
     "resnet50": _backbone(3, 4, 6, 3),
     "resnet101": _backbone(3, 4, 23, 3),

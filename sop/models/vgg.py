@@ -12,7 +12,7 @@ from sop.models.attention import Stages
 from sop.models.backbone import Backbone, TorchNames, number_layers
 from sop.models.network import Linear, Network
 from sop.models.parts import Parts
-from sop.models.plain import ConvLayer, FlatMap, MultilayerClassifier, hidden_widths
+from sop.models.plain import ConvLayer, FlatMap, MultilayerClassifier, hidden_widths, normal
 
 WIDTHS = (64, 128, 256, 512, 512)
 STAGE_SIZES = {
@@ -21,7 +21,6 @@ STAGE_SIZES = {
     16: (2, 2, 3, 3, 3),
     19: (2, 2, 4, 4, 4),
 }
-normal = nn.initializers.normal(0.01)
 
 
 class VGG(nn.Module):
@@ -77,38 +76,43 @@ def vgg(
         MultilayerClassifier,
         hidden=hidden,
         dropout=(0.0, *(dropout for _ in hidden)),
-        kernel_init=normal,
-        bias_init=nn.initializers.zeros,
+        # fast MPN-COV puts new Linears in the place of those whose width it changes.
+        normal=range(1 if parts.representation_name == "flat" else 2, len(hidden) + 1),
     )
     return _network(parts, depth, conv, norm, classifier if hidden else Linear)
 
 
-def vgg_gfgp(parts: Parts, depth: int) -> Network:
+def vgg_gfgp(parts: Parts, depth: int, batch_norm: bool) -> Network:
     """GFGP's VGG: BN (ε = 1e-4) after every convolution and in both hidden fully connected layers.
 
     Kobayashi, "Global Feature Guided Local Pooling", ICCV 2019, §4.
+
+    Args:
+      batch_norm: False leaves out all of these.
     """
-    return _network(parts, depth, *_normalized(parts, hidden=(4096, 4096)))
+    return _network(parts, depth, *_gfgp(parts, (4096, 4096), batch_norm))
 
 
-def vgg_mod(parts: Parts, depth: int) -> Network:
+def vgg_mod(parts: Parts, depth: int, batch_norm: bool) -> Network:
     """GFGP's VGG-mod: the last pooling gives way to a 1×1 convolution to 4096; global average.
 
     Kobayashi, "Global Feature Guided Local Pooling", ICCV 2019, §4.
+
+    Args:
+      batch_norm: see `vgg_gfgp`.
     """
-    return _network(parts, depth, *_normalized(parts, hidden=(4096,)), words=4096)
+    return _network(parts, depth, *_gfgp(parts, (4096,), batch_norm), words=4096)
 
 
-def _normalized(parts, hidden):
+def _gfgp(parts, hidden, batch_norm):
     conv = parts.conv(use_bias=True, kernel_init=normal)
-    norm = parts.norm(epsilon=1e-4)
+    norm = parts.norm(epsilon=1e-4) if batch_norm else None
     classifier = partial(
         MultilayerClassifier,
         hidden=hidden,
         dropout=(0.0,) * (len(hidden) + 1),
         norm=norm,
-        kernel_init=normal,
-        bias_init=nn.initializers.zeros,
+        normal=range(1, len(hidden) + 2),
     )
     return conv, norm, classifier
 
@@ -116,7 +120,7 @@ def _normalized(parts, hidden):
 def _network(parts, depth, conv, norm, classifier, words=None):
     pool = parts.pool or MaxPool
     if parts.pool_name == "gfgp":
-        pool = partial(pool, kernel_init=normal)
+        pool = partial(pool, kernel_init=normal, bias_init=nn.initializers.zeros)
     features = VGG(
         attention=parts.stages(STAGE_SIZES[depth]),
         layer=partial(ConvLayer, conv=conv, norm=norm),
@@ -127,7 +131,9 @@ def _network(parts, depth, conv, norm, classifier, words=None):
     return parts.network(features, classifier)
 
 
-def _torch_names(depth: int, batch_norm: bool) -> TorchNames:
+def _torch_names(
+    depth: int, batch_norm: bool, classifier: tuple[int, int, int] = (0, 3, 6)
+) -> TorchNames:
     """conv, norm if any and ReLU count as layers, and so do the poolings and 'conv6' of VGG-mod."""
     places, number = [], 0
     for stage, size in enumerate(STAGE_SIZES[depth], 1):
@@ -139,7 +145,9 @@ def _torch_names(depth: int, batch_norm: bool) -> TorchNames:
         number += 1
     # In VGG-mod it stands in place of the last pooling.
     places += [("conv6/conv", number - 1), ("conv6/bn", number)]
-    return number_layers(places, [("fc1", 0), ("bn1", 1), ("fc2", 3), ("bn2", 4), ("fc3", 6)])
+    first, second, third = classifier
+    layers = [("fc1", first), ("bn1", 1), ("fc2", second), ("bn2", 4), ("fc3", third)]
+    return number_layers(places, layers)
 
 
 _FLAT = {"representation": "flat", "own": {"flat": partial(FlatMap, size=7)}}
@@ -147,11 +155,16 @@ _FLAT = {"representation": "flat", "own": {"flat": partial(FlatMap, size=7)}}
 
 def _backbones(depth: int) -> dict[str, Backbone]:
     plain, normalized = _torch_names(depth, False), _torch_names(depth, True)
+    without_dropout = _torch_names(depth, False, (0, 2, 4))
+    gfgp, mod = partial(vgg_gfgp, depth=depth), partial(vgg_mod, depth=depth)
     return {
         f"vgg{depth}": Backbone(partial(vgg, depth=depth, batch_norm=False), plain, **_FLAT),
         f"vgg{depth}_bn": Backbone(partial(vgg, depth=depth, batch_norm=True), normalized, **_FLAT),
-        f"vgg{depth}_gfgp": Backbone(partial(vgg_gfgp, depth=depth), normalized, **_FLAT),
-        f"vgg{depth}_mod": Backbone(partial(vgg_mod, depth=depth), normalized),
+        f"vgg{depth}_gfgp": Backbone(partial(gfgp, batch_norm=True), normalized, **_FLAT),
+        f"vgg{depth}_mod": Backbone(partial(mod, batch_norm=True), normalized),
+        # The two without batch norm, by their names in GFGP's code.
+        f"vgg{depth}_orig": Backbone(partial(gfgp, batch_norm=False), without_dropout, **_FLAT),
+        f"vgg{depth}_bow": Backbone(partial(mod, batch_norm=False), without_dropout),
     }
 
 

@@ -18,7 +18,7 @@ from sop.errors import UsageError
 from sop.training import pretrained
 from sop.training.checkpoints import Checkpoints, load_variables, steps_in
 from sop.training.evaluation import evaluate, is_finite
-from sop.training.optimizer import make_optimizer, matches_any
+from sop.training.optimizer import keep_momentum, make_optimizer, matches_any
 from sop.training.reporting import Reporter
 from sop.training.signals import StopRequest
 from sop.training.stages import EvalData, Stage, stage_at
@@ -85,7 +85,10 @@ def train(
                 continue
             if 0 < stage.first_step == int(state.step):
                 renew = jax.jit(tx.init, out_shardings=replicated(mesh))
-                state = state.replace(opt_state=renew(state.params))
+                opt_state = renew(state.params)
+                if stage.config.optimizer.keep_momentum:
+                    opt_state = keep_momentum(state.opt_state, opt_state)
+                state = state.replace(opt_state=opt_state)
             state, finished = _StageRun(model, tx, stage, mesh, checkpoints, reporter)(state, stop)
             if not finished:
                 return False

@@ -104,6 +104,24 @@ def make_optimizer(
     return optax.partition({"trained": sgd, "frozen": optax.set_to_zero()}, labels)
 
 
+def keep_momentum(before: Any, state: Any) -> Any:
+    """The new `state` of an optimizer with the momentum of another's, for the same parameters.
+
+    What was frozen before, or is now, has none to keep.
+    """
+    old, new = (optax.tree.get(each, "trace") for each in (before, state))
+    if old is None or new is None:  # no momentum
+        return state
+
+    def is_frozen(leaf):
+        return isinstance(leaf, optax.MaskedNode)
+
+    def choose(mine, theirs):
+        return mine if is_frozen(mine) or is_frozen(theirs) else theirs
+
+    return optax.tree.set(state, trace=jax.tree.map(choose, new, old, is_leaf=is_frozen))
+
+
 def make_schedule(
     config: ConfigDict, learning_rate: float, num_epochs: int, steps_per_epoch: int
 ) -> optax.Schedule:
@@ -114,8 +132,8 @@ def make_schedule(
     - 'cosine': half a cosine from `learning_rate` to `final_learning_rate`.
     - 'log': logspace(log10 lr, log10 final, epochs), one value per epoch.
 
-    `warmup_epochs` raises it linearly to `learning_rate` first; 'cosine' and 'log' then have the
-    epochs that are left.
+    `warmup_epochs` raises it linearly to `learning_rate` first, from `warmup_learning_rate`;
+    'cosine' and 'log' then have the epochs that are left.
 
     Raises:
       UsageError: the warm-up leaves no epoch, a boundary lies within it or would never act, or
@@ -147,7 +165,9 @@ def make_schedule(
             after = optax.exponential_decay(learning_rate, steps_per_epoch, rate, staircase=True)
     if not warmup:
         return after
-    rise = optax.linear_schedule(learning_rate / warmup, learning_rate, warmup)
+    start = config.warmup_learning_rate
+    start = learning_rate / warmup if start is None else start
+    rise = optax.linear_schedule(start, learning_rate, warmup)
     return optax.join_schedules([rise, after], [warmup])
 
 

@@ -25,6 +25,7 @@ REPRESENTATIONS: dict[str, Callable] = {
 ATTENTIONS = {
     "GSoP channel": layers.GSoP(4),
     "GSoP position": layers.GSoP(4, "position"),
+    "GSoP position grid": layers.GSoP(4, "position", grid=3),
     "GSoP fusion_avg": layers.GSoP(4, "fusion_avg", stride=2),
     "GSoP fusion_max": layers.GSoP(4, "fusion_max"),
     "GSoP fusion_concat": layers.GSoP(4, "fusion_concat"),
@@ -38,6 +39,7 @@ LOCAL_POOLINGS = {
     "MaxPool": layers.MaxPool(**WINDOW),
     "AveragePool": layers.AveragePool(**WINDOW, ceil_mode=True),
     "SkipPool": layers.SkipPool(**WINDOW),
+    "NoPool": layers.NoPool(**WINDOW),
     "MaxEntropyPool": layers.MaxEntropyPool(**WINDOW),
     "MaxEntropyPool constant": layers.MaxEntropyPool(**WINDOW, learned="constant"),
     "MaxEntropyPool channel": layers.MaxEntropyPool(**WINDOW, learned="channel"),
