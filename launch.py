@@ -83,13 +83,12 @@ def evaluate(config: ConfigDict, workdir: str, checkpoint: str) -> None:
 
 
 def _make_model(config: ConfigDict) -> Network:
-    axes = {
-        False: {},
-        True: {"axis_name": AXIS},
-        "representation": {"representation_axis": AXIS},
-    }
-    options = axes[config.sync_batch_norm]
-    return create_model(config.model, dtype=jnp.dtype(config.dtype), **options)
+    return create_model(
+        config.model,
+        dtype=jnp.dtype(config.dtype),
+        axis_name=AXIS if config.sync_batch_norm else None,
+        representation_axis=AXIS if config.sync_representation else None,
+    )
 
 
 def _trace(model: Network, image_shapes: Iterable[tuple[int, int, int]]) -> Any:

@@ -8,13 +8,16 @@ from sop.config import Experiment, choose, set_model
 from sop.config import get_config as default_config
 
 
-def _recipe(backbone, *, num_epochs, learning_rate, boundaries, **model) -> ConfigDict:
-    config = set_model(default_config(), backbone, num_classes=100, **model)
-    config.input.dataset = "cifar100"
+def recipe(
+    dataset, backbone, *, num_classes, num_epochs, learning_rate, boundaries, **model
+) -> ConfigDict:
+    """What all experiments on 32×32 images have in common."""
+    config = set_model(default_config(), backbone, num_classes=num_classes, **model)
+    config.input.dataset = dataset
     config.input.eval_split = "test"
     config.input.train_transforms = "pad_crop(32, 4) | flip"
     config.input.eval_transforms = ""
-    config.input.normalization = "cifar100"
+    config.input.normalization = dataset
     config.input.cache = True
     config.batch_size = 128
     config.num_epochs = num_epochs
@@ -24,15 +27,72 @@ def _recipe(backbone, *, num_epochs, learning_rate, boundaries, **model) -> Conf
     return config
 
 
-_preresnet164 = partial(_recipe, "preresnet164_cifar")
-gavp = partial(_preresnet164, num_epochs=140, learning_rate=0.1, boundaries=(90, 120))
-mpncov = partial(
-    _preresnet164,
-    num_epochs=110,
-    learning_rate=0.25,
-    boundaries=(80, 95),
-    representation="mpncov",
+# The network of fast MPN-COV's TensorFlow code.
+_preresnet164 = partial(
+    recipe,
+    "cifar100",
+    "preresnet164_cifar",
+    num_classes=100,
+    shortcut="activation",
+    initialization="glorot",
 )
+gavp = partial(_preresnet164, num_epochs=140, learning_rate=0.1, boundaries=(90, 120))
+
+
+def mpncov(**model) -> ConfigDict:
+    config = _preresnet164(
+        num_epochs=110,
+        learning_rate=0.25,
+        boundaries=(80, 95),
+        representation="mpncov",
+        **model,
+    )
+    config.model.representation.initialization = "lecun"
+    return config
+
+
+def _cgd(config: ConfigDict) -> ConfigDict:
+    """CGD's README names the recipes of pytorch-classification, which normalises CIFAR-10 and
+    CIFAR-100 by the same numbers.
+    """
+    config.input.normalization = "cifar10"
+    if config.model.attention.name == "cgd":
+        config.optimizer.weight_decays = (("/attention/", 4e-5),)
+    return config
+
+
+def cgd_preresnet110(dataset: str = "cifar100", num_classes: int = 100, **model) -> ConfigDict:
+    """ "110" has 18 bottlenecks in each stage there."""
+    return _cgd(
+        recipe(
+            dataset,
+            "preresnet110_cifar",
+            num_classes=num_classes,
+            block="bottleneck",
+            stage_size=18,
+            num_epochs=164,
+            learning_rate=0.1,
+            boundaries=(81, 122),
+            **model,
+        )
+    )
+
+
+def cgd_wrn28_10(dataset: str = "cifar100", num_classes: int = 100, **model) -> ConfigDict:
+    config = recipe(
+        dataset,
+        "wrn28_10_cifar",
+        num_classes=num_classes,
+        dropout=0.3,
+        num_epochs=200,
+        learning_rate=0.1,
+        boundaries=(60, 120, 160),
+        **model,
+    )
+    config.optimizer.weight_decay = 5e-4
+    config.schedule.factor = 0.2
+    return _cgd(config)
+
 
 EXPERIMENTS = {
     "preresnet164_gavp": Experiment("pre-activation ResNet-164: 24.33", gavp),
@@ -44,6 +104,10 @@ EXPERIMENTS = {
     "preresnet164_gsop2": Experiment(
         "GSoP-Net2 of ResNet-164: 18.58", partial(mpncov, attention="gsop")
     ),
+    "preresnet110_gavp": Experiment("pre-activation ResNet, recipe of CGD", cgd_preresnet110),
+    "preresnet110_cgd": Experiment("the same + CGD", partial(cgd_preresnet110, attention="cgd")),
+    "wrn28_10_gavp": Experiment("wide ResNet-28-10, recipe of CGD", cgd_wrn28_10),
+    "wrn28_10_cgd": Experiment("the same + CGD", partial(cgd_wrn28_10, attention="cgd")),
 }
 
 

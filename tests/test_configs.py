@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import cifar100, digits, fine_grained, imagenet
+from configs import cifar10, cifar100, digits, fine_grained, imagenet
 from sop.config import check, stage_configs
 from sop.config.command_line import load
+from sop.config.validation import flatten
 from sop.data import transforms
 from sop.data.normalization import normalize
 from sop.models import create_model
@@ -22,10 +23,11 @@ from sop.training.step import data_parallel, make_eval_step, make_mesh, make_tra
 
 FOLDER = Path(digits.__file__).parent
 FILES = {
-    file.__name__.rpartition(".")[2]: file for file in (digits, imagenet, cifar100, fine_grained)
+    file.__name__.rpartition(".")[2]: file
+    for file in (digits, imagenet, cifar100, cifar10, fine_grained)
 }
 NAMES = [f"{file}.py:{name}" for file in FILES for name in FILES[file].EXPERIMENTS]
-NATIVE = {"cifar100": (32, 32), "digits": (8, 8)}
+NATIVE = {"cifar100": (32, 32), "cifar10": (32, 32), "digits": (8, 8)}
 SMALL = [name for name in NAMES if name.startswith(tuple(NATIVE))]
 CIFAR = [name for name in NAMES if name.startswith("cifar")]
 
@@ -45,6 +47,7 @@ GOLDEN = {
     "imagenet.py:resnet50_gsop1": "gsop1_resnet50_channel",
     "imagenet.py:resnet50_gsop2": "gsop2_resnet50_channel",
     "imagenet.py:resnet50_mpncov": "mpncov_resnet50",
+    "imagenet.py:resnet50_mpncov_tf": "mpncov_resnet50",
     "imagenet.py:resnet50_skip": "gfgp_resnet50_skip",
     "imagenet.py:resnext50_gfgp": "gfgp_resnext50_32x4d_max_ent",
     "imagenet.py:squeezenet11_cgd": "cgd_squeezenet1_1",
@@ -114,6 +117,8 @@ def test_config_is_one_that_runs_take(name):
     check(config)
     for stage in stage_configs(config):
         assert image_size(stage, training=True)[0] == image_size(stage, training=False)[0]
+        if stage.input.test_transforms is not None:
+            transforms.parse(stage.input.test_transforms, training=False)
         make_schedule(stage.schedule, stage.optimizer.learning_rate, stage.num_epochs, 10)
     create_model(config.model)
 
@@ -181,3 +186,48 @@ def test_readme_lists_every_experiment():
     text = (FOLDER / "README.md").read_text()
     listed = [row.split("`")[1] for row in text.splitlines() if row.startswith("| `")]
     assert listed == NAMES
+
+
+# Config → what its original's code does, and other recipes do not.
+OWN = {
+    "cifar100.py:preresnet164_mpncov": {
+        "model.shortcut": "activation",
+        "model.initialization": "glorot",
+        "model.representation.initialization": "lecun",
+    },
+    "imagenet.py:resnet101_mpncov_tf": {
+        "model.initialization": "lecun",
+        "model.representation.initialization": "lecun",
+        "schedule.warmup_epochs": 5.0,
+        "schedule.warmup_learning_rate": 0.0,
+        "input.eval_transforms": "resized_center_crop(224, 0.875, 'bicubic')",
+        "sync_representation": False,
+    },
+    "imagenet.py:resnet50_mpncov": {"sync_representation": True},
+    "imagenet.py:resnet50_gsop2": {"sync_representation": False},
+    "cifar10.py:wrn28_10_cgd": {
+        "model.dropout": 0.3,
+        "num_epochs": 200,
+        "schedule.boundaries": (60, 120, 160),
+        "schedule.factor": 0.2,
+        "optimizer.weight_decay": 5e-4,
+    },
+    "cifar100.py:preresnet110_cgd": {
+        "num_epochs": 164,
+        "schedule.boundaries": (81, 122),
+        "optimizer.weight_decay": 1e-4,
+        "input.normalization": "cifar10",
+    },
+    "fine_grained.py:cars_resnet50_mpncov": {
+        "optimizer.weight_decay": 1e-4,
+        "input.eval_transforms": "resize(448, 448)",
+        "input.test_transforms": "resize(448, 448) | mirror_views",
+    },
+    "fine_grained.py:cub_vgg16_cbp": {"optimizer.keep_momentum": True, "batch_size": 10},
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_recipe_is_that_of_the_code_that_published(name):
+    flat = flatten(stage_configs(config_of(name))[-1])
+    assert {key: flat[key] for key in OWN[name]} == OWN[name]

@@ -100,10 +100,10 @@ KEYS = {
     "num_epochs": Key(100, Count, "of the run, or of the stage that sets it", resume=_lengthens),
     "label_smoothing": Key(0.0, Rate, "ε in targets (1 − ε) one-hot + ε/K"),
     "sync_batch_norm": Key(
-        False,
-        bool | Literal["representation"],
-        "batch norm's statistics are those of all devices; 'representation': there alone",
-        stage=False,
+        False, bool, "batch norm's statistics are those of all devices", stage=False
+    ),
+    "sync_representation": Key(
+        False, bool, "the same for the representation's batch norm alone", stage=False
     ),
     "optimizer.learning_rate": Key(0.1, Positive, "η, at its highest"),
     "optimizer.momentum": Key(0.9, Rate, "μ"),

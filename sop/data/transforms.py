@@ -234,8 +234,9 @@ class Flip(Transform):
 class ColorJitter(Transform):
     """Scales brightness, contrast and saturation by factors uniform in [1 − s, 1 + s] ∩ [0, ∞).
 
-    In the place of s may stand a range of factors, (low, high). The three are applied in a random order, each rounded to uint8:
-    brightness f·x; contrast f·x + (1 − f)·mean of the grey image; saturation f·x + (1 − f)·grey.
+    In the place of s may stand a range of factors, (low, high). The three are applied in a random
+    order, each rounded to uint8: brightness f·x; contrast f·x + (1 − f)·mean of the grey image;
+    saturation f·x + (1 − f)·grey.
     """
 
     brightness: NotNegative | Range

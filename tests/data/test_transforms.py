@@ -106,6 +106,7 @@ def test_random_resized_crop_of_a_strip_falls_back_to_its_centre(size):
         ("resize_short(256)", (500, 375), (341, 256)),
         ("resize_short(256) | center_crop(224)", (375, 500), (224, 224)),
         ("resize(448, 400)", (375, 500), (448, 400)),
+        ("resized_center_crop(96, 0.875, 'bicubic')", (375, 500), (96, 96)),
         ("resize_short(64) | center_crop(100)", (375, 500), (100, 100)),
         ("", (3, 4), (3, 4)),
     ],
@@ -124,6 +125,26 @@ def test_test_time_transform_equals_the_published_one():
     picture = Image.open(io.BytesIO(data)).resize((341, 256), Image.Resampling.BILINEAR)
     expected = np.asarray(picture)[16:240, 58:282]
     np.testing.assert_array_equal(pipeline.decode(data, np.zeros(0)), expected)
+
+
+def test_transform_of_the_tensorflow_code():
+    """The central square of 7/8 of the short side, by a bicubic filter."""
+    image = photograph(375, 500)
+    pipeline = transforms.parse("resized_center_crop(224, 0.875, 'bicubic')", training=False)
+    picture = Image.fromarray(image).crop((86, 24, 86 + 328, 24 + 328))
+    expected = np.asarray(picture.resize((224, 224), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(pipeline(image[None], np.zeros((1, 0)))[0], expected)
+
+
+def test_color_jitter_takes_ranges():
+    image, draws = photograph(20, 30)[None], np.array([[0.3, 0.6, 0.9, 0.5]])
+    by_range = transforms.ColorJitter((0.6, 1.4), (1.0, 1.0), (0.6, 1.4))
+    by_strength = transforms.ColorJitter(0.4, 0.0, 0.4)
+    np.testing.assert_array_equal(by_range(image, draws), by_strength(image, draws))
+    fixed = transforms.ColorJitter(0.0, 0.0, (0.6, 0.6))
+    grey = image @ np.array([0.299, 0.587, 0.114])
+    expected = 0.6 * image + 0.4 * grey[..., None]
+    np.testing.assert_allclose(fixed(image, draws), expected, atol=1.01)
 
 
 def test_center_crop_pads_what_is_too_small():

@@ -1,8 +1,13 @@
 """ResNets, pre-activation ResNets and Wide ResNets for 32×32 images."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sop.errors import UsageError
+from sop.models import create_model
+from sop.models.residual import PreactivationBasicBlock
 from tests.models import tracing
 
 
@@ -103,3 +108,33 @@ def test_wide_resnets_classifier_starts_without_bias():
     assert (initial["classifier/bias"] == 0).all()
     kernel = initial["features/block3_layer_0/conv2/kernel"]
     np.testing.assert_allclose(kernel.std(), np.sqrt(2 / (9 * 128)), rtol=0.03)
+
+
+def test_shortcuts_of_the_tensorflow_code_project_the_activation():
+    """Where ReLU(norm(x)) is zero, so is the projection, and with it the whole block."""
+    block = PreactivationBasicBlock(width=3, strides=2, project_activation=True)
+    x = -jnp.ones((1, 4, 4, 2))
+    y, variables = block.init_with_output(jax.random.key(0), x, False)
+    assert not y.any()
+    assert block.clone(project_activation=False).apply(variables, x, False).any()
+    config = {"backbone": "preresnet11_cifar", "block": "bottleneck", "num_classes": 2}
+    model = create_model({**config, "shortcut": "activation"})
+    assert model.features.block.keywords["project_activation"]
+    with pytest.raises(UsageError, match="resnet8_cifar has no pre-activation"):
+        create_model({"backbone": "resnet8_cifar", "num_classes": 2, "shortcut": "activation"})
+
+
+def test_initialisation_of_keras():
+    config = {"backbone": "preresnet8_cifar", "initialization": "glorot"}
+    config["representation"] = {"name": "mpncov", "initialization": "lecun"}
+    initial = tracing.initial(config, 16, ("conv2/kernel", "reduce/kernel", "classifier"))
+    kernel = initial["features/layer3_0/conv2/kernel"]
+    bound = np.sqrt(6 / (9 * (64 + 64)))
+    assert 0.9 * bound < np.abs(kernel).max() <= bound
+    np.testing.assert_allclose(kernel.std(), bound / np.sqrt(3), rtol=0.03)
+    reduce = initial["representation/reduce/kernel"]
+    np.testing.assert_allclose(reduce.std(), 64**-0.5, rtol=0.03)
+    assert np.abs(reduce).max() <= 2 * 64**-0.5 / 0.87
+    bound = np.sqrt(6 / (128 * 129 / 2 + 10))
+    assert 0.9 * bound < np.abs(initial["classifier/kernel"]).max() <= bound
+    assert not initial["classifier/bias"].any()

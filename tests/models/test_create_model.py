@@ -244,3 +244,11 @@ def test_networks_are_hashable_and_equal_configs_make_equal_parts():
     model = create_model(SMALL | {"attention": "gsop"})
     assert hash(model) == hash(model)
     assert create_model(SMALL).representation == create_model(SMALL).representation
+
+
+def test_the_representation_alone_may_take_statistics_over_devices():
+    config = {"backbone": "resnet8_cifar", "num_classes": 2, "representation": "mpncov"}
+    for axes in ({"axis_name": "batch"}, {"representation_axis": "batch"}):
+        model = create_model(config, **axes)
+        assert model.representation.axis_name == "batch"
+        assert model.features.norm.keywords["axis_name"] == axes.get("axis_name")

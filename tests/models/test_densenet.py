@@ -1,9 +1,13 @@
 """DenseNet and GFGP's forms of it."""
 
+import flax.linen as nn
+import jax
 import numpy as np
 import pytest
 
-from sop.models import get_backbone
+from sop.layers import BatchNorm
+from sop.models import create_model, get_backbone
+from sop.models.densenet import DenseLayer
 from sop.torch_weights.names import canonical
 from tests.models import tracing
 
@@ -79,6 +83,22 @@ def test_initialisation():
     pool = values["features/transition3/pool/squeeze/kernel"]
     np.testing.assert_allclose(pool.std(), (2 / 512) ** 0.5, rtol=0.02)
     assert not values["classifier/bias"].any()
+    # fast MPN-COV's classifier is a new Linear.
+    model = create_model({"backbone": "densenet121", "num_classes": 10})
+    assert model.classifier.bias_init is None
+
+
+def test_drop_rate_drops_new_features_in_training():
+    layer = DenseLayer(4, 0.5, None, nn.Conv, BatchNorm)
+    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 6))
+    variables = layer.init(jax.random.key(1), x, False)
+    rngs = {"dropout": jax.random.key(2)}
+    y, _ = layer.apply(variables, x, True, rngs=rngs, mutable=["batch_stats"])
+    np.testing.assert_array_equal(y[..., :6], x)
+    assert 0.4 < (y[..., 6:] == 0).mean() < 0.6
+    assert (layer.apply(variables, x, False)[..., 6:] != 0).all()
+    model = create_model({"backbone": "densenet121", "num_classes": 10, "dropout": 0.2})
+    assert model.features.layer.keywords["dropout"] == 0.2
 
 
 def test_types():

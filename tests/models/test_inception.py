@@ -84,9 +84,12 @@ def test_transform_input_brings_imagenet_normalisation_to_plus_minus_one():
 def test_initialisation():
     values = tracing.initial({"backbone": "inception_v3"}, 75, ("Conv2d_4a_3x3/conv", "classifier"))
     # A normal of deviation 0.1 cut off at ±0.2 keeps 0.88 of its deviation.
-    for kernel in (values["features/Conv2d_4a_3x3/conv/kernel"], values["classifier/kernel"]):
-        np.testing.assert_allclose(kernel.std(), 0.088, rtol=0.02)
-        assert np.abs(kernel).max() <= 0.2
+    kernel = values["features/Conv2d_4a_3x3/conv/kernel"]
+    np.testing.assert_allclose(kernel.std(), 0.088, rtol=0.02)
+    assert np.abs(kernel).max() <= 0.2
+    # A new Linear of fast MPN-COV, U(±1/√2048), and no dropout before it.
+    np.testing.assert_allclose(values["classifier/kernel"].std(), 0.0128, rtol=0.02)
+    assert create_model({"backbone": "inception_v3", "num_classes": 10}).classifier.dropout == 0
 
 
 def test_types():

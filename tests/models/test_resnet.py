@@ -157,3 +157,11 @@ def test_batch_norm_is_pytorchs():
     np.testing.assert_allclose(
         found["var"], 0.9 + 0.1 * jnp.var(first, (0, 1, 2), ddof=1), rtol=1e-4
     )
+
+
+def test_last_norms_of_branches_may_start_at_zero():
+    config = {"backbone": "resnet18_cgd", "zero_init_residual": True}
+    initial = tracing.initial(config, 32, ("bn1/scale", "bn2/scale", "downsample_1/scale"))
+    for path, scale in initial.items():
+        assert (scale == (0 if "/bn2/" in path else 1)).all()
+    assert sum("/bn2/" in path for path in initial) == 1 + 2 + 2 + 1

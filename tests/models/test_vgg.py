@@ -1,12 +1,14 @@
 """VGG, VGG of GFGP, VGG-mod, VGG-16-BN of fast MPN-COV."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from sop.errors import UsageError
-from sop.models import create_model
+from sop.models import create_model, get_backbone
 from sop.models.plain import FlatMap, MultilayerClassifier
 from tests.models import tracing
 
@@ -26,6 +28,8 @@ from tests.models import tracing
         ({"backbone": "vgg16_gfgp", "pool": "gfgp"}, 138_999_304),
         ({"backbone": "vgg16_mod"}, 37_719_080),
         ({"backbone": "vgg16_mod", "pool": "gfgp"}, 38_071_560),
+        ({"backbone": "vgg16_orig"}, 138_357_544),
+        ({"backbone": "vgg16_bow"}, 37_694_248),
         ({"backbone": "vgg16_bn", "representation": "mpncov"}, 170_479_144),
     ],
 )
@@ -103,15 +107,48 @@ def test_flat_map_goes_channel_after_channel():
     np.testing.assert_allclose(y, means.transpose(0, 3, 1, 2).reshape(2, -1), rtol=1e-6)
 
 
-@pytest.mark.parametrize(("backbone", "deviation"), [("vgg11", 1 / 48), ("vgg11_gfgp", 0.01)])
-def test_initialisation(backbone, deviation):
-    config = {"backbone": backbone}
-    values = tracing.initial(config, 32, ("conv5_2/conv", "classifier/fc3"))
-    kernel = values["features/conv5_2/conv/kernel"]
-    # He with fan-out 9·512, or 0.01.
-    np.testing.assert_allclose(kernel.std(), deviation, rtol=0.01)
+@pytest.mark.parametrize(
+    ("config", "conv", "deviations"),
+    [
+        # Kernels: He with fan-out 9·512, or 0.01. fast MPN-COV puts new Linears, U(±1/√fan_in), in
+        # the place of the last, and of the first with a representation.
+        ({"backbone": "vgg11"}, 1 / 48, (0.01, 0.01, 0.0090)),
+        ({"backbone": "vgg11", "representation": "mpncov"}, 1 / 48, (0.0032, 0.01, 0.0090)),
+        ({"backbone": "vgg11_gfgp"}, 0.01, (0.01, 0.01, 0.01)),
+    ],
+)
+def test_initialisation(config, conv, deviations):
+    values = tracing.initial(config, 32, ("conv5_2/conv", "classifier/fc"))
+    np.testing.assert_allclose(values["features/conv5_2/conv/kernel"].std(), conv, rtol=0.01)
     assert not values["features/conv5_2/conv/bias"].any()
-    np.testing.assert_allclose(values["classifier/fc3/kernel"].std(), 0.01, rtol=0.02)
+    for layer, deviation in enumerate(deviations, 1):
+        kernel, bias = (values[f"classifier/fc{layer}/{leaf}"] for leaf in ("kernel", "bias"))
+        np.testing.assert_allclose(kernel.std(), deviation, rtol=0.02)
+        bound = kernel.shape[0] ** -0.5 if deviation < 0.01 else 0
+        assert np.abs(bias).max() <= bound
+        assert bias.any() == bool(bound)
+
+
+def test_gfgp_in_vgg_starts_without_biases():
+    values = tracing.initial({"backbone": "vgg11_mod", "pool": "gfgp"}, 16, ("/pool",))
+    biases = [path for path in values if path.endswith(("squeeze/bias", "excite/bias"))]
+    assert len(biases) == 8
+    assert not any(values[path].any() for path in biases)
+
+
+def test_gfgps_skip_pools_nothing():
+    _, shapes, features, _ = tracing.trace({"backbone": "vgg11_bow", "pool": "none"}, 16)
+    assert features == (2, 16, 16, 4096)
+    assert not any("pool" in path or "bn" in path for path in shapes)
+
+
+def test_names_of_gfgps_layers_without_batch_norm():
+    names = get_backbone({"backbone": "vgg11_bow"}).torch_names.names
+    places = {"features/conv5_2/conv": 18, "features/conv6/conv": 20, "classifier/fc2": 2}
+    for place, number in places.items():
+        for pattern, replacement in names:
+            place = re.sub(pattern, replacement, place)
+        assert place.rpartition(".")[2] == str(number)
 
 
 def test_classifier_drops_in_training_alone():

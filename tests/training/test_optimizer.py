@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from sop.config import get_config
 from sop.errors import UsageError
-from sop.training.optimizer import make_optimizer, make_schedule
+from sop.training.optimizer import keep_momentum, make_optimizer, make_schedule
 
 SHAPES = {
     "features": {"conv": {"kernel": (3, 4)}, "bn": {"scale": (4,)}},
@@ -174,3 +174,35 @@ def test_log_schedule_is_a_logspace_over_epochs():
 def test_senseless_schedules_are_refused(changes, message):
     with pytest.raises(UsageError, match=message):
         schedule(**changes)
+
+
+def test_warmup_from_zero_is_a_line_through_the_origin():
+    rates = values(schedule(name="step", warmup_epochs=2, warmup_learning_rate=0.0), 12)
+    np.testing.assert_allclose(rates[:8], 0.1 * np.arange(8) / 8, rtol=1e-5)
+    np.testing.assert_allclose(rates[8:], 0.1, rtol=1e-6)
+
+
+def test_momentum_survives_from_one_stage_to_the_next():
+    """What is frozen in either has none, and starts from zero."""
+    params = tree_of(jnp.ones)
+    grads = tree_of(lambda shape: jnp.full(shape, 2.0))
+
+    def optimizer(frozen, rate):
+        return make_optimizer(options(frozen=frozen, weight_decay=0.0), lambda step: rate, params)
+
+    first, second = optimizer(("^features/",), 0.1), optimizer(("bias",), 0.01)
+    _, before = first.update(grads, first.init(params), params)
+    fresh = second.init(params)
+    updates, _ = second.update(grads, keep_momentum(before, fresh), params)
+    found = {name: float(leaf.ravel()[0]) for name, leaf in flatten(updates).items()}
+    assert found == pytest.approx(
+        {
+            "classifier/kernel": -0.01 * (0.9 * 2 + 2),
+            "classifier/bias": 0.0,
+            "features/conv/kernel": -0.01 * 2,
+            "features/bn/scale": -0.01 * 2,
+        }
+    )
+    assert jax.tree.structure(keep_momentum(before, fresh)) == jax.tree.structure(fresh)
+    plain = make_optimizer(options(momentum=0.0), lambda step: 0.1, params)
+    assert keep_momentum(before, plain.init(params)) == plain.init(params)
