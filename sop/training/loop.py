@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from sop.config.validation import as_json
 from sop.data.normalization import normalize
 from sop.errors import UsageError
 from sop.training import pretrained
@@ -76,17 +77,24 @@ def train(
         else:
             state, report = restored
         step = int(state.step)
-        reporter.start(config, state.variables, mesh.devices, step=step, saved=report)
+        scores = checkpoints.scores(step) if step else None
+        reporter.start(
+            config, state.variables, mesh.devices, step=step, saved=report, scores=scores
+        )
         if step:
             reporter.say(f"Going on from the checkpoint at step {step}.")
+        unscored = stage_at(stages, step) if step and scores is None else None
 
         for stage, tx in zip(stages, optimizers, strict=True):
-            if int(state.step) >= stage.last_step:
+            if step >= stage.last_step and stage is not unscored:
                 continue
             if 0 < stage.first_step == int(state.step):
                 renew = jax.jit(tx.init, out_shardings=replicated(mesh))
                 state = state.replace(opt_state=renew(state.params))
-            state, finished = _StageRun(model, tx, stage, mesh, checkpoints, reporter)(state, stop)
+            run = _StageRun(config, model, tx, stage, mesh, checkpoints, reporter)
+            if stage is unscored:  # the run ended between a checkpoint and its evaluation
+                run.evaluate(state)
+            state, finished = run(state, stop)
             if not finished:
                 return False
     return True
@@ -103,10 +111,14 @@ def _initialize(config, model, stage, loaded, mesh, reporter):
 
 
 class _StageRun:
-    """One stage of a run, from a state somewhere in it to its end."""
+    """One stage of a run, from a state somewhere in it to its end.
+
+    `whole` is the config of the whole run, which checkpoints keep.
+    """
 
     def __init__(
         self,
+        whole: ConfigDict,
         model: nn.Module,
         tx: Any,
         stage: Stage,
@@ -127,7 +139,7 @@ class _StageRun:
         self._train_step = data_parallel(step, mesh, donate=True)
         evaluation = make_eval_step(model, normalize=_normalization(config))
         self._eval_step = data_parallel(evaluation, mesh)
-        self._stage, self._mesh = stage, mesh
+        self._whole, self._stage, self._mesh = as_json(whole), stage, mesh
         self._checkpoints, self._reporter = checkpoints, reporter
         self._in_flight: deque[tuple[int, Any]] = deque()
 
@@ -143,15 +155,33 @@ class _StageRun:
             if stopping or self._saves(step):
                 self._settle(0)
                 with self._reporter.pause():
-                    scores = self._evaluate(state, step) if self._evaluates(step) else None
-                    progress = {
-                        "epoch": stage.epoch_at(step),
-                        "report": self._reporter.state(),
-                    }
-                    self._checkpoints.save(state, progress, scores)
-            if stopping and step < stage.last_step:
+                    self._save(state, step)
+                    if not stopping:
+                        self.evaluate(state)
+            if stopping:
                 return state, False
         return state, True
+
+    def _save(self, state: TrainState, step: int) -> None:
+        progress = {
+            "epoch": self._stage.epoch_at(step),
+            "evaluates": self._evaluates(step),
+            "report": self._reporter.state(),
+            "config": self._whole,
+        }
+        self._checkpoints.save(state, progress)
+
+    def evaluate(self, state: TrainState) -> None:
+        """Evaluates the state of a checkpoint, if one is due at its step, and scores it."""
+        step = int(state.step)
+        if not self._evaluates(step):
+            return
+        scores = evaluate(self._eval_step, self._mesh, state.variables, self._stage.evaluation)
+        if not is_finite(scores):
+            self._checkpoints.discard(step)
+            self._refuse(f"in the evaluation after step {step}", scores)
+        self._reporter.evaluation(step, scores)
+        self._checkpoints.score(step, scores)
 
     def _evaluates(self, step: int) -> bool:
         stage, every = self._stage, self._stage.config.eval_every_epochs
@@ -171,13 +201,6 @@ class _StageRun:
             if not is_finite(metrics):
                 self._refuse(f"in training step {step}", metrics)
             self._reporter.train(step, metrics)
-
-    def _evaluate(self, state: TrainState, step: int) -> dict[str, float]:
-        scores = evaluate(self._eval_step, self._mesh, state.variables, self._stage.evaluation)
-        if not is_finite(scores):
-            self._refuse(f"in the evaluation after step {step}", scores)
-        self._reporter.evaluation(step, scores)
-        return scores
 
     def _refuse(self, where: str, metrics: dict[str, float]) -> None:
         good = self._checkpoints.latest_step()

@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from sop.training.workdir import write_atomically
+from sop.training.durable import write_atomically
 
 _COLORS = {"train": "#4C72B0", "eval": "#DD5143"}
 _LABELS = {"train": "training", "eval": "evaluation"}

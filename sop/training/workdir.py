@@ -12,27 +12,8 @@ from typing import Any, Self
 
 from sop.config.validation import as_json, differences, may_change
 from sop.errors import UsageError
-from sop.training.checkpoints import steps_in
-
-
-def write_atomically(path: str | os.PathLike, content: str | bytes) -> None:
-    """Writes a file so that whoever reads it, at any moment, sees all of the old or all of the new.
-
-    The content reaches the disk before the name does: a crash leaves one of the two as well.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    data = content.encode() if isinstance(content, str) else content
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def write_json(path: str | os.PathLike, value: Any) -> None:
-    """`write_atomically` of `value` as indented JSON."""
-    write_atomically(path, json.dumps(value, indent=2) + "\n")
+from sop.training.checkpoints import saved_config, steps_in
+from sop.training.durable import write_json
 
 
 class WorkDir:
@@ -98,7 +79,7 @@ class WorkDir:
           UsageError: naming each key that differs, with both values.
         """
         present = as_json(config)
-        if steps_in(self.path) and (self.path / "config.json").exists():
+        if steps_in(self.path):
             saved = read_config(self.path)
             changed = differences(saved, present)
             refused = [key for key in changed if not _may_change(key, saved, present)]
@@ -113,14 +94,18 @@ def _may_change(key: str, saved: Mapping[str, Any], present: Mapping[str, Any]) 
 
 
 def read_config(path: str | os.PathLike) -> dict[str, Any]:
-    """The config of the run in work folder `path`.
+    """The config of the run in work folder `path`, as its newest checkpoint has it.
+
+    Before the first checkpoint, and in folders of earlier versions, that of `config.json`.
 
     Raises:
-      UsageError: the folder has no readable `config.json`.
+      UsageError: the folder has neither.
     """
+    if (config := saved_config(path)) is not None:
+        return config
     file = Path(path) / "config.json"
     try:
-        return json.loads(file.read_text())
+        config = json.loads(file.read_bytes())
     except FileNotFoundError:
         raise UsageError(
             f"Work folder {path} holds no run (no config.json): check --workdir, or train first."
@@ -129,6 +114,9 @@ def read_config(path: str | os.PathLike) -> dict[str, Any]:
         raise UsageError(
             f"{file} cannot be read ({error}): restore it or start in another --workdir."
         ) from error
+    if not isinstance(config, dict):
+        raise UsageError(f"{file} holds no config: restore it or start in another --workdir.")
+    return config
 
 
 def refuse_another_model(path: str | os.PathLike, config: Mapping[str, Any]) -> None:

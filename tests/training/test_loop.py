@@ -15,6 +15,7 @@ import pytest
 from sop.config import get_config, stage_configs
 from sop.errors import UsageError
 from sop.layers import BatchNorm
+from sop.training import loop
 from sop.training.checkpoints import (
     Checkpoints,
     best_step,
@@ -23,8 +24,9 @@ from sop.training.checkpoints import (
     refuse_converted,
     save_variables,
 )
+from sop.training.history import read_history
 from sop.training.loop import evaluate_checkpoint, train
-from sop.training.reporting import Reporter, read_history
+from sop.training.reporting import Reporter
 from sop.training.stages import make_stages
 from sop.training.state import init_variables
 from sop.training.step import make_mesh
@@ -182,7 +184,7 @@ def test_a_finished_run_is_left_as_it_is(tmp_path, whole):
 
 
 @pytest.mark.parametrize(
-    "victim", ["variables/manifest.ocdbt", "progress/metadata", "metrics/metrics"]
+    "victim", ["variables/manifest.ocdbt", "progress/metadata", "checksums.json"]
 )
 def test_a_damaged_checkpoint_is_reported_and_passed_over(tmp_path, whole, victim):
     shutil.copytree(whole, tmp_path / "run")
@@ -192,6 +194,88 @@ def test_a_damaged_checkpoint_is_reported_and_passed_over(tmp_path, whole, victi
     assert "Checkpoint 15" in said and "is damaged" in said and "step 14" in said
     assert (tmp_path / "run" / "checkpoints" / "damaged-15").is_dir()
     assert_same_run(whole, tmp_path / "run")
+
+
+def flip_a_bit(file, place=0.5):
+    data = bytearray(file.read_bytes())
+    data[int(place * len(data))] ^= 4
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("item", ["variables", "optimizer"])
+def test_a_flipped_bit_is_noticed(tmp_path, whole, item):
+    """By training, which goes on from the checkpoint before, and whoever reads the weights."""
+    shutil.copytree(whole, tmp_path / "run")
+    step = tmp_path / "run" / "checkpoints" / "15"
+    files = (file for file in (step / item).rglob("*") if file.is_file())
+    largest = max(files, key=lambda file: file.stat().st_size)
+    flip_a_bit(largest)
+    if item == "variables":
+        with pytest.raises(UsageError, match="is not as it was written"):
+            load_variables(step)
+        with pytest.raises(UsageError, match="No readable checkpoint"):
+            evaluate(tmp_path / "run", "15")
+        assert evaluate(tmp_path / "run", "latest")["step"] == 14
+    done, said = run(tmp_path / "run")
+    assert done and "is not as it was written" in said and "step 14" in said
+    assert_same_run(whole, tmp_path / "run")
+
+
+def test_a_checkpoint_of_before_there_were_checksums_is_read(tmp_path, whole):
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "15" / "checksums.json").unlink()
+    done, said = run(tmp_path / "run")
+    assert done and "Checkpoint 15" in said and "no checksums" in said
+    assert_same_run(whole, tmp_path / "run")
+
+
+@pytest.mark.parametrize("content", [None, b"", b'{"top1": 1.0, "crc32": 1}', "a folder"])
+def test_scores_that_are_damaged_do_not_make_another_checkpoint_the_best(tmp_path, whole, content):
+    shutil.copytree(whole, tmp_path / "run")
+    best = best_step(whole)
+    scores = tmp_path / "run" / "checkpoints" / str(best) / "scores.json"
+    scores.unlink()
+    if content == "a folder":
+        scores.mkdir()
+    elif content is not None:
+        scores.write_bytes(content)
+    assert evaluate(tmp_path / "run", "best")["step"] == best  # as the history knows
+    (tmp_path / "run" / "history.jsonl").unlink()
+    said = []
+    arguments = (make_config(), tmp_path / "run", "best", Network(), shapes(Network()))
+    found = evaluate_checkpoint(*arguments, Evaluation(), make_mesh(), say=said.append)
+    assert found["step"] != best
+    assert any(f"The scores of checkpoint {best}" in sentence for sentence in said)
+
+
+def test_a_run_killed_in_an_evaluation_makes_up_for_it(tmp_path, whole, monkeypatch):
+    """The checkpoint is there before its evaluation begins."""
+
+    def crash(*arguments):
+        raise KeyError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "evaluate", crash)
+        with pytest.raises(KeyError, match="killed"):
+            run(tmp_path / "run")
+    assert newest(tmp_path / "run") == 5
+    assert run(tmp_path / "run")[0]
+    assert_same_run(whole, tmp_path / "run")
+
+
+def test_strange_names_are_no_checkpoints(tmp_path, whole):
+    shutil.copytree(whole, tmp_path / "run")
+    for name in ("-1", "1e3", "16.tmp"):
+        (tmp_path / "run" / "checkpoints" / name).mkdir()
+    assert run(tmp_path / "run")[0]
+    assert_same_run(whole, tmp_path / "run")
+    for name in ("²", "٣", "99"):
+        (tmp_path / "run" / "checkpoints" / name).write_text("a file")
+        with pytest.raises(UsageError, match=f"{name} is no checkpoint"):
+            run(tmp_path / "run")
+        with pytest.raises(UsageError, match=f"{name} is no checkpoint"):
+            evaluate(tmp_path / "run", "latest")
+        (tmp_path / "run" / "checkpoints" / name).unlink()
 
 
 def test_when_every_checkpoint_is_damaged_nothing_is_overwritten(tmp_path, whole):
