@@ -18,6 +18,7 @@ from sop.models import create_model
 from sop.models.network import Network
 from sop.training import distributed, loop
 from sop.training.checkpoints import find_variables, refuse_converted, steps_in
+from sop.training.durable import refuse_full_disk
 from sop.training.reporting import Reporter, report_evaluation
 from sop.training.stages import make_stages
 from sop.training.state import init_variables
@@ -41,7 +42,7 @@ def train(config: ConfigDict, workdir: str) -> None:
     refuse_converted(workdir)
     if config.init_from and not steps_in(workdir):
         find_variables(config.init_from)
-    with ExitStack() as held:
+    with refuse_full_disk(workdir), ExitStack() as held:
 
         def settle() -> None:
             held.enter_context(WorkDir(workdir)).settle_config(config)
@@ -77,7 +78,8 @@ def evaluate(config: ConfigDict, workdir: str, checkpoint: str) -> None:
         config, Path(workdir), checkpoint, model, shapes, evaluation, make_mesh()
     )
     if jax.process_index() == 0:
-        report_evaluation(workdir, scores, config)
+        with refuse_full_disk(workdir):
+            report_evaluation(workdir, scores, config)
 
 
 def _make_model(config: ConfigDict) -> Network:

@@ -31,7 +31,7 @@ def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
     imported, as a user's own layers are.
     """
     sys.path.append(os.getcwd())
-    logging.set_verbosity(logging.ERROR)  # TFDS and Orbax narrate
+    logging.set_verbosity(logging.FATAL)  # TFDS and Orbax narrate; errors they raise as well
     try:
         main(sys.argv[1:])
     except UsageError as error:

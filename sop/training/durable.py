@@ -4,15 +4,21 @@ A checksum is CRC-32: it notices every flipped byte and lets one in 2³² larger
 guards against disks and cables, not against people.
 """
 
+import errno
 import json
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sop.errors import UsageError
+
 CHECKSUMS = "checksums.json"
 _SEAL = "crc32"
+# What the disk answers, not the program.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 class DamagedError(OSError):
@@ -40,6 +46,32 @@ def write_atomically(path: str | os.PathLike, content: str | bytes) -> None:
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """`write_atomically` of `value` as indented JSON."""
     write_atomically(path, json.dumps(value, indent=2) + "\n")
+
+
+@contextmanager
+def refuse_full_disk(folder: str | os.PathLike) -> Iterator[None]:
+    """A context in which a disk that is full, or cannot be written, ends in a UsageError."""
+    try:
+        yield
+    except Exception as error:
+        if (number := _disk_error(error)) is None:
+            raise
+        raise UsageError(
+            f"A file in {folder} could not be written ({os.strerror(number)}): make room for it; "
+            "the same command then goes on from the last checkpoint."
+        ) from error
+
+
+def _disk_error(error: BaseException | None) -> int | None:
+    """The number of the system's error behind an exception; TensorStore tells it in words alone."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _DISK:
+            return error.errno
+        for number in _DISK:
+            if f"os_error_code='{number}'" in str(error):
+                return number
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def set_aside(path: Path) -> Path:
