@@ -1,7 +1,8 @@
 """From a checked config to a run: its data, model and work folder put together."""
 
-from collections.abc import Iterable
-from contextlib import ExitStack
+import signal
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,11 @@ from sop.training.state import init_variables
 from sop.training.step import AXIS, make_mesh
 from sop.training.workdir import WorkDir, refuse_another_model
 
-join = distributed.initialize
+
+def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+    """Joins this process to the others of its run; see `sop.training.distributed.initialize`."""
+    distributed.initialize(coordinator, num_processes, process_id)
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))  # JAX takes it for itself
 
 
 def train(config: ConfigDict, workdir: str) -> None:
@@ -48,6 +53,7 @@ def train(config: ConfigDict, workdir: str) -> None:
             held.enter_context(WorkDir(workdir)).settle_config(config)
 
         distributed.on_first_process(settle)
+        held.enter_context(_removal_refused(workdir))
         reporter = Reporter(
             workdir,
             stages,
@@ -80,6 +86,19 @@ def evaluate(config: ConfigDict, workdir: str, checkpoint: str) -> None:
     if jax.process_index() == 0:
         with refuse_full_disk(workdir):
             report_evaluation(workdir, scores, config)
+
+
+@contextmanager
+def _removal_refused(workdir: str) -> Iterator[None]:
+    """Names the cause of what libraries raise where the work folder was removed meanwhile."""
+    try:
+        yield
+    except Exception as error:
+        if Path(workdir).exists():
+            raise
+        raise UsageError(
+            f"Work folder {workdir} was removed while the run was using it: start the run again."
+        ) from error
 
 
 def _make_model(config: ConfigDict) -> Network:

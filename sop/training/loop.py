@@ -67,7 +67,7 @@ def train(
     if config.init_from and not steps_in(workdir):
         loaded = load_variables(config.init_from)
     checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep, say=reporter.say)
-    with closing(checkpoints), StopRequest(mesh) as stop:
+    with StopRequest(mesh) as stop, closing(checkpoints):
         restored = checkpoints.restore_newest(template)
         if restored is None:
             variables = _initialize(config, model, stages[0], loaded, mesh, reporter)
@@ -150,7 +150,8 @@ class _StageRun:
         for step in range(int(state.step) + 1, stage.last_step + 1):
             state, metrics = self._train_step(state, to_devices(self._mesh, next(batches)))
             self._in_flight.append((step, metrics))
-            self._settle(_IN_FLIGHT)
+            self._settle(_IN_FLIGHT if stop.has_work else 0)
+            stop.has_work = True
             stopping = stop.agreed()
             if stopping or self._saves(step):
                 self._settle(0)
