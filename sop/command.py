@@ -62,7 +62,7 @@ def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
     from absl import logging  # not above, so that `begin` comes early
 
     logging.set_verbosity(logging.FATAL)  # TFDS and Orbax narrate, also errors that they raise
-    sys.excepthook = _leave_out_late_writes
+    sys.unraisablehook = _leave_out_late_writes
     try:
         main(sys.argv[1:])
     except UsageError as error:
@@ -80,10 +80,11 @@ def _refuse(sentence: object) -> NoReturn:
     sys.exit(2)
 
 
-def _leave_out_late_writes(kind, error, traceback) -> None:
-    """What TensorStore reports of each write that ends after its save has failed."""
-    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
-        sys.__excepthook__(kind, error, traceback)
+def _leave_out_late_writes(unraisable) -> None:
+    """Not what TensorStore reports of each write that ends after its save has failed."""
+    error = unraisable.exc_value
+    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+        sys.__unraisablehook__(unraisable)
 
 
 def _ignore_signals() -> None:
