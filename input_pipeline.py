@@ -11,7 +11,7 @@ import dataclasses
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import cv2
 import grain
@@ -89,6 +89,8 @@ class _Batches:
     Attributes:
       num_examples, class_names, num_classes: Of the split.
       image_shape: (H, W, 3) of one transformed image, without test-time views.
+      identity: What tells these examples from others, JSON-able: split, their number, the names of
+        the classes, a hash of the files' names and sizes.
       bad_images: The names of the undecodable images that this process has met so far.
     """
 
@@ -97,6 +99,7 @@ class _Batches:
         self.class_names = images.source.class_names
         self.num_classes = len(self.class_names)
         self.image_shape = images.shape
+        self.identity = images.source.identity
         self.bad_images = images.bad
         self._images, self._batch_size, self._rows = images, batch_size, rows
         self._num_workers = num_workers
@@ -189,11 +192,18 @@ def _open(config: ConfigDict, training: bool, opened: dict[Any, Any]) -> "_Image
             f"config.model.num_classes = {config.model.num_classes}, but data set "
             f"{options.dataset!r} has {len(source.class_names)} classes; set it to that."
         )
-    if source[0][1] < 0:
+    if not _has_labels(source):
         raise UsageError(
             f"Split {split!r} of data set {options.dataset!r} comes without labels; choose another."
         )
     return opened[key]
+
+
+def _has_labels(source: Source) -> bool:
+    try:
+        return source[0][1] >= 0
+    except BadImageError:  # of a folder
+        return True
 
 
 @dataclasses.dataclass
@@ -207,6 +217,7 @@ class _Images:
     replace_bad: bool  # by the next good one, or leave them black
     check: Callable[[bytes], None] = lambda data: None  # called with each encoded image
     bad: set[str] = dataclasses.field(default_factory=set)
+    _bad_examples: set[int] = dataclasses.field(default_factory=set)
 
     def __post_init__(self):
         self.shape = (*_image_size(self.source, self.pipeline), 3)
@@ -227,22 +238,28 @@ class _Images:
                 if image is not None:
                     images[row], good[row] = image, True
                     break
+            else:
+                if self.replace_bad:
+                    _refuse_all_bad(self.source)
         return images, labels, good
 
     def _candidates(self, example: int) -> Iterator[int]:
-        yield example
-        if self.replace_bad:
-            yield from range(example + 1, len(self.source))
-            yield from range(example)
+        """The example, and those after it that may stand in for it; not what is known as bad."""
+        others = range(1, len(self.source)) if self.replace_bad else ()
+        for candidate in (example, *((example + i) % len(self.source) for i in others)):
+            if candidate not in self._bad_examples:
+                yield candidate
 
     def _read(self, example: int, epoch: int) -> tuple[np.ndarray | None, int]:
         """(transformed image, label) of one example; None in place of a bad image."""
-        data, label = self.source[example]
-        self.check(data)
+        label = 0
         draws = randomness.uniforms(self.seed, epoch, example, self.pipeline.num_draws)
         try:
+            data, label = self.source[example]
+            self.check(data)
             image = self.pipeline.decode(data, draws)
         except BadImageError as error:
+            self._bad_examples.add(example)
             name = self.source.describe(example)
             if not self.skip_bad:
                 raise UsageError(
@@ -289,7 +306,9 @@ class _CachedImages:
         for part, arrays in zip(parts, _prefetch(load, 0, len(parts), num_workers), strict=True):
             images[part], labels[part], good[part] = arrays
         stand_in = np.arange(count)
-        if self._replace_bad and good.any():
+        if self._replace_bad:
+            if not good.any():
+                _refuse_all_bad(self.source)
             stand_in = np.flatnonzero(good)
             stand_in = stand_in[np.searchsorted(stand_in, np.arange(count)) % len(stand_in)]
         self._cached = images, labels, good, stand_in
@@ -312,6 +331,13 @@ class _CachedImages:
                 f"config.input.cache would keep images of {_by(shape)} to make crops of "
                 f"{_by(whole.size)}; put a resize before the random crop, or set cache to False."
             )
+
+
+def _refuse_all_bad(source: Source) -> NoReturn:
+    raise UsageError(
+        f"None of the {len(source)} images, such as {source.describe(0)}, can be decoded: replace "
+        "them, or choose other data in config.input."
+    )
 
 
 def _image_size(source: Source, pipeline: transforms.Pipeline) -> tuple[int, int]:
