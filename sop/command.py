@@ -61,7 +61,7 @@ def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
     sys.path.append("")
     from absl import logging  # not above, so that `begin` comes early
 
-    logging.set_verbosity(logging.ERROR)  # TFDS and Orbax narrate
+    logging.set_verbosity(logging.FATAL)  # TFDS and Orbax narrate; their errors are raised too
     try:
         main(sys.argv[1:])
     except UsageError as error:

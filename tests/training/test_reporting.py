@@ -243,6 +243,12 @@ def test_curves_of_few_and_of_many_points(tmp_path, count):
     assert ((colours[:, 2] > 180) & (colours[:, 1] < 110)).any()  # red: evaluation is there
 
 
+def test_titles_of_pictures_are_no_formulas(tmp_path):
+    history = [{"split": "eval", "step": 1, "epoch": 1, **metrics_of(1)}]
+    draw_curves(tmp_path / "curves.png", history, title=r"runs/$\frac$_{\udcff")
+    assert cv2.imread(str(tmp_path / "curves.png")) is not None
+
+
 def test_parameter_table():
     table = parameter_table(VARIABLES).splitlines()
     assert [line.split() for line in table] == [
