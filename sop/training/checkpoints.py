@@ -272,7 +272,7 @@ def _candidates(directory: Path, which: str) -> list[int]:
 def _read_metrics(step: Path) -> dict[str, float] | None:
     """The metrics saved with a checkpoint, or None where there are none that can be read."""
     try:
-        return json.loads((step / "metrics" / "metrics").read_text())
+        return json.loads((step / "metrics" / "metrics").read_text("utf-8"))
     except (OSError, ValueError):
         return None
 

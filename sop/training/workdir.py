@@ -120,7 +120,7 @@ def read_config(path: str | os.PathLike) -> dict[str, Any]:
     """
     file = Path(path) / "config.json"
     try:
-        return json.loads(file.read_text())
+        return json.loads(file.read_text("utf-8"))
     except FileNotFoundError:
         raise UsageError(
             f"Work folder {path} holds no run (no config.json): check --workdir, or train first."
