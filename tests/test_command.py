@@ -143,12 +143,26 @@ run(main)
     assert run("-c", program) == (2, "what\n")
 
 
-@pytest.mark.parametrize(
-    ("name", "sentence"), [("", "it names no folder"), ("b\udcff", r"'b\udcff' is not text in")]
-)
-def test_names_that_no_folder_can_have(name, sentence):
-    code, output = run("main.py", f"--workdir={name}")
-    assert (code, len(output.splitlines())) == (2, 1) and sentence in output
+@pytest.mark.parametrize("flag", ["--workdir=", "--config.input.data_dir=", "--config="])
+def test_names_that_are_no_text(flag):
+    code, output = run("main.py", f"{flag}b\udcff")
+    assert (code, output) == (
+        2,
+        rf"'{flag}b\udcff' is not text in utf-8: use another name, or a locale with UTF-8." "\n",
+    )
+
+
+def test_a_folder_without_a_name():
+    code, output = run("main.py", "--workdir=")
+    assert (code, output) == (2, "Argument --workdir: it names no folder; see --help.\n")
+
+
+def test_a_working_directory_that_was_removed(tmp_path):
+    command = 'cd "$2"; rmdir "$2"; "$0" "$1" --workdir=run'
+    arguments = [sys.executable, str(ROOT / "main.py"), str(tmp_path)]
+    end = subprocess.run(["sh", "-c", command, *arguments], capture_output=True, text=True)
+    assert end.returncode == 2
+    assert end.stderr == "The working directory was removed: change to another.\n"
 
 
 def test_a_name_too_long_for_a_folder():
