@@ -21,10 +21,10 @@ from sop.training import distributed, loop
 from sop.training.checkpoints import find_variables, refuse_converted, steps_in
 from sop.training.durable import refuse_full_disk
 from sop.training.reporting import Reporter, report_evaluation
-from sop.training.stages import make_stages
+from sop.training.stages import identities, make_stages
 from sop.training.state import init_variables
 from sop.training.step import AXIS, make_mesh
-from sop.training.workdir import WorkDir, refuse_another_model
+from sop.training.workdir import WorkDir, refuse_another_model, refuse_moved_classes
 
 
 def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
@@ -50,7 +50,9 @@ def train(config: ConfigDict, workdir: str) -> None:
     with refuse_full_disk(workdir), ExitStack() as held:
 
         def settle() -> None:
-            held.enter_context(WorkDir(workdir)).settle_config(config)
+            folder = held.enter_context(WorkDir(workdir))
+            folder.settle_config(config)
+            folder.settle_data(identities(data))
 
         distributed.on_first_process(settle)
         held.enter_context(_removal_refused(workdir))
@@ -78,6 +80,7 @@ def evaluate(config: ConfigDict, workdir: str, checkpoint: str) -> None:
     refuse_another_model(workdir, config)
     config = stage_configs(config)[-1]
     evaluation = input_pipeline.create_eval(config, jax.process_index(), jax.process_count())
+    refuse_moved_classes(workdir, config, evaluation.identity)
     model = _make_model(config)
     shapes = _trace(model, [evaluation.image_shape])
     scores = loop.evaluate_checkpoint(

@@ -30,11 +30,6 @@ def folder(text: str) -> str:
     """The type of a flag that names a folder for checkpoints."""
     if not text:
         raise argparse.ArgumentTypeError("it names no folder")
-    try:
-        text.encode()  # as the library that writes them does
-    except UnicodeEncodeError:
-        encoding = sys.getfilesystemencoding()
-        raise argparse.ArgumentTypeError(f"the name {text!r} is not text in {encoding}") from None
     return text
 
 
@@ -58,12 +53,14 @@ def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
     traceback. Modules in the working directory can be imported, as a user's own layers are.
     """
     begin()
-    sys.path.append("")
     from absl import logging  # not above, so that `begin` comes early
 
     logging.set_verbosity(logging.FATAL)  # TFDS and Orbax narrate, also errors that they raise
     sys.unraisablehook = _leave_out_late_writes
     try:
+        for name in (directory := _working_directory(), *sys.argv[1:]):
+            _refuse_undecodable(name)
+        sys.path.append(directory)
         main(sys.argv[1:])
     except UsageError as error:
         _refuse(error)
@@ -72,6 +69,24 @@ def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
             raise
         _refuse(f"{os.fsdecode(error.filename)} cannot be used: {error.strerror}.")
     sys.exit(0)
+
+
+def _working_directory() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        raise UsageError("The working directory was removed: change to another.") from None
+
+
+def _refuse_undecodable(name: str) -> None:
+    """Libraries take names of files as UTF-8, whatever the bytes are that the system keeps."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"{name!r} is not text in {sys.getfilesystemencoding()}: use another name, or a locale "
+            "with UTF-8."
+        ) from None
 
 
 def _refuse(sentence: object) -> NoReturn:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from types import FrameType
 from typing import NoReturn, Self
 
@@ -45,6 +46,7 @@ class Interruption:
 
     def listen(self) -> None:
         """Enters the context for good: signals are answered until the process has ended."""
+        self._answered = False
         reading, self._pipe = os.pipe()
         os.set_blocking(self._pipe, False)
         self._previous = {number: signal.signal(number, self._handle) for number in _SIGNALS}
@@ -64,13 +66,14 @@ class Interruption:
     def _answer(self, reading: int) -> None:
         with open(reading, "rb", buffering=0) as notes:
             written = {0: 0, _FROM_HANDLER: 0}  # each signal is noted by one of the two or by both
-            answered = 0
             while note := notes.read(1):
                 written[note[0] & _FROM_HANDLER] += 1
-                if max(written.values()) > answered:
-                    answered += 1
-                    number = note[0] & ~_FROM_HANDLER
-                    self.first(number) if answered == 1 else end(number)
+                number = note[0] & ~_FROM_HANDLER
+                if max(written.values()) > 1:
+                    end(number)
+                if not self._answered:
+                    self.first(number)
+                    self._answered = True
 
 
 class Unwinding(Interruption):
@@ -89,6 +92,8 @@ class Unwinding(Interruption):
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         super()._handle(number, frame)
+        while not self._answered:  # else the process may end before
+            time.sleep(0.001)
         raise _Interrupted(number)
 
 

@@ -5,8 +5,9 @@ only the first:
 
 - `variables`: {'params': …, 'batch_stats': …, …} as `module.apply` takes them,
 - `optimizer`: {'step', 'opt_state'},
-- `progress`: JSON {'epoch', 'evaluates', 'report', 'config'}: epochs gone by, whether an evaluation
-  follows, what `Reporter.state` returned, and the run's config.
+- `progress`: JSON {'epoch', 'evaluates', 'report', 'config', 'data'}: epochs gone by, whether an
+  evaluation follows, what `Reporter.state` returned, the run's config, and what tells the data of
+  each stage from others.
 
 Beside them stand `checksums.json`, of every file of the items, which comes into being with the
 checkpoint and is compared whenever it is read; and `scores.json`, of the evaluation that follows.
@@ -16,6 +17,7 @@ Where the run stands follows from the step (`sop.training.stages`).
 A checkpoint that holds only `variables`, at step 0, is what weight conversion writes.
 """
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -295,19 +297,16 @@ def best_step(workdir: str | Path) -> int | None:
     return max(scored)[1] if scored else None
 
 
-def saved_config(workdir: str | Path) -> dict[str, Any] | None:
-    """The config kept in the newest checkpoint that can be read; None: there is none.
-
-    Earlier versions kept it in `config.json` alone.
-    """
+def saved_progress(workdir: str | Path) -> dict[str, Any]:
+    """The progress of the newest checkpoint of which it can be read; {}: there is none."""
     for step in reversed(steps_in(workdir)):
         folder = Path(workdir) / FOLDER / str(step)
-        try:
+        with contextlib.suppress(OSError, ValueError):
             verify_checksums(folder, ["progress"])
-            return json.loads((folder / "progress" / "metadata").read_bytes())["config"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return None
+            progress = json.loads((folder / "progress" / "metadata").read_bytes())
+            if isinstance(progress, dict):
+                return progress
+    return {}
 
 
 def refuse_converted(workdir: str | Path) -> None:

@@ -22,7 +22,7 @@ from sop.training.evaluation import evaluate, is_finite
 from sop.training.optimizer import make_optimizer, matches_any
 from sop.training.reporting import Reporter
 from sop.training.signals import StopRequest
-from sop.training.stages import EvalData, Stage, stage_at
+from sop.training.stages import EvalData, Stage, identities, stage_at
 from sop.training.state import TrainState, init_state, init_variables
 from sop.training.step import data_parallel, make_eval_step, make_train_step, replicated, to_devices
 
@@ -83,6 +83,8 @@ def train(
         )
         if step:
             reporter.say(f"Going on from the checkpoint at step {step}.")
+        data = identities((stage.train, stage.evaluation) for stage in stages)
+        whole = {"config": as_json(config), "data": data}
         unscored = stage_at(stages, step) if step and scores is None else None
 
         for stage, tx in zip(stages, optimizers, strict=True):
@@ -91,7 +93,7 @@ def train(
             if 0 < stage.first_step == int(state.step):
                 renew = jax.jit(tx.init, out_shardings=replicated(mesh))
                 state = state.replace(opt_state=renew(state.params))
-            run = _StageRun(config, model, tx, stage, mesh, checkpoints, reporter)
+            run = _StageRun(whole, model, tx, stage, mesh, checkpoints, reporter)
             if stage is unscored:  # the run ended between a checkpoint and its evaluation
                 run.evaluate(state)
             state, finished = run(state, stop)
@@ -113,12 +115,12 @@ def _initialize(config, model, stage, loaded, mesh, reporter):
 class _StageRun:
     """One stage of a run, from a state somewhere in it to its end.
 
-    `whole` is the config of the whole run, which checkpoints keep.
+    `whole` is what checkpoints keep of the whole run: its config and what identifies its data.
     """
 
     def __init__(
         self,
-        whole: ConfigDict,
+        whole: dict[str, Any],
         model: nn.Module,
         tx: Any,
         stage: Stage,
@@ -139,7 +141,7 @@ class _StageRun:
         self._train_step = data_parallel(step, mesh, donate=True)
         evaluation = make_eval_step(model, normalize=_normalization(config))
         self._eval_step = data_parallel(evaluation, mesh)
-        self._whole, self._stage, self._mesh = as_json(whole), stage, mesh
+        self._whole, self._stage, self._mesh = whole, stage, mesh
         self._checkpoints, self._reporter = checkpoints, reporter
         self._in_flight: deque[tuple[int, Any]] = deque()
 
@@ -168,7 +170,7 @@ class _StageRun:
             "epoch": self._stage.epoch_at(step),
             "evaluates": self._evaluates(step),
             "report": self._reporter.state(),
-            "config": self._whole,
+            **self._whole,
         }
         self._checkpoints.save(state, progress)
 

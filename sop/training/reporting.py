@@ -48,6 +48,8 @@ class Reporter:
     - TensorBoard events: the same scalars, and images per second.
     - `curves.png` and `results.json`: of the history so far, replaced at each evaluation.
 
+    A picture or an event file that cannot be written is said once and ends nothing.
+
     Windows hold about `log_every` steps, such that an epoch is cut into equal ones; their entries
     hold the means.
 
@@ -81,6 +83,7 @@ class Reporter:
         self._about: dict[str, Any] = {}
         self._bar: tqdm | None = None
         self._events: EventsWriter | None = None
+        self._failed: set[Path] = set()
 
     def start(
         self,
@@ -115,8 +118,9 @@ class Reporter:
         }
 
         self._rewind(step, saved or {}, scores)
-        # The library names files by the second; a kill and a restart may be closer than that.
-        self._events = EventsWriter(str(self._workdir / "events"), f".{time.time_ns()}")
+        with self._spared(self._workdir / "events"):
+            # The library names files by the second; a kill and a restart may be closer than that.
+            self._events = EventsWriter(str(self._workdir / "events"), f".{time.time_ns()}")
         # TensorBoard forgets what older files say from this step on.
         self._event(step + 1, session_log=SessionLog(status=SessionLog.START))
         self._publish()
@@ -207,7 +211,8 @@ class Reporter:
             self._bar.close()
             self._bar = None
         if self._events is not None:
-            self._events.close()
+            with self._spared(self._workdir / "events"):
+                self._events.close()
             self._events = None
 
     def _close_window(self) -> None:
@@ -247,11 +252,13 @@ class Reporter:
             if name != "count":
                 self._event(step, summary=scalar(f"{split}/{name}", value))
         if self._events is not None:
-            self._events.flush()
+            with self._spared(self._workdir / "events"):
+                self._events.flush()
 
     def _event(self, step: int, **what: Any) -> None:
         if self._events is not None:
-            self._events.write_event(Event(wall_time=time.time(), step=step, **what))
+            with self._spared(self._workdir / "events"):
+                self._events.write_event(Event(wall_time=time.time(), step=step, **what))
 
     def _evaluations(self) -> list[dict[str, Any]]:
         return [entry for entry in self._history if entry["split"] == "eval"]
@@ -268,7 +275,19 @@ class Reporter:
         write_json(
             self._workdir / "results.json", {**last, "best": best, **self._about, "timing": timing}
         )
-        draw_curves(self._workdir / "curves.png", self._history, title=str(self._workdir))
+        picture = self._workdir / "curves.png"
+        with self._spared(picture):
+            draw_curves(picture, self._history, title=str(self._workdir))
+
+    @contextmanager
+    def _spared(self, file: Path) -> Iterator[None]:
+        """Around the writing of what a run can do without: its first failure is said."""
+        try:
+            yield
+        except Exception as error:  # not worth a run, whatever it is
+            if file not in self._failed:
+                self._failed.add(file)
+                self.say(f"{file} cannot be written ({error}); the run goes on without it.")
 
 
 def report_evaluation(

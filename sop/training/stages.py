@@ -20,6 +20,7 @@ class TrainData(Protocol):
 
     steps_per_epoch: int
     image_shape: tuple[int, int, int]
+    identity: dict[str, Any]  # JSON-able: 'split', 'examples', 'classes', 'files' (a hash)
 
     def batches(self, start: int, first_epoch: int) -> Iterator[dict[str, Any]]:
         """Batch number `start` and those after it; batch 0 begins epoch `first_epoch`."""
@@ -29,6 +30,7 @@ class EvalData(Protocol):
     """This process's share of the evaluation examples, in padded and masked batches."""
 
     image_shape: tuple[int, int, int]
+    identity: dict[str, Any]  # as that of TrainData
 
     def __iter__(self) -> Iterator[dict[str, Any]]: ...
 
@@ -94,6 +96,11 @@ def make_stages(
         stages.append(Stage(config, train, evaluation, schedule, step, epoch))
         step, epoch = stages[-1].last_step, epoch + config.num_epochs
     return stages
+
+
+def identities(data: Iterable[tuple[TrainData, EvalData]]) -> list[dict[str, Any]]:
+    """What tells the data of each stage from others, JSON-able."""
+    return [{"train": t.identity, "evaluation": e.identity} for t, e in data]
 
 
 def stage_at(stages: Sequence[Stage], step: int) -> Stage:

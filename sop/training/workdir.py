@@ -6,13 +6,15 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from ml_collections import ConfigDict
+
 from sop.config.validation import as_json, differences, may_change
 from sop.errors import UsageError
-from sop.training.checkpoints import saved_config, steps_in
+from sop.training.checkpoints import saved_progress, steps_in
 from sop.training.durable import write_json
 
 
@@ -88,6 +90,58 @@ class WorkDir:
                 return
         write_json(self.path / "config.json", present)
 
+    def settle_data(self, data: Sequence[Mapping[str, Any]]) -> None:
+        """Refuses to go on with other data than those of the run's checkpoints.
+
+        Args:
+          data: of each stage {'train': …, 'evaluation': …}, see `TrainData.identity`.
+        Raises:
+          UsageError: naming what differs.
+        """
+        saved = saved_progress(self.path).get("data") or ()
+        for before, now in zip(saved, data, strict=False):
+            for part in ("train", "evaluation"):
+                if changes := _data_changes(before[part], now[part]):
+                    raise UsageError(
+                        f"Work folder {self.path} holds a run on other data: in split "
+                        f"{now[part]['split']!r}, {'; '.join(changes)}. Restore them, or choose "
+                        "another --workdir."
+                    )
+
+
+def refuse_moved_classes(path: str | os.PathLike, config: ConfigDict, now: Mapping) -> None:
+    """Refuses to evaluate on a data set whose classes have other numbers than in training.
+
+    Another data set than the training's may name its classes as it likes.
+
+    Raises:
+      UsageError: naming the first class that differs.
+    """
+    progress = saved_progress(path)
+    if not progress.get("data") or progress["config"]["input"]["dataset"] != config.input.dataset:
+        return
+    if changes := _class_changes(progress["data"][-1]["train"]["classes"], now["classes"]):
+        raise UsageError(
+            f"The run in {path} was trained on other classes: {'; '.join(changes)}. Restore them."
+        )
+
+
+def _data_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two identities, in words."""
+    changes = _class_changes(before["classes"], now["classes"])
+    if before["examples"] != now["examples"]:
+        changes.append(f"there were {before['examples']} examples, now {now['examples']}")
+    if not changes and before["files"] != now["files"]:
+        changes.append("files have other names or sizes")
+    return changes
+
+
+def _class_changes(before: Sequence[str], now: Sequence[str]) -> list[str]:
+    if len(before) != len(now):
+        return [f"there were {len(before)} classes, now {len(now)}"]
+    moved = ((i, a, b) for i, (a, b) in enumerate(zip(before, now, strict=True)) if a != b)
+    return [f"class {i} was {a!r}, is {b!r}" for i, a, b in moved][:1]
+
 
 def _may_change(key: str, saved: Mapping[str, Any], present: Mapping[str, Any]) -> bool:
     return may_change(key, saved) and may_change(key, present)
@@ -101,7 +155,7 @@ def read_config(path: str | os.PathLike) -> dict[str, Any]:
     Raises:
       UsageError: the folder has neither.
     """
-    if (config := saved_config(path)) is not None:
+    if (config := saved_progress(path).get("config")) is not None:
         return config
     file = Path(path) / "config.json"
     try:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import time
 
 import flax.linen as nn
 import jax
@@ -35,6 +36,7 @@ EXAMPLES, CLASSES = 40, 4
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (EXAMPLES, 4, 4, 3), dtype=np.uint8)
 LABELS = RNG.integers(0, CLASSES, EXAMPLES).astype(np.int32)
+IDENTITY = {"split": "all", "examples": EXAMPLES, "classes": list("abcd"), "files": "0"}
 
 
 class Features(nn.Module):
@@ -57,6 +59,7 @@ class Train:
     """Shuffled as a function of (seed, step); `on_step(step)` is called before each batch."""
 
     image_shape = (4, 4, 3)
+    identity = IDENTITY
 
     def __init__(self, config, on_step):
         self.config, self.on_step = config, on_step
@@ -72,6 +75,7 @@ class Train:
 
 class Evaluation:
     image_shape = (4, 4, 3)
+    identity = IDENTITY
 
     def __iter__(self):
         yield {"image": IMAGES, "label": LABELS, "mask": np.ones(EXAMPLES, bool)}
@@ -159,6 +163,45 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, whole, number):
     done, said = run(tmp_path / "run")
     assert done and "Going on from the checkpoint at step 7" in said
     assert_same_run(whole, tmp_path / "run")
+
+
+def test_a_signal_while_the_last_checkpoint_is_written_loses_nothing(tmp_path, whole, monkeypatch):
+    """What `close` waits for is being written when the signal comes."""
+
+    def end(number, frame):
+        raise AssertionError("the signal would have ended the process")
+
+    close = Checkpoints.close
+
+    def interrupted_close(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        close(self)
+
+    monkeypatch.setattr(Checkpoints, "close", interrupted_close)
+    previous = signal.signal(signal.SIGTERM, end)
+    try:
+        done, _ = run(tmp_path / "run")
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    assert done and newest(tmp_path / "run") == 15
+    assert_same_run(whole, tmp_path / "run")
+
+
+def test_a_signal_before_the_first_step_ends_the_process(tmp_path, monkeypatch, capfd):
+    """`end` is made to raise, in the thread that answers; the run goes on here."""
+    ends = []
+    monkeypatch.setattr("sop.interruption.end", ends.append)
+
+    def interrupt(step):
+        if step == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+            deadline = time.monotonic() + 10
+            while not ends and time.monotonic() < deadline:
+                time.sleep(0.001)
+
+    run(tmp_path / "run", on_step=interrupt)
+    assert ends == [signal.SIGTERM]
+    assert "Stopped by SIGTERM: nothing to save." in capfd.readouterr().err
 
 
 def test_a_crash_between_checkpoints_changes_nothing(tmp_path, whole):

@@ -142,7 +142,7 @@ def test_best_is_not_the_last(tmp_path):
 def test_an_interrupted_run_reports_the_same(whole, tmp_path, killed_after):
     """Killed, two steps lost, and a line of the history cut short."""
     states = go_on(tmp_path, until=killed_after + 2)
-    with open(tmp_path / "history.jsonl", "a") as file:
+    with open(tmp_path / "history.jsonl", "a", encoding="utf-8") as file:
         file.write('{"split": "train", "st')
     go_on(tmp_path, step=killed_after, saved=states[killed_after])
 
@@ -243,6 +243,26 @@ def test_curves_of_few_and_of_many_points(tmp_path, count):
     assert picture.shape[0] > 500
     colours = np.unique(picture.reshape(-1, 3), axis=0)
     assert ((colours[:, 2] > 180) & (colours[:, 1] < 110)).any()  # red: evaluation is there
+
+
+def test_what_a_run_can_do_without_does_not_end_it(tmp_path, monkeypatch, capsys):
+    def fail(*arguments, **options):
+        raise OSError("no space")
+
+    monkeypatch.setattr(reporting, "draw_curves", fail)
+    monkeypatch.setattr(reporting.EventsWriter, "write_event", fail)
+    monkeypatch.setattr(reporting.EventsWriter, "flush", fail)
+    go_on(tmp_path)
+    output = capsys.readouterr().out
+    for file in ("curves.png", "events"):
+        assert output.count(f"{file} cannot be written (no space); the run goes on") == 1
+    assert "Finished" in output and len(read_history(tmp_path)) == 9
+
+
+def test_titles_of_pictures_are_no_formulas(tmp_path):
+    history = [{"split": "eval", "step": 1, "epoch": 1, **metrics_of(1)}]
+    draw_curves(tmp_path / "curves.png", history, title=r"runs/$\frac$_{\udcff")
+    assert cv2.imread(str(tmp_path / "curves.png")) is not None
 
 
 def test_parameter_table():

@@ -218,3 +218,40 @@ def test_a_file_is_replaced_whole(tmp_path):
     durable.write_json(tmp_path / "a", {"two": 2})
     assert json.loads((tmp_path / "a").read_text()) == {"two": 2}
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+IDENTITY = {"split": "train", "examples": 6, "classes": ["ant", "cat"], "files": "1f"}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, None),
+        ({"examples": 7}, "split 'train', there were 6 examples, now 7"),
+        ({"classes": ["bee", "cat"], "files": "2f"}, "class 0 was 'ant', is 'bee'"),
+        ({"classes": ["ant"]}, "there were 2 classes, now 1"),
+        ({"files": "2f"}, "files have other names or sizes"),
+    ],
+)
+@pytest.mark.parametrize("part", ["train", "evaluation"])
+def test_changed_data_are_refused(folder, part, change, said):
+    same = {"train": IDENTITY, "evaluation": IDENTITY}
+    folder.settle_data([same])  # an earlier version's checkpoint does not know
+    progress = folder.path / "checkpoints" / "22" / "progress" / "metadata"
+    progress.parent.mkdir()
+    present = workdir.read_config(folder.path)
+    durable.write_json(progress, {"config": present, "data": [same]})
+    changed = [{**same, part: {**IDENTITY, **change}}]
+    if said is None:
+        folder.settle_data(changed)
+    else:
+        with pytest.raises(UsageError, match=said):
+            folder.settle_data(changed)
+    if part == "evaluation":
+        return
+    if said and "class" in said:
+        with pytest.raises(UsageError, match=said):
+            workdir.refuse_moved_classes(folder.path, config(), changed[0]["train"])
+    workdir.refuse_moved_classes(folder.path, config(), IDENTITY)
+    other = config(**{"input.dataset": "other"})
+    workdir.refuse_moved_classes(folder.path, other, changed[0]["train"])
