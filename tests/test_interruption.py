@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.launch import ROOT, environment, launch
+from tests.launch import ROOT, environment, finish, launch
 
 # A main thread in compiled code, where no handler of Python's is called; it lets others run.
 COMPUTE = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"
@@ -45,7 +45,7 @@ def interrupt(code, *numbers):
         time.sleep(0.1)
         started = time.monotonic()
         process.send_signal(number)
-    rest, _ = process.communicate(timeout=60)
+    [rest] = finish([process], timeout=60)
     return process.returncode, [*lines, *rest.splitlines()], time.monotonic() - started
 
 
