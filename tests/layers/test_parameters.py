@@ -26,6 +26,8 @@ COUNTS = [
     (layers.SkipPool(), 262_144),
     (layers.MaxEntropyPool(learned="channel"), 256),
     (layers.GFGP(), 66_688),
+    (layers.GFGP(mode="position"), 66_688),
+    (layers.GFGP(mode="sample"), 33_283),
 ]
 
 

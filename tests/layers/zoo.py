@@ -43,6 +43,8 @@ LOCAL_POOLINGS = {
     "MaxEntropyPool channel": layers.MaxEntropyPool(**WINDOW, learned="channel"),
     "GFGP": layers.GFGP(**WINDOW),
     "GFGP softplus": layers.GFGP(**WINDOW, activation="softplus"),
+    "GFGP sample": layers.GFGP(**WINDOW, mode="sample", hidden_node=3),
+    "GFGP position": layers.GFGP(**WINDOW, mode="position"),
 }
 LAYERS = {**REPRESENTATIONS, **ATTENTIONS, **LOCAL_POOLINGS}
 
