@@ -11,11 +11,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from sop.checks import check as check_value
 from sop.checks import fits
 from sop.command import Parser
 from sop.config.schema import KEYS, OPEN, table
-from sop.config.validation import check, refuse_unknown
-from sop.errors import UsageError, did_you_mean
+from sop.config.validation import GROUPS, check, flatten, refuse_unknown
+from sop.errors import UsageError, did_you_mean, shorten
 
 _PREFIX = "--config."
 
@@ -73,7 +74,7 @@ def load(file: str) -> ConfigDict:
 
 def _overrides(parser: Parser, arguments: Sequence[str]) -> dict[str, Any]:
     """'--config.a.b=1', '--config.a.b 1' and a bare '--config.a.b' → {'a.b': value}."""
-    overrides = {}
+    overrides: dict[str, Any] = {}
     waiting = list(arguments)
     while waiting:
         argument = waiting.pop(0)
@@ -84,9 +85,17 @@ def _overrides(parser: Parser, arguments: Sequence[str]) -> dict[str, Any]:
         if not equals:
             has_value = waiting and not waiting[0].startswith("--")
             text = waiting.pop(0) if has_value else "True"
-        key = f"{key}.name" if key in OPEN and f"{key}.name" in KEYS else key
+        value = _value(text, KEYS[key].hint if key in KEYS else Any)
+        if isinstance(value, dict) and key in GROUPS:
+            overrides |= flatten(value, f"{key}.")
+            continue
+        if key in OPEN and f"{key}.name" in KEYS:
+            key, value = f"{key}.name", None if text == "None" else text
         refuse_unknown(key)
-        overrides[key] = _value(text, KEYS[key].hint if key in KEYS else Any)
+        if key in KEYS:
+            typed = None if isinstance(value, str) else shorten(text)
+            check_value(f"config.{key}", value, KEYS[key].hint, typed)
+        overrides[key] = value
     return overrides
 
 
@@ -96,6 +105,6 @@ def _value(text: str, hint: Any) -> Any:
         return text
     try:
         value = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         value = text
     return (value,) if hint is not Any and fits((value,), hint) else value

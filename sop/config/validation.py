@@ -7,10 +7,11 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from sop.checks import check as check_value
+from sop.checks import fits
 from sop.config.schema import KEYS, OPEN, RENAMED
-from sop.errors import UsageError, did_you_mean
+from sop.errors import UsageError, did_you_mean, show
 
-_GROUPS = {key.rpartition(".")[0] for key in KEYS} - {""}
+GROUPS = {key.rpartition(".")[0] for key in KEYS} - {""}
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -20,7 +21,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, Mapping | ConfigDict) and value:
             flat |= flatten(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = value
+            flat[f"{prefix}{key}"] = value
     return flat
 
 
@@ -98,7 +99,7 @@ def refuse_unknown(key: str) -> None:
     What stands beside the schema's keys in an open group may be an option of a module, unless it
     looks like one of them misspelt.
     """
-    known = [*KEYS, *_GROUPS]
+    known = [*KEYS, *GROUPS]
     parent, _, last = key.rpartition(".")
     misspelt = did_you_mean(key, known, cutoff=0.85) if parent == "model" else ""
     if key in RENAMED:
@@ -107,7 +108,7 @@ def refuse_unknown(key: str) -> None:
         return
     elsewhere = [f" Did you mean '{each}'?" for each in KEYS if each.rpartition(".")[2] == last]
     hint = did_you_mean(key, known, cutoff=0.7) or "".join(elsewhere[:1])
-    raise UsageError(f"There is no config key '{key}'.{hint or ' --help lists all of them.'}")
+    raise UsageError(f"There is no config key {show(key)}.{hint or ' --help lists all of them.'}")
 
 
 def as_json(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
@@ -146,17 +147,34 @@ def may_change(key: str, config: Mapping[str, Any]) -> bool:
 def _check_values(flat: Mapping[str, Any]) -> None:
     for key, value in flat.items():
         refuse_unknown(key)
+        if isinstance(value, str) and "\0" in value:
+            raise UsageError(f"config.{key} holds the character NUL: {show(value)}; remove it.")
         if key in KEYS:
             check_value(f"config.{key}", value, KEYS[key].hint)
-        elif key in _GROUPS and not _may_be_group(key, value):
+        elif key in GROUPS and not _may_be_group(key, value):
             names = [known.rpartition(".")[2] for known in KEYS if known.startswith(f"{key}.")]
             raise UsageError(
-                f"config.{key} is {value!r} but must hold the keys {', '.join(names)}."
+                f"config.{key} is {show(value)} but must hold the keys {', '.join(names)}."
+            )
+        elif not _is_plain(value):
+            raise UsageError(
+                f"config.{key} is {show(value)} but must be made of strings, finite numbers, True, "
+                "False, None, tuples and dicts."
             )
 
 
 def _may_be_group(key: str, value: Any) -> bool:
-    return isinstance(value, Mapping | ConfigDict) or (value is None and key in OPEN)
+    empty = isinstance(value, Mapping | ConfigDict) or value is None
+    return empty and key != "model" and (value is not None or key in OPEN)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value keeps its meaning where the config is written down as JSON."""
+    if isinstance(value, Mapping | ConfigDict):
+        return all(isinstance(key, str) and _is_plain(each) for key, each in value.items())
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    return fits(value, str | bool | int | float | None)
 
 
 def _is_empty(flat: Mapping[str, Any], key: str) -> bool:
