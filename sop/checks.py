@@ -146,12 +146,19 @@ def describe(hint: Any) -> str:
     return names.get(kind) or f"a {getattr(kind, '__name__', kind)}"
 
 
+def hints_of(function: Callable) -> dict[str, Any]:
+    """The annotations of a function or a class, or of what a `functools.partial` is made of."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return typing.get_type_hints(function, include_extras=True)
+
+
 def options_of(function: Callable, hidden: Iterable[str] = ()) -> dict[str, Any]:
     """Option → hint: the fields of a module or dataclass, a function's keyword-only arguments."""
     while isinstance(function, functools.partial):
         function = function.func
     is_class = isinstance(function, type)
-    hints = typing.get_type_hints(function, include_extras=True)
+    hints = hints_of(function)
     return {
         name: hints.get(name, Any)
         for name, parameter in inspect.signature(function).parameters.items()
