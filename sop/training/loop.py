@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -18,7 +19,7 @@ from sop.errors import UsageError
 from sop.training import pretrained
 from sop.training.checkpoints import Checkpoints, load_variables, steps_in
 from sop.training.evaluation import evaluate, is_finite
-from sop.training.optimizer import make_optimizer, matches_any
+from sop.training.optimizer import matches_any
 from sop.training.reporting import Reporter
 from sop.training.signals import StopRequest
 from sop.training.stages import EvalData, Stage, stage_at
@@ -35,6 +36,7 @@ def train(
     workdir: Path,
     model: nn.Module,
     stages: Sequence[Stage],
+    optimizers: Sequence[optax.GradientTransformation],
     shapes: dict[str, Any],
     mesh: Mesh,
     reporter: Reporter,
@@ -46,6 +48,7 @@ def train(
       workdir: the run's folder, locked by the caller.
       model: of `config.model`.
       stages: see `sop.training.stages.make_stages`.
+      optimizers: of each stage, see `sop.training.optimizer.make_optimizer`.
       shapes: the model's variables as `jax.ShapeDtypeStruct`s.
       mesh: all devices; every process calls this function.
       reporter: what the user sees.
@@ -54,9 +57,6 @@ def train(
     Raises:
       UsageError: the loss or gradient became NaN or infinite; or what `Checkpoints` refuses.
     """
-    optimizers = [
-        make_optimizer(stage.config.optimizer, stage.schedule, shapes["params"]) for stage in stages
-    ]
 
     def template(step: int) -> TrainState:
         tx = optimizers[stages.index(stage_at(stages, step))]

@@ -24,6 +24,7 @@ from sop.training.checkpoints import (
     save_variables,
 )
 from sop.training.loop import evaluate_checkpoint, train
+from sop.training.optimizer import make_optimizer
 from sop.training.reporting import Reporter, read_history
 from sop.training.stages import make_stages
 from sop.training.state import init_variables
@@ -112,8 +113,12 @@ def run(workdir, config=None, on_step=lambda step: None, devices=8, model=None):
     said = []
     reporter.say = said.append
     mesh = make_mesh(jax.devices()[:devices])
+    variables = shapes(model)
+    optimizers = [
+        make_optimizer(each.config.optimizer, each.schedule, variables["params"]) for each in stages
+    ]
     try:
-        done = train(config, workdir, model, stages, shapes(model), mesh, reporter)
+        done = train(config, workdir, model, stages, optimizers, variables, mesh, reporter)
     finally:
         reporter.close()
     return done, "\n".join(said)
