@@ -189,8 +189,8 @@ def check_options(
     for name, value in options.items():
         if name not in known:
             takes = quote([*known, *also]) or "none"
-            raise UsageError(f"There is no option '{name}' of {what}; it takes {takes}.")
-        check(f"Option '{name}' of {what}", value, known[name])
+            raise UsageError(f"There is no option {show(name)} of {what}; it takes {takes}.")
+        check(f"Option {show(name)} of {what}", value, known[name])
 
 
 def check_fields(module: Any, hidden: Iterable[str] = ("parent", "name")) -> None:

@@ -11,11 +11,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from sop.checks import check as check_value
 from sop.checks import fits
 from sop.command import Parser
 from sop.config.schema import KEYS, OPEN, table
-from sop.config.validation import GROUPS, check, flatten, refuse_unknown
+from sop.config.validation import GROUPS, check, check_key, flatten
 from sop.errors import UsageError, did_you_mean, shorten
 
 _PREFIX = "--config."
@@ -86,15 +85,15 @@ def _overrides(parser: Parser, arguments: Sequence[str]) -> dict[str, Any]:
             has_value = waiting and not waiting[0].startswith("--")
             text = waiting.pop(0) if has_value else "True"
         value = _value(text, KEYS[key].hint if key in KEYS else Any)
-        if isinstance(value, dict) and key in GROUPS:
-            overrides |= flatten(value, f"{key}.")
+        if isinstance(value, dict) and value and key in GROUPS:
+            inner = flatten(value, f"{key}.")
+            for each in inner:
+                check_key(each, inner[each])
+            overrides |= inner
             continue
         if key in OPEN and f"{key}.name" in KEYS:
             key, value = f"{key}.name", None if text == "None" else text
-        refuse_unknown(key)
-        if key in KEYS:
-            typed = None if isinstance(value, str) else shorten(text)
-            check_value(f"config.{key}", value, KEYS[key].hint, typed)
+        check_key(key, value, None if isinstance(value, str) else shorten(text))
         overrides[key] = value
     return overrides
 

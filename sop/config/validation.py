@@ -35,7 +35,8 @@ def check(config: ConfigDict) -> None:
       UsageError: for the first unknown or missing key, or value that the schema does not allow.
     """
     flat = flatten(config)
-    _check_values(flat)
+    for key, value in flat.items():
+        check_key(key, value)
     if missing := [key for key in KEYS if key not in flat and not _is_empty(flat, key)]:
         raise UsageError(
             f"The config has no key '{missing[0]}'; start it from sop.config.get_config()."
@@ -55,7 +56,8 @@ def stage_configs(config: ConfigDict) -> list[ConfigDict]:
     for index, changes in enumerate(config.stages):
         flat = flatten(changes)
         try:
-            _check_values(flat)
+            for key, value in flat.items():
+                check_key(key, value)
         except UsageError as error:
             raise UsageError(f"In config.stages[{index}]: {error}") from None
         fixed = [key for key in flat if key not in KEYS or not KEYS[key].stage]
@@ -111,6 +113,31 @@ def refuse_unknown(key: str) -> None:
     raise UsageError(f"There is no config key {show(key)}.{hint or ' --help lists all of them.'}")
 
 
+def check_key(key: str, value: Any, text: str | None = None) -> None:
+    """Refuses an unknown key, and a value that it cannot have.
+
+    Args:
+      text: what the user wrote, to be shown instead of the value.
+    Raises:
+      UsageError: naming the key and what it may be.
+    """
+    refuse_unknown(key)
+    if isinstance(value, str) and "\0" in value:
+        raise UsageError(f"config.{key} holds the character NUL: {show(value)}; remove it.")
+    if key in KEYS:
+        check_value(f"config.{key}", value, KEYS[key].hint, text)
+    elif key in GROUPS and not _may_be_group(key, value):
+        names = [known.rpartition(".")[2] for known in KEYS if known.startswith(f"{key}.")]
+        raise UsageError(
+            f"config.{key} is {text or show(value)} but must hold the keys {', '.join(names)}."
+        )
+    elif not _is_plain(value):
+        raise UsageError(
+            f"config.{key} is {text or show(value)} but must be made of strings, finite numbers, "
+            "True, False, None, tuples and dicts whose keys are strings."
+        )
+
+
 def as_json(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
     """What a config is after a round trip through JSON (tuples become lists)."""
     plain = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
@@ -142,25 +169,6 @@ def may_change(key: str, config: Mapping[str, Any]) -> bool:
     """Whether a run with this config may go on with another value of a key."""
     resume = KEYS[key].resume if key in KEYS else False
     return resume(config) if callable(resume) else resume
-
-
-def _check_values(flat: Mapping[str, Any]) -> None:
-    for key, value in flat.items():
-        refuse_unknown(key)
-        if isinstance(value, str) and "\0" in value:
-            raise UsageError(f"config.{key} holds the character NUL: {show(value)}; remove it.")
-        if key in KEYS:
-            check_value(f"config.{key}", value, KEYS[key].hint)
-        elif key in GROUPS and not _may_be_group(key, value):
-            names = [known.rpartition(".")[2] for known in KEYS if known.startswith(f"{key}.")]
-            raise UsageError(
-                f"config.{key} is {show(value)} but must hold the keys {', '.join(names)}."
-            )
-        elif not _is_plain(value):
-            raise UsageError(
-                f"config.{key} is {show(value)} but must be made of strings, finite numbers, True, "
-                "False, None, tuples and dicts."
-            )
 
 
 def _may_be_group(key: str, value: Any) -> bool:

@@ -46,7 +46,7 @@ def _check_patterns_match(params: Any, config: ConfigDict) -> None:
         for pattern in patterns:
             if not any(re.search(pattern, name) for name in names):
                 raise UsageError(
-                    f"config.optimizer.{key} has the pattern {pattern!r}, which matches no "
+                    f"config.optimizer.{key} has the pattern {show(pattern)}, which matches no "
                     f"parameter; the parameters have paths like {names[0]!r} and {names[-1]!r}."
                 )
     if config.freeze_batch_norm and all(map(matches_any(config.frozen), names)):
