@@ -1,8 +1,8 @@
-"""What a run needs of memory at least, known before anything is allocated or compiled.
+"""What a run needs of memory, known before its first step.
 
-A device holds the state, the batch and, for a moment, the largest result of a convolution or a
-matrix product, which no compiler leaves out. What it needs beyond that depends on the compiler, so
-that what passes here may still be too large.
+At least, before anything is compiled: a device holds the state, the batch and, for a moment, the
+largest result of a convolution or a matrix product, which no compiler leaves out. In all, once the
+step is compiled: the compiler has laid out its memory then.
 """
 
 import dataclasses
@@ -104,6 +104,30 @@ def check_memory(
         forward = jax.make_jaxpr(partial(model.apply, train=False))(variables, images)
         one = image + largest_product(forward.jaxpr) // examples
         device.check(key, config[key], one, mesh.size, rows)
+
+
+def check_compiled(key: str, size: int, step: Any, arguments: Sequence[Any], mesh: Mesh) -> None:
+    """Compiles a step and refuses it if its memory is more than a device has.
+
+    Args:
+      key, size: of the config's batches, for the message.
+      step: jitted; its calls with such arguments find it compiled.
+      arguments: arrays, or shapes with shardings.
+      mesh: all devices.
+    Raises:
+      UsageError: the step does not fit.
+    """
+    stats = step.lower(*arguments).compile().memory_analysis()
+    if stats is None:
+        return
+    need = stats.argument_size_in_bytes + stats.output_size_in_bytes + stats.temp_size_in_bytes
+    need -= stats.alias_size_in_bytes  # outputs in the place of donated arguments
+    size_of_device = device_memory(mesh.local_devices, host_memory())
+    if need > size_of_device:
+        raise UsageError(
+            f"config.{key} = {size} needs {readable(need)} in a step, but a device has "
+            f"{readable(size_of_device)}: set a smaller one."
+        )
 
 
 def largest_product(jaxpr: Any) -> int:

@@ -23,6 +23,7 @@ class TrainData(Protocol):
 
     steps_per_epoch: int
     image_shape: tuple[int, int, int]
+    row_shape: tuple[int, ...]  # of an example's image in a batch
 
     def batches(self, start: int, first_epoch: int) -> Iterator[dict[str, Any]]:
         """Batch number `start` and those after it; batch 0 begins epoch `first_epoch`."""
@@ -32,6 +33,7 @@ class EvalData(Protocol):
     """This process's share of the evaluation examples, in padded and masked batches."""
 
     image_shape: tuple[int, int, int]
+    row_shape: tuple[int, ...]  # with the views of an image in front
 
     def __iter__(self) -> Iterator[dict[str, Any]]: ...
 
