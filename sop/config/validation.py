@@ -11,6 +11,7 @@ from sop.checks import fits
 from sop.config.schema import KEYS, OPEN, RENAMED
 from sop.errors import UsageError, did_you_mean, show
 
+_LONGEST = 1000  # characters of a string: no path or name has more
 GROUPS = {key.rpartition(".")[0] for key in KEYS} - {""}
 
 
@@ -122,8 +123,11 @@ def check_key(key: str, value: Any, text: str | None = None) -> None:
       UsageError: naming the key and what it may be.
     """
     refuse_unknown(key)
-    if isinstance(value, str) and "\0" in value:
-        raise UsageError(f"config.{key} holds the character NUL: {show(value)}; remove it.")
+    if isinstance(value, str) and (len(value) > _LONGEST or any(each < " " for each in value)):
+        raise UsageError(
+            f"config.{key} is {text or show(value)} but must be one line of at most {_LONGEST} "
+            "characters, none of them a control character."
+        )
     if key in KEYS:
         check_value(f"config.{key}", value, KEYS[key].hint, text)
     elif key in GROUPS and not _may_be_group(key, value):
