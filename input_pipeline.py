@@ -10,8 +10,8 @@ import contextlib
 import dataclasses
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, ClassVar, NoReturn
 
 import cv2
 import grain
@@ -83,6 +83,11 @@ def create_eval(
     return Evaluation(images, config.eval_batch_size, rows, config.input.num_workers)
 
 
+def cached_bytes(data: Iterable["_Batches"]) -> int:
+    """Bytes of images that are kept in memory for these batches, once they were all made."""
+    return sum({id(each._images): each._images.num_bytes for each in data}.values())
+
+
 class _Batches:
     """What training and evaluation have in common.
 
@@ -91,6 +96,8 @@ class _Batches:
       image_shape: (H, W, 3) of one transformed image, without test-time views.
       identity: What tells these examples from others, JSON-able: split, their number, the names of
         the classes, a hash of the files' names and sizes.
+      row_shape: ([V,] H, W, 3) of what one becomes in a batch.
+      batches_ahead: How many are in memory at once.
       bad_images: The names of the undecodable images that this process has met so far.
     """
 
@@ -98,8 +105,9 @@ class _Batches:
         self.num_examples = len(images.source)
         self.class_names = images.source.class_names
         self.num_classes = len(self.class_names)
-        self.image_shape = images.shape
+        self.image_shape, self.row_shape = images.shape, images.row_shape
         self.identity = images.source.identity
+        self.batches_ahead = _ahead(num_workers) + 1
         self.bad_images = images.bad
         self._images, self._batch_size, self._rows = images, batch_size, rows
         self._num_workers = num_workers
@@ -215,6 +223,7 @@ class _Images:
     seed: int
     skip_bad: bool  # or stop
     replace_bad: bool  # by the next good one, or leave them black
+    num_bytes: ClassVar[int] = 0  # of what is kept in memory
     check: Callable[[bytes], None] = lambda data: None  # called with each encoded image
     bad: set[str] = dataclasses.field(default_factory=set)
     _bad_examples: set[int] = dataclasses.field(default_factory=set)
@@ -222,14 +231,14 @@ class _Images:
     def __post_init__(self):
         self.shape = (*_image_size(self.source, self.pipeline), 3)
         views = self.pipeline.num_views
-        self._row_shape = (views, *self.shape) if views else self.shape
+        self.row_shape = (views, *self.shape) if views else self.shape
 
     def prepare(self, num_workers: int) -> None:
         """To be called before `load`."""
 
     def load(self, examples: np.ndarray, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """[n] indices → images uint8 [n, …], labels int32 [n], whether an image is good [n]."""
-        images = np.zeros((len(examples), *self._row_shape), np.uint8)
+        images = np.zeros((len(examples), *self.row_shape), np.uint8)
         labels = np.zeros(len(examples), np.int32)
         good = np.zeros(len(examples), bool)
         for row, example in enumerate(examples.tolist()):
@@ -271,7 +280,7 @@ class _Images:
                 found = f"The image {name} cannot be decoded, {error}; it is skipped"
                 print(f"{found} ({len(self.bad)} so far).", file=sys.stderr)
             return None, label
-        if image.shape != self._row_shape:
+        if image.shape != self.row_shape:
             raise UsageError(
                 f"The image {self.source.describe(example)} becomes {_by(image.shape[-3:])}, "
                 f"others {_by(self.shape)}; add a transform to config.input that fixes the size, "
@@ -285,10 +294,12 @@ class _CachedImages:
 
     def __init__(self, images: _Images):
         self.source, self.shape, self.bad = images.source, images.shape, images.bad
+        self.row_shape = images.row_shape
         self._seed, self._replace_bad = images.seed, images.replace_bad
         fixed, self._rest = images.pipeline.split()
         check = self._refuse_reduced if not fixed.transforms else images.check
         self._decoder = dataclasses.replace(images, pipeline=fixed, replace_bad=False, check=check)
+        self.num_bytes = len(self.source) * math.prod(self._decoder.shape)
         self._cached: tuple[np.ndarray, ...] | None = None
 
     def prepare(self, num_workers: int) -> None:
@@ -364,10 +375,14 @@ def _image_size(source: Source, pipeline: transforms.Pipeline) -> tuple[int, int
 def _prefetch(function: Callable, start: int, stop: int, num_workers: int) -> Iterator:
     """function(start), …, function(stop − 1), computed ahead by threads, in order."""
     cv2.setNumThreads(0)  # the workers are the parallelism; OpenCV's would compete with them
-    ahead = num_workers + 2 if num_workers else 0
-    options = grain.ReadOptions(num_threads=num_workers, prefetch_buffer_size=ahead)
+    options = grain.ReadOptions(num_threads=num_workers, prefetch_buffer_size=_ahead(num_workers))
     numbers = grain.MapDataset.range(start, stop)
     return iter(numbers.map(function).to_iter_dataset(options))
+
+
+def _ahead(num_workers: int) -> int:
+    """How many batches are made before they are asked for."""
+    return num_workers + 2 if num_workers else 0
 
 
 def _share(key: str, batch_size: int, process_index: int, process_count: int) -> slice:

@@ -4,6 +4,7 @@ import signal
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from sop.models.network import Network
 from sop.training import distributed, loop
 from sop.training.checkpoints import find_variables, refuse_converted, steps_in
 from sop.training.durable import refuse_full_disk
+from sop.training.memory import check_memory
+from sop.training.optimizer import make_optimizer
 from sop.training.reporting import Reporter, report_evaluation
 from sop.training.stages import identities, make_stages
-from sop.training.state import init_variables
+from sop.training.state import init_state, init_variables
 from sop.training.step import AXIS, make_mesh
 from sop.training.workdir import WorkDir, refuse_another_model, refuse_moved_classes
 
@@ -44,6 +47,14 @@ def train(config: ConfigDict, workdir: str) -> None:
     data = input_pipeline.create(configs, jax.process_index(), jax.process_count())
     stages = make_stages(configs, data)
     shapes = _trace(model, [each.image_shape for pair in data for each in pair])
+    optimizers = [
+        make_optimizer(each.config.optimizer, each.schedule, shapes["params"]) for each in stages
+    ]
+    mesh, cached = make_mesh(), input_pipeline.cached_bytes(chain.from_iterable(data))
+    for stage, tx in zip(stages, optimizers, strict=True):
+        batches = {"batch_size": stage.train, "eval_batch_size": stage.evaluation}
+        state = jax.eval_shape(partial(init_state, tx=tx), shapes)
+        check_memory(stage.config, batches, model, shapes, state, mesh, cached)
     refuse_converted(workdir)
     if config.init_from and not steps_in(workdir):
         find_variables(config.init_from)
@@ -64,7 +75,7 @@ def train(config: ConfigDict, workdir: str) -> None:
             enabled=jax.process_index() == 0,
         )
         held.callback(reporter.close)
-        if loop.train(config, Path(workdir), model, stages, shapes, make_mesh(), reporter):
+        if loop.train(config, Path(workdir), model, stages, optimizers, shapes, mesh, reporter):
             reporter.finish()
         else:
             reporter.say(f"Stopped and saved in {workdir}; the same command goes on from here.")
@@ -83,8 +94,10 @@ def evaluate(config: ConfigDict, workdir: str, checkpoint: str) -> None:
     refuse_moved_classes(workdir, config, evaluation.identity)
     model = _make_model(config)
     shapes = _trace(model, [evaluation.image_shape])
+    mesh, cached = make_mesh(), input_pipeline.cached_bytes([evaluation])
+    check_memory(config, {"eval_batch_size": evaluation}, model, shapes, shapes, mesh, cached)
     scores = loop.evaluate_checkpoint(
-        config, Path(workdir), checkpoint, model, shapes, evaluation, make_mesh()
+        config, Path(workdir), checkpoint, model, shapes, evaluation, mesh
     )
     if jax.process_index() == 0:
         with refuse_full_disk(workdir):

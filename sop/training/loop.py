@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -19,12 +20,20 @@ from sop.errors import UsageError
 from sop.training import pretrained
 from sop.training.checkpoints import Checkpoints, load_variables, steps_in
 from sop.training.evaluation import evaluate, is_finite
-from sop.training.optimizer import make_optimizer, matches_any
+from sop.training.memory import check_compiled
+from sop.training.optimizer import matches_any
 from sop.training.reporting import Reporter
 from sop.training.signals import StopRequest
 from sop.training.stages import EvalData, Stage, identities, stage_at
 from sop.training.state import TrainState, init_state, init_variables
-from sop.training.step import data_parallel, make_eval_step, make_train_step, replicated, to_devices
+from sop.training.step import (
+    batch_shapes,
+    data_parallel,
+    make_eval_step,
+    make_train_step,
+    replicated,
+    to_devices,
+)
 
 # Steps whose metrics are still on the devices: enough that these never wait for the host, few
 # enough that a diverged run stops at once and that memory for batches stays bounded.
@@ -36,6 +45,7 @@ def train(
     workdir: Path,
     model: nn.Module,
     stages: Sequence[Stage],
+    optimizers: Sequence[optax.GradientTransformation],
     shapes: dict[str, Any],
     mesh: Mesh,
     reporter: Reporter,
@@ -47,6 +57,7 @@ def train(
       workdir: the run's folder, locked by the caller.
       model: of `config.model`.
       stages: see `sop.training.stages.make_stages`.
+      optimizers: of each stage, see `sop.training.optimizer.make_optimizer`.
       shapes: the model's variables as `jax.ShapeDtypeStruct`s.
       mesh: all devices; every process calls this function.
       reporter: what the user sees.
@@ -55,9 +66,6 @@ def train(
     Raises:
       UsageError: the loss or gradient became NaN or infinite; or what `Checkpoints` refuses.
     """
-    optimizers = [
-        make_optimizer(stage.config.optimizer, stage.schedule, shapes["params"]) for stage in stages
-    ]
 
     def template(step: int) -> TrainState:
         tx = optimizers[stages.index(stage_at(stages, step))]
@@ -148,6 +156,8 @@ class _StageRun:
     def __call__(self, state: TrainState, stop: StopRequest) -> tuple[TrainState, bool]:
         """The state at the end, or where a stop was asked for, and whether it is the end."""
         stage = self._stage
+        with self._reporter.pause():
+            self._compile(state)
         batches = stage.batches(int(state.step))
         for step in range(int(state.step) + 1, stage.last_step + 1):
             state, metrics = self._train_step(state, to_devices(self._mesh, next(batches)))
@@ -185,6 +195,13 @@ class _StageRun:
             self._refuse(f"in the evaluation after step {step}", scores)
         self._reporter.evaluation(step, scores)
         self._checkpoints.score(step, scores)
+
+    def _compile(self, state: TrainState) -> None:
+        """Refuses what the devices cannot hold, of evaluation too, before the first step."""
+        mesh, stage, size = self._mesh, self._stage, self._stage.config.batch_size
+        batch = batch_shapes(mesh, size, stage.train.row_shape, masked=False)
+        check_compiled("batch_size", size, self._train_step, (state, batch), mesh)
+        _compile_evaluation(stage.config, self._eval_step, state.variables, stage.evaluation, mesh)
 
     def _evaluates(self, step: int) -> bool:
         stage, every = self._stage, self._stage.config.eval_every_epochs
@@ -243,7 +260,14 @@ def evaluate_checkpoint(
         template = _on_mesh(shapes, mesh)
         variables, step, epoch = checkpoints.restore_variables(which, template)
     eval_step = data_parallel(make_eval_step(model, normalize=_normalization(config)), mesh)
+    _compile_evaluation(config, eval_step, variables, evaluation, mesh)
     return {"step": step, "epoch": epoch, **evaluate(eval_step, mesh, variables, evaluation)}
+
+
+def _compile_evaluation(config, eval_step, variables, evaluation, mesh):
+    size = config.eval_batch_size
+    batch = batch_shapes(mesh, size, evaluation.row_shape, masked=True)
+    check_compiled("eval_batch_size", size, eval_step, (variables, batch), mesh)
 
 
 def _normalization(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:

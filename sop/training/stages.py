@@ -12,7 +12,10 @@ from typing import Any, Protocol
 import optax
 from ml_collections import ConfigDict
 
+from sop.errors import UsageError
 from sop.training.optimizer import make_schedule
+
+_MOST_STEPS = 2**31 - 1  # they are counted in int32
 
 
 class TrainData(Protocol):
@@ -21,6 +24,7 @@ class TrainData(Protocol):
     steps_per_epoch: int
     image_shape: tuple[int, int, int]
     identity: dict[str, Any]  # JSON-able: 'split', 'examples', 'classes', 'files' (a hash)
+    row_shape: tuple[int, ...]  # of an example's image in a batch
 
     def batches(self, start: int, first_epoch: int) -> Iterator[dict[str, Any]]:
         """Batch number `start` and those after it; batch 0 begins epoch `first_epoch`."""
@@ -31,6 +35,7 @@ class EvalData(Protocol):
 
     image_shape: tuple[int, int, int]
     identity: dict[str, Any]  # as that of TrainData
+    row_shape: tuple[int, ...]  # with the views of an image in front
 
     def __iter__(self) -> Iterator[dict[str, Any]]: ...
 
@@ -82,7 +87,7 @@ def make_stages(
       configs: see `sop.config.stage_configs`.
       data: of each.
     Raises:
-      UsageError: a stage's schedule does not fit its length.
+      UsageError: a stage's schedule does not fit its length, or there are too many steps.
     """
     stages: list[Stage] = []
     step = epoch = 0
@@ -95,6 +100,11 @@ def make_stages(
         )
         stages.append(Stage(config, train, evaluation, schedule, step, epoch))
         step, epoch = stages[-1].last_step, epoch + config.num_epochs
+        if step > _MOST_STEPS:
+            raise UsageError(
+                f"config.num_epochs = {config.num_epochs} of {train.steps_per_epoch} steps each "
+                f"make the run one of {step} steps, more than {_MOST_STEPS}; set fewer."
+            )
     return stages
 
 

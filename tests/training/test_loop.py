@@ -16,7 +16,7 @@ import pytest
 from sop.config import get_config, stage_configs
 from sop.errors import UsageError
 from sop.layers import BatchNorm
-from sop.training import loop
+from sop.training import loop, memory
 from sop.training.checkpoints import (
     Checkpoints,
     best_step,
@@ -27,6 +27,7 @@ from sop.training.checkpoints import (
 )
 from sop.training.history import read_history
 from sop.training.loop import evaluate_checkpoint, train
+from sop.training.optimizer import make_optimizer
 from sop.training.reporting import Reporter
 from sop.training.stages import make_stages
 from sop.training.state import init_variables
@@ -58,7 +59,7 @@ class Network(nn.Module):
 class Train:
     """Shuffled as a function of (seed, step); `on_step(step)` is called before each batch."""
 
-    image_shape = (4, 4, 3)
+    image_shape = row_shape = (4, 4, 3)
     identity = IDENTITY
 
     def __init__(self, config, on_step):
@@ -74,7 +75,7 @@ class Train:
 
 
 class Evaluation:
-    image_shape = (4, 4, 3)
+    image_shape = row_shape = (4, 4, 3)
     identity = IDENTITY
 
     def __iter__(self):
@@ -85,6 +86,7 @@ def make_config(**changes):
     config = get_config()
     config.update(
         batch_size=8,
+        eval_batch_size=EXAMPLES,
         num_epochs=3,
         log_every_steps=2,
         model={"num_classes": CLASSES},
@@ -118,8 +120,12 @@ def run(workdir, config=None, on_step=lambda step: None, devices=8, model=None):
     said = []
     reporter.say = said.append
     mesh = make_mesh(jax.devices()[:devices])
+    variables = shapes(model)
+    optimizers = [
+        make_optimizer(each.config.optimizer, each.schedule, variables["params"]) for each in stages
+    ]
     try:
-        done = train(config, workdir, model, stages, shapes(model), mesh, reporter)
+        done = train(config, workdir, model, stages, optimizers, variables, mesh, reporter)
     finally:
         reporter.close()
     return done, "\n".join(said)
@@ -465,3 +471,26 @@ def test_converted_variables_can_be_evaluated(tmp_path, whole):
     refuse_converted(whole)
     with pytest.raises(UsageError, match="already has checkpoints"):
         save_variables(tmp_path / "converted", variables_of(whole))
+
+
+def test_steps_beyond_memory_are_refused_before_the_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "device_memory", lambda devices, host: 10**3)
+    steps = []
+    with pytest.raises(UsageError, match=r"batch_size = 8 needs .* a device has 1 kB: set a smal"):
+        run(tmp_path / "run", on_step=steps.append)
+    assert not steps
+
+
+def test_both_steps_are_compiled_before_the_first_and_not_again(tmp_path):
+    compiled, counts = [], []
+
+    def count(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        run(tmp_path / "run", on_step=lambda step: counts.append(len(compiled)))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+    assert 0 < counts[0] == counts[-1]
