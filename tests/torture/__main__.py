@@ -1,8 +1,8 @@
 """Tries to break training, evaluation, input and layers, in ways drawn from a seed.
 
-`python -m tests.torture --minutes=M --seed=S` goes through all kinds of trials again and again until
-the time is over, and prints how many were tried and survived, with a command for each failure. It
-exits with 1 where there was one. `--trial=KIND:SEED` repeats one of them.
+`python -m tests.torture --minutes=M --seed=S` goes through all kinds of trials again and again
+until the time is over, and prints how many were tried and survived, with a command for each
+failure. It exits with 1 where there was one. `--trial=KIND:SEED` repeats one of them.
 """
 
 import argparse
