@@ -1,6 +1,6 @@
 """Convolutional block attention."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -25,10 +25,12 @@ class CBAM(Gate):
 
     Attributes:
       reduction: r of W₁: C → C/r, at least 1.
+      dtype: of y; None: that of x. Gates are at least float32.
       axis_name: mapped axis that BN statistics are averaged over.
 
-    Call, returns, raises, `dtype`: see `sop.layers.gate.Gate`.
+    Call, returns, raises: see `sop.layers.gate.Gate`.
 
+    >>> import jax
     >>> x = jax.random.normal(jax.random.key(0), (2, 4, 4, 32))
     >>> y, _ = CBAM().init_with_output(jax.random.key(1), x, train=False)
     >>> y.shape
@@ -44,6 +46,7 @@ class CBAM(Gate):
     )
 
     reduction: Count = 16
+    dtype: Any = None
     axis_name: str | None = None
 
     @nn.compact

@@ -1,6 +1,6 @@
 """Coordinate attention."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -23,10 +23,12 @@ class CoordinateAttention(Gate):
 
     Attributes:
       reduction: r.
+      dtype: of y; None: that of x. Gates are at least float32.
       axis_name: mapped axis that BN statistics are averaged over.
 
-    Call, returns, raises, `dtype`: see `sop.layers.gate.Gate`.
+    Call, returns, raises: see `sop.layers.gate.Gate`.
 
+    >>> import jax
     >>> x = jax.random.normal(jax.random.key(0), (2, 4, 5, 32))
     >>> y, _ = CoordinateAttention().init_with_output(jax.random.key(1), x, train=False)
     >>> y.shape
@@ -42,6 +44,7 @@ class CoordinateAttention(Gate):
     )
 
     reduction: Count = 32
+    dtype: Any = None
     axis_name: str | None = None
 
     @nn.compact

@@ -1,7 +1,7 @@
 """Efficient channel attention."""
 
 import math
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
 from jax import lax
@@ -34,9 +34,11 @@ class ECA(Gate):
 
     Attributes:
       size: k; None: `kernel_size(C)`.
+      dtype: of y; None: that of x. Gates are at least float32.
 
-    Call, returns, raises, `dtype`: see `sop.layers.gate.Gate`.
+    Call, returns, raises: see `sop.layers.gate.Gate`.
 
+    >>> import jax
     >>> x = jax.random.normal(jax.random.key(0), (2, 4, 4, 32))
     >>> y, variables = ECA().init_with_output(jax.random.key(1), x, train=False)
     >>> y.shape, sum(w.size for w in jax.tree.leaves(variables))
@@ -47,6 +49,7 @@ class ECA(Gate):
     torch_names: ClassVar = ((r"\battention/conv\b", "se.conv"),)
 
     size: _Odd | None = None
+    dtype: Any = None
 
     @nn.compact
     def gate(self, x: FeatureMap, train: bool) -> Gates:

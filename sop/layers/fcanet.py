@@ -1,6 +1,6 @@
 """Frequency channel attention."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import numpy as np
@@ -34,10 +34,12 @@ class FcaNet(Gate):
       side: of the map that is transformed; None: 56, 28, 14, 7 in blocks of 64, 128, 256, 512
         planes as published, else 7.
       planes: width of the residual block that this stands in, if any.
+      dtype: of y; None: that of x. Gates are at least float32.
 
-    Call, returns, raises, `dtype`: see `sop.layers.gate.Gate`; also UsageError where C is no
+    Call, returns, raises: see `sop.layers.gate.Gate`; also UsageError where C is no
     multiple of 16.
 
+    >>> import jax
     >>> x = jax.random.normal(jax.random.key(0), (2, 7, 7, 32))
     >>> y, _ = FcaNet().init_with_output(jax.random.key(1), x, train=False)
     >>> y.shape
@@ -53,6 +55,7 @@ class FcaNet(Gate):
     reduction: Count = 16
     side: Count | None = None
     planes: Count | None = None
+    dtype: Any = None
 
     @nn.compact
     def gate(self, x: FeatureMap, train: bool) -> Gates:

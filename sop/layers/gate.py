@@ -1,6 +1,6 @@
 """What attentions of the form x · g(x) have in common."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
@@ -15,12 +15,10 @@ Gates = Float[jax.Array, "#b #h #w #c"]
 
 
 class Gate(nn.Module):
-    """x · g(x), a weight for each entry of a feature map; subclasses define `gate`.
+    """x · g(x), a weight for each entry of a feature map.
 
-    `gate(x, train)` gets x in at least float32 and gives what broadcasts to [B, H, W, C].
-
-    Attributes:
-      dtype: of y; None: that of x. Gates are at least float32.
+    Subclasses define `gate(x, train)`, which gets x in at least float32, and a field `dtype`: that
+    of y; None: that of x.
 
     Call:
       x: [B, H, W, C], any floating dtype; train: for batch norms.
@@ -32,7 +30,8 @@ class Gate(nn.Module):
       UsageError: x is no feature map, or a field does not fit its annotation.
     """
 
-    dtype: Any = None
+    if TYPE_CHECKING:
+        dtype: Any
 
     def __call__(self, x: FeatureMap, train: bool) -> Float[jax.Array, "b h w c"]:
         check_call(self, x)

@@ -1,6 +1,6 @@
 """Gated channel transformation."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -21,9 +21,11 @@ class GCT(Gate):
 
     Attributes:
       epsilon: ε.
+      dtype: of y; None: that of x. Gates are at least float32.
 
-    Call, returns, raises, `dtype`: see `sop.layers.gate.Gate`.
+    Call, returns, raises: see `sop.layers.gate.Gate`.
 
+    >>> import jax
     >>> x = jax.random.normal(jax.random.key(0), (2, 4, 4, 8))
     >>> y, _ = GCT().init_with_output(jax.random.key(1), x, train=False)
     >>> bool(jnp.all(y == x))
@@ -34,6 +36,7 @@ class GCT(Gate):
     torch_names: ClassVar = ((r"\battention/", "attention."),)
 
     epsilon: Annotated[float, above(0)] = 1e-5
+    dtype: Any = None
 
     @nn.compact
     def gate(self, x: FeatureMap, train: bool) -> Gates:

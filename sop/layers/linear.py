@@ -33,9 +33,13 @@ def dense(features: int, fan_in: int, **options: Any) -> nn.Dense:
       features, fan_in: widths of y and of x.
       options: of `nn.Dense`, such as `use_bias` and `name`.
     """
-    uniform = torch_uniform(fan_in)
-    precise = {"precision": jax.lax.Precision.HIGHEST}
-    return nn.Dense(features, kernel_init=uniform, bias_init=uniform, **precise, **options)
+    return nn.Dense(
+        features,
+        kernel_init=torch_uniform(fan_in),
+        bias_init=torch_uniform(fan_in),
+        precision=jax.lax.Precision.HIGHEST,
+        **options,
+    )
 
 
 class PointwiseConv(nn.Module):

@@ -1,6 +1,6 @@
 """Squeeze-and-excitation."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 
@@ -19,9 +19,11 @@ class SqueezeExcitation(Gate):
 
     Attributes:
       reduction: r; the inner width is C // r, at least 1.
+      dtype: of y; None: that of x. Gates are at least float32.
 
-    Call, returns, raises, `dtype`: see `sop.layers.gate.Gate`.
+    Call, returns, raises: see `sop.layers.gate.Gate`.
 
+    >>> import jax
     >>> x = jax.random.normal(jax.random.key(0), (2, 4, 4, 32))
     >>> y, variables = SqueezeExcitation().init_with_output(jax.random.key(1), x, train=False)
     >>> y.shape, sum(w.size for w in jax.tree.leaves(variables))
@@ -35,6 +37,7 @@ class SqueezeExcitation(Gate):
     )
 
     reduction: Count = 16
+    dtype: Any = None
 
     @nn.compact
     def gate(self, x: FeatureMap, train: bool) -> Gates:

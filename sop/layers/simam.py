@@ -1,6 +1,6 @@
 """SimAM, attention without parameters."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from sop import ops
 from sop.checks import above
@@ -18,9 +18,11 @@ class SimAM(Gate):
 
     Attributes:
       lam: λ; 1e-4 on CIFAR, 0.1 in the published ImageNet networks.
+      dtype: of y; None: that of x. Gates are at least float32.
 
-    Call, returns, raises, `dtype`: see `sop.layers.gate.Gate`.
+    Call, returns, raises: see `sop.layers.gate.Gate`.
 
+    >>> import jax
     >>> x = jax.random.normal(jax.random.key(0), (2, 4, 4, 8))
     >>> y, variables = SimAM().init_with_output(jax.random.key(1), x, train=False)
     >>> y.shape, variables
@@ -30,6 +32,7 @@ class SimAM(Gate):
     published: ClassVar = Published(after="conv")
 
     lam: Annotated[float, above(0)] = 1e-4
+    dtype: Any = None
 
     def gate(self, x: FeatureMap, train: bool) -> Gates:
         return ops.simam(x, self.lam)

@@ -1,6 +1,6 @@
 """Style-based recalibration."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -22,9 +22,10 @@ class SRM(Gate):
     ICCV 2019, §3.
 
     Attributes:
+      dtype: of y; None: that of x. Gates are at least float32.
       axis_name: mapped axis that BN statistics are averaged over.
 
-    Call, returns, raises, `dtype`: see `sop.layers.gate.Gate`.
+    Call, returns, raises: see `sop.layers.gate.Gate`.
 
     >>> x = jax.random.normal(jax.random.key(0), (2, 4, 4, 8))
     >>> y, _ = SRM().init_with_output(jax.random.key(1), x, train=False)
@@ -35,6 +36,7 @@ class SRM(Gate):
     published: ClassVar = Published(after="branch")
     torch_names: ClassVar = ((r"\battention/norm\b", "attention.bn"),)
 
+    dtype: Any = None
     axis_name: str | None = None
 
     @nn.compact
