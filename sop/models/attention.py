@@ -20,6 +20,15 @@ ATTENTIONS = {
     "cgd": sop.layers.CGD,
     "cgd_spatial": sop.layers.SpatialCGD,
     "cgd_toy": sop.layers.ToyCGD,
+    "se": sop.layers.SqueezeExcitation,
+    "eca": sop.layers.ECA,
+    "cbam": sop.layers.CBAM,
+    "gc": sop.layers.GlobalContext,
+    "simam": sop.layers.SimAM,
+    "gct": sop.layers.GCT,
+    "srm": sop.layers.SRM,
+    "fcanet": sop.layers.FcaNet,
+    "coordinate": sop.layers.CoordinateAttention,
 }
 
 

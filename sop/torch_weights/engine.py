@@ -19,7 +19,7 @@ from sop.models.backbone import TorchNames
 from sop.models.lookup import entry
 from sop.torch_weights.files import unwrap
 from sop.torch_weights.layouts import as_array, columns_by_rows, to_flax, to_torch, torch_shape
-from sop.torch_weights.names import canonical, names_of, torch_name
+from sop.torch_weights.names import canonical, names_of, rules_of, torch_name
 
 HEAD = "params/classifier/kernel"
 
@@ -142,9 +142,10 @@ def convert_layer(
     """
     shapes = jax.eval_shape(lambda: layer.init(jax.random.key(0), x, train=False))
     variables, names = {}, set()
+    rules = TorchNames(names=rules_of(layer))
     for path, like in traverse_util.flatten_dict(shapes, sep="/").items():
         collection, _, rest = path.partition("/")
-        name = torch_name(f"{collection}/{place}/{rest}", TorchNames()).removeprefix(f"{place}.")
+        name = torch_name(f"{collection}/{place}/{rest}", rules).removeprefix(f"{place}.")
         variables[path] = to_flax(path, as_array(state_dict[name]), like.shape)
         names.add(name)
     if names != set(state_dict):
