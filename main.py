@@ -23,7 +23,17 @@ def make_parser() -> Parser:
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
     parser.add_argument("--num_processes", type=int, metavar="N", help="processes of this run")
     parser.add_argument("--process_id", type=int, metavar="I", help="which of them, from 0")
+    parser.add_argument(
+        "--timeout", type=_seconds, default=300, metavar="S", help="seconds to wait for the others"
+    )
     return parser
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 1 <= seconds <= 1e6:
+        raise ValueError
+    return seconds
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -35,11 +45,14 @@ def main(arguments: Sequence[str]) -> None:
         raise UsageError("Name the folder of the run: --workdir=DIR.")
     import launch
 
-    launch.join(options.coordinator, options.num_processes, options.process_id)
-    if options.mode == "train":
-        launch.train(config, options.workdir)
-    else:
-        launch.evaluate(config, options.workdir, options.checkpoint)
+    partners = launch.join(
+        options.coordinator, options.num_processes, options.process_id, options.timeout
+    )
+    with launch.ends_told(partners):
+        if options.mode == "train":
+            launch.train(config, options.workdir)
+        else:
+            launch.evaluate(config, options.workdir, options.checkpoint)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """The work folder of a run: made, locked against a second run, and tied to one config."""
 
+import contextlib
 import errno
 import fcntl
 import json
 import os
 import socket
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -58,8 +60,13 @@ class WorkDir:
                 f"Work folder {path} is in use by a live run ({holder or 'unknown process'}): "
                 "wait for it, stop it, or choose another --workdir."
             ) from error
+        self.sign("")
+
+    def sign(self, token: str) -> None:
+        """Writes who uses the folder, and a token by which other processes of the run know it."""
         os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        holder = f"process {os.getpid()} on {socket.gethostname()} {token}"
+        os.pwrite(self._lock, holder.encode(), 0)
 
     def __enter__(self) -> Self:
         return self
@@ -107,6 +114,27 @@ class WorkDir:
                         f"{now[part]['split']!r}, {'; '.join(changes)}. Restore them, or choose "
                         "another --workdir."
                     )
+
+
+def refuse_another_folder(path: str | os.PathLike, token: str, seconds: float = 10) -> None:
+    """Refuses a work folder that is not the one that process 0 has signed with `token`.
+
+    Args:
+      seconds: how long a network file system may take to show it.
+    Raises:
+      UsageError: the folder is another.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(OSError):
+            if token in (Path(path) / ".lock").read_text("utf-8", errors="replace"):
+                return
+        if time.monotonic() > deadline:
+            raise UsageError(
+                f"Work folder {path} on {socket.gethostname()} is not that of process 0: give all "
+                "processes one --workdir, on a file system that all of them see."
+            )
+        time.sleep(0.1)
 
 
 def refuse_moved_classes(path: str | os.PathLike, config: ConfigDict, now: Mapping) -> None:
