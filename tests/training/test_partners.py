@@ -89,9 +89,7 @@ print("here", flush=True)
 with ends_told(partners):
     if sys.argv[4] == "refuse" and process == 1:
         raise UsageError("The image z.jpg cannot be decoded.")
-    if sys.argv[4] == "end":
-        sys.exit(0)
-    time.sleep(60)
+    time.sleep(0 if sys.argv[4] == "end" else 60)
 """
 
 
