@@ -31,7 +31,8 @@ _SAFETENSORS_TYPES = {
 def read(path: str | Path) -> Mapping[str, Any]:
     """The state dict, or the checkpoint around it, in a .pth, .pth.tar, .pt or .safetensors file.
 
-    Tensors stay in the file until they are used, but for those in PyTorch's format before 1.6.
+    Tensors stay in the file until they are used, but for those in PyTorch's format before 1.6, so
+    the file must not be written to meanwhile. `convert` copies those that it uses.
 
     Raises:
       UsageError: there is no such file, a library to read it is missing, or it is no such file, is

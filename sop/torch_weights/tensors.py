@@ -71,7 +71,7 @@ class Stored:
             )
         try:
             with np.errstate(over="ignore"):  # found below
-                array = np.asarray(_plain(self.value)).astype(dtype, copy=False)
+                array = np.asarray(_plain(self.value)).astype(dtype)  # no view of a file
         except Exception as error:  # whatever a foreign object raises
             raise UsageError(
                 f"'{shown(self.name)}', {kind}, cannot be read ({type(error).__name__}); give "
