@@ -1,8 +1,10 @@
 """From a checked config to a run: its data, model and work folder put together."""
 
-from collections.abc import Iterable
-from contextlib import ExitStack
+import signal
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,20 @@ from sop.models import create_model
 from sop.models.network import Network
 from sop.training import distributed, loop
 from sop.training.checkpoints import find_variables, refuse_converted, steps_in
+from sop.training.durable import refuse_full_disk
+from sop.training.memory import check_memory
+from sop.training.optimizer import make_optimizer
 from sop.training.reporting import Reporter, report_evaluation
-from sop.training.stages import make_stages
-from sop.training.state import init_variables
+from sop.training.stages import identities, make_stages
+from sop.training.state import init_state, init_variables
 from sop.training.step import AXIS, make_mesh
-from sop.training.workdir import WorkDir, refuse_another_model
+from sop.training.workdir import WorkDir, refuse_another_model, refuse_moved_classes
 
-join = distributed.initialize
+
+def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+    """Joins this process to the others of its run; see `sop.training.distributed.initialize`."""
+    distributed.initialize(coordinator, num_processes, process_id)
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))  # JAX takes it for itself
 
 
 def train(config: ConfigDict, workdir: str) -> None:
@@ -38,15 +47,26 @@ def train(config: ConfigDict, workdir: str) -> None:
     data = input_pipeline.create(configs, jax.process_index(), jax.process_count())
     stages = make_stages(configs, data)
     shapes = _trace(model, [each.image_shape for pair in data for each in pair])
+    optimizers = [
+        make_optimizer(each.config.optimizer, each.schedule, shapes["params"]) for each in stages
+    ]
+    mesh, cached = make_mesh(), input_pipeline.cached_bytes(chain.from_iterable(data))
+    for stage, tx in zip(stages, optimizers, strict=True):
+        batches = {"batch_size": stage.train, "eval_batch_size": stage.evaluation}
+        state = jax.eval_shape(partial(init_state, tx=tx), shapes)
+        check_memory(stage.config, batches, model, shapes, state, mesh, cached)
     refuse_converted(workdir)
     if config.init_from and not steps_in(workdir):
         find_variables(config.init_from)
-    with ExitStack() as held:
+    with refuse_full_disk(workdir), ExitStack() as held:
 
         def settle() -> None:
-            held.enter_context(WorkDir(workdir)).settle_config(config)
+            folder = held.enter_context(WorkDir(workdir))
+            folder.settle_config(config)
+            folder.settle_data(identities(data))
 
         distributed.on_first_process(settle)
+        held.enter_context(_removal_refused(workdir))
         reporter = Reporter(
             workdir,
             stages,
@@ -55,7 +75,7 @@ def train(config: ConfigDict, workdir: str) -> None:
             enabled=jax.process_index() == 0,
         )
         held.callback(reporter.close)
-        if loop.train(config, Path(workdir), model, stages, shapes, make_mesh(), reporter):
+        if loop.train(config, Path(workdir), model, stages, optimizers, shapes, mesh, reporter):
             reporter.finish()
         else:
             reporter.say(f"Stopped and saved in {workdir}; the same command goes on from here.")
@@ -71,13 +91,30 @@ def evaluate(config: ConfigDict, workdir: str, checkpoint: str) -> None:
     refuse_another_model(workdir, config)
     config = stage_configs(config)[-1]
     evaluation = input_pipeline.create_eval(config, jax.process_index(), jax.process_count())
+    refuse_moved_classes(workdir, config, evaluation.identity)
     model = _make_model(config)
     shapes = _trace(model, [evaluation.image_shape])
+    mesh, cached = make_mesh(), input_pipeline.cached_bytes([evaluation])
+    check_memory(config, {"eval_batch_size": evaluation}, model, shapes, shapes, mesh, cached)
     scores = loop.evaluate_checkpoint(
-        config, Path(workdir), checkpoint, model, shapes, evaluation, make_mesh()
+        config, Path(workdir), checkpoint, model, shapes, evaluation, mesh
     )
     if jax.process_index() == 0:
-        report_evaluation(workdir, scores, config)
+        with refuse_full_disk(workdir):
+            report_evaluation(workdir, scores, config)
+
+
+@contextmanager
+def _removal_refused(workdir: str) -> Iterator[None]:
+    """Names the cause of what libraries raise where the work folder was removed meanwhile."""
+    try:
+        yield
+    except Exception as error:
+        if Path(workdir).exists():
+            raise
+        raise UsageError(
+            f"Work folder {workdir} was removed while the run was using it: start the run again."
+        ) from error
 
 
 def _make_model(config: ConfigDict) -> Network:

@@ -3,18 +3,21 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from sop.command import Parser, run
-from sop.config.command_line import add_config, parse
-from sop.errors import UsageError
+from sop.command import Parser, folder, run
 
+# All else is imported when it is needed: a flag is refused without JAX, and `run` answers signals.
 _DIGITS = Path(__file__).with_name("configs") / "digits.py"
 
 
 def make_parser() -> Parser:
     """The flags of this command."""
+    from sop.config.command_line import add_config
+
     parser = Parser(prog="main.py", description=__doc__)
     add_config(parser, default=str(_DIGITS))
-    parser.add_argument("--workdir", metavar="DIR", help="folder of the run; must be given")
+    parser.add_argument(
+        "--workdir", type=folder, metavar="DIR", help="folder of the run; must be given"
+    )
     parser.add_argument("--mode", choices=["train", "eval"], default="train")
     parser.add_argument("--checkpoint", default="best", help="to evaluate: best, latest or a step")
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
@@ -24,10 +27,13 @@ def make_parser() -> Parser:
 
 
 def main(arguments: Sequence[str]) -> None:
+    from sop.config.command_line import parse
+    from sop.errors import UsageError
+
     options, config = parse(make_parser(), arguments)
     if options.workdir is None:  # not argparse's first: a file without :NAME lists its experiments
         raise UsageError("Name the folder of the run: --workdir=DIR.")
-    import launch  # not above: to refuse a flag or a key needs no JAX
+    import launch
 
     launch.join(options.coordinator, options.num_processes, options.process_id)
     if options.mode == "train":

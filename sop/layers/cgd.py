@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jaxtyping import Float
 
 from sop import ops
@@ -19,11 +20,12 @@ def _xavier_column(key, shape, dtype=float):
 
 def _vectors(module: nn.Module, size: int, use_bias: bool, prefix: str = ""):
     """Parameters w0, w1, w2 and bias0, bias1, bias2, each [size]; None for no biases."""
-    weights = [module.param(f"{prefix}w{i}", _xavier_column, (size,), "float32") for i in range(3)]
-    if not use_bias:
-        return weights, None
-    zeros = nn.initializers.zeros
-    return weights, [module.param(f"{prefix}bias{i}", zeros, (size,)) for i in range(3)]
+
+    def three(name, init):
+        return [module.param(f"{prefix}{name}{i}", init, (size,), jnp.float32) for i in range(3)]
+
+    weights = three("w", _xavier_column)
+    return weights, three("bias", nn.initializers.zeros) if use_bias else None
 
 
 class CGD(nn.Module):
@@ -135,5 +137,5 @@ class ToyCGD(nn.Module):
     @nn.compact
     def __call__(self, x: FeatureMap, train: bool) -> Float[jax.Array, "b h w c"]:
         check_call(self, x)
-        weight = self.param("w", _xavier_column, (x.shape[-1],), "float32")
+        weight = self.param("w", _xavier_column, (x.shape[-1],), jnp.float32)
         return ops.toy_cgd(x.astype(self.dtype or x.dtype), weight)

@@ -26,6 +26,22 @@ def torch_uniform(fan_in: int) -> Callable[..., jax.Array]:
     return init
 
 
+def dense(features: int, fan_in: int, **options: Any) -> nn.Dense:
+    """y = x W + b as PyTorch's Linear, from its initial values, products with factors as they are.
+
+    Args:
+      features, fan_in: widths of y and of x.
+      options: of `nn.Dense`, such as `use_bias` and `name`.
+    """
+    return nn.Dense(
+        features,
+        kernel_init=torch_uniform(fan_in),
+        bias_init=torch_uniform(fan_in),
+        precision=jax.lax.Precision.HIGHEST,
+        **options,
+    )
+
+
 class PointwiseConv(nn.Module):
     """1×1 convolution, y = x W + b, whose result is float32 whatever the type of its factors.
 
@@ -54,14 +70,15 @@ class PointwiseConv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*shape c"]) -> Float[jax.Array, "... {self.features}"]:
         uniform = torch_uniform(x.shape[-1])
-        kernel = self.param(
-            "kernel", self.kernel_init or uniform, (1, 1, x.shape[-1], self.features)
-        )
+        shape = (1, 1, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init or uniform, shape, jnp.float32)
         if self.strides > 1:
             x = x[:, :: self.strides, :: self.strides]
         x = ops.widen(x.astype(self.dtype or x.dtype))
         y = multiply(x, kernel[0, 0].astype(x.dtype))
-        return y + self.param("bias", uniform, (self.features,)) if self.use_bias else y
+        if not self.use_bias:
+            return y
+        return y + self.param("bias", uniform, (self.features,), jnp.float32)
 
 
 class RowConv(nn.Module):
@@ -88,7 +105,8 @@ class RowConv(nn.Module):
         rows, columns = a.shape[1:]
         outputs = rows * self.multiplier
         uniform = torch_uniform(columns)
-        kernel = self.param("kernel", self.kernel_init or uniform, (columns, 1, 1, outputs))
-        bias = self.param("bias", uniform, (outputs,))
+        shape = (columns, 1, 1, outputs)
+        kernel = self.param("kernel", self.kernel_init or uniform, shape, jnp.float32)
+        bias = self.param("bias", uniform, (outputs,), jnp.float32)
         kernel = kernel.reshape(columns, rows, self.multiplier).swapaxes(0, 1)
         return ops.row_convolution(a, kernel, bias.reshape(rows, self.multiplier))

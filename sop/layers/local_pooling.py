@@ -1,7 +1,7 @@
 """Local pooling: what takes the place of a network's max-pools and strided convolutions."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Float
 
 from sop import ops
-from sop.checks import Count, NotNegative
+from sop.checks import Count, NotNegative, within
 from sop.layers.arguments import check_call
 from sop.layers.linear import PointwiseConv, kaiming_normal
 from sop.layers.norm import BatchNorm
@@ -184,7 +184,7 @@ class MaxEntropyPool(LocalPool):
     Kobayashi, "Global Feature Guided Local Pooling", ICCV 2019.
 
     Attributes as in `LocalPool`, and:
-      lam: λ.
+      lam: λ, at least 0.
       learned: 'constant' makes λ one parameter, 'channel' one for each channel; None: fixed.
 
     Call:
@@ -202,7 +202,7 @@ class MaxEntropyPool(LocalPool):
     Array([1.5], dtype=float32)
     """
 
-    lam: float = 1.0
+    lam: Annotated[float, within(0.0, 1e6)] = 1.0
     learned: Literal[None, "constant", "channel"] = None
 
     @nn.compact
@@ -211,7 +211,7 @@ class MaxEntropyPool(LocalPool):
         lam = jnp.asarray(self.lam, jnp.float32)
         if self.learned is not None:
             size = 1 if self.learned == "constant" else x.shape[-1]
-            lam = self.param("lam", nn.initializers.constant(self.lam), (size,))
+            lam = self.param("lam", nn.initializers.constant(self.lam), (size,), jnp.float32)
             lam = lam[None, None, None, :]
         return ops.max_entropy_pool(x.astype(self.dtype or x.dtype), lam, **self.geometry())
 
@@ -225,6 +225,10 @@ class GFGP(LocalPool):
 
     Attributes as in `LocalPool`, and:
       activation: act.
+      hidden_node: outputs of W₁; None: C/2.
+      mode: what has a λ of its own: 'sample_channel', as published; 'sample', where W₂ has one
+        output; 'position', each of the outputs [B, H', W', C], where the mean of its window takes
+        the place of GAP(x).
       kernel_init: of W₁ and W₂; the default is that of the published ResNets.
       axis_name: mapped axis that BN statistics are averaged over.
 
@@ -251,6 +255,8 @@ class GFGP(LocalPool):
     )
 
     activation: Literal["sigmoid", "softplus"] = "sigmoid"
+    hidden_node: Count | None = None
+    mode: Literal["sample_channel", "sample", "position"] = "sample_channel"
     kernel_init: Callable[..., jax.Array] = kaiming_normal
     axis_name: str | None = None
 
@@ -260,12 +266,16 @@ class GFGP(LocalPool):
         dtype = self.dtype or x.dtype
         x = ops.widen(x.astype(dtype))
         channels = x.shape[-1]
-        y = x.mean((1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
-        hidden = max(channels // 2, 1)
+        if self.mode == "position":
+            y = ops.max_entropy_pool(x, 0.0, **self.geometry())
+        else:
+            y = x.mean((1, 2), keepdims=True, dtype=jnp.promote_types(x.dtype, jnp.float32))
+        hidden = self.hidden_node or max(channels // 2, 1)
         y = PointwiseConv(hidden, kernel_init=self.kernel_init, name="squeeze")(y)
         y = nn.relu(BatchNorm(axis_name=self.axis_name, name="squeeze_norm")(y, train))
-        y = PointwiseConv(channels, kernel_init=self.kernel_init, name="excite")(y)
+        outputs = 1 if self.mode == "sample" else channels
+        y = PointwiseConv(outputs, kernel_init=self.kernel_init, name="excite")(y)
         y = BatchNorm(axis_name=self.axis_name, name="excite_norm")(y, train)
         lam = nn.sigmoid(y) if self.activation == "sigmoid" else nn.softplus(y)
-        y = ops.max_entropy_pool(x, lam[:, None, None, :], **self.geometry())
+        y = ops.max_entropy_pool(x, lam, **self.geometry())
         return ops.narrow(y, dtype)

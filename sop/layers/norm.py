@@ -68,8 +68,8 @@ class BatchNorm(nn.Module):
         check_fields(self)
         axis = self._checked_axis(x)
         size = x.shape[axis]
-        scale = self.param("scale", nn.initializers.ones, (size,))
-        bias = self.param("bias", nn.initializers.zeros, (size,))
+        scale = self.param("scale", nn.initializers.ones, (size,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (size,), jnp.float32)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (size,), jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, (size,), jnp.float32)
 

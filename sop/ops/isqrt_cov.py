@@ -1,6 +1,7 @@
 """iSQRT-COV: the global covariance pooling of fast MPN-COV."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from jaxtyping import Float
 from sop.ops.annotations import Array, FeatureMap
 from sop.ops.arguments import require_feature_map, require_iterations
 from sop.ops.covariance import centre, positions, upper_triangle
+from sop.ops.derivatives import with_pullback
 from sop.ops.matrix_functions import newton_schulz, newton_schulz_and_adjoint, product
 from sop.ops.platform import in_halves
 from sop.ops.precision import einsum
@@ -32,8 +34,7 @@ def isqrt_cov(
       x: features [B, H, W, C], any floating dtype.
       num_iters: N ≥ 1; 5 in fast MPN-COV, 3 in GSoP-Net2.
       autodiff: differentiate the iteration itself, most of whose products are then kept, instead
-        of the hand-derived backward pass, which keeps x alone. The gradients are equal; this one
-        has a forward mode.
+        of the hand-derived backward pass, which keeps x alone. The gradients are equal.
 
     Returns:
       [B, C(C+1)/2], row-major as `numpy.triu_indices`, float32 (float64 for float64 x).
@@ -73,16 +74,15 @@ def _forward(x: FeatureMap, num_iters: int) -> Float[jax.Array, "b c*(c+1)//2"]:
         y = einsum("bnc,bnd->bcd", x, einsum("bmn,bnc->bmc", z, x))
     else:
         y = newton_schulz(einsum("bnc,bnd->bcd", x, x), num_iters)
-    return upper_triangle(y) * (norm / np.sqrt(x.shape[1]))[:, :, 0]
+    return upper_triangle(y) * (norm / math.sqrt(x.shape[1]))[:, :, 0]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _isqrt_cov(x, num_iters):
-    return in_halves(functools.partial(_forward, num_iters=num_iters), x)
-
-
-def _backward(num_iters, x, cotangent):
-    return (in_halves(functools.partial(_gradient, num_iters=num_iters), x, cotangent),)
+    forward, gradient = (functools.partial(f, num_iters=num_iters) for f in (_forward, _gradient))
+    return with_pullback(
+        lambda x: in_halves(forward, x),
+        lambda x, cotangent: (in_halves(gradient, x, cotangent),),
+    )(x)
 
 
 def _gradient(
@@ -104,12 +104,9 @@ def _gradient(
         value = jnp.sum(g * y, axis=(1, 2), keepdims=True)
     # Along x only the norm changes, and the result with it in proportion.
     along = jnp.sum(x * gradient, axis=(1, 2), keepdims=True)
-    gradient = (2 * gradient + (value - 2 * along) * x) / np.sqrt(x.shape[1])
+    gradient = (2 * gradient + (value - 2 * along) * x) / math.sqrt(x.shape[1])
     gradient -= gradient.mean(axis=1, keepdims=True)
     return gradient.reshape(shape).astype(dtype)
-
-
-_isqrt_cov.defvjp(lambda x, num_iters: (_isqrt_cov(x, num_iters), x), _backward)
 
 
 def _from_upper_triangle(g, channels):

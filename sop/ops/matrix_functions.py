@@ -9,6 +9,7 @@ from jaxtyping import Float
 from sop.errors import UsageError
 from sop.ops.annotations import Array, Matrices
 from sop.ops.arguments import require_iterations, require_square
+from sop.ops.derivatives import with_pullback
 from sop.ops.precision import at_least_float32, einsum
 
 
@@ -112,7 +113,7 @@ def matrix_sqrt(a: Matrices, num_iters: int = 5, autodiff: bool = False) -> Matr
       a: matrices [..., C, C], any floating dtype; only their symmetric part counts.
       num_iters: N ≥ 1.
       autodiff: differentiate the iteration itself, most of whose products are then kept, instead
-        of the hand-derived backward pass. The gradients are equal; this one has a forward mode.
+        of the hand-derived backward pass. The gradients are equal.
 
     Returns:
       [..., C, C], float32 (float64 for float64 a).
@@ -131,11 +132,11 @@ def matrix_sqrt(a: Matrices, num_iters: int = 5, autodiff: bool = False) -> Matr
 
 
 def _by_trace(a):
-    """a / tr a and √(tr a), with zeros for both where the trace is not positive."""
+    """a / tr a and √(tr a), with zeros for both where the trace is zero or negative."""
     trace = jnp.trace(a, axis1=-2, axis2=-1)[..., None, None]
-    positive = trace > 0
-    safe = jnp.where(positive, trace, 1)
-    return jnp.where(positive, a / safe, 0), jnp.where(positive, jnp.sqrt(safe), 0)
+    vanishes = trace <= 0  # not of NaN, nor does dividing by ∞ hide one
+    root = jnp.where(vanishes, 0, jnp.sqrt(jnp.where(vanishes, 1, trace)))
+    return a / jnp.where(vanishes, jnp.inf, trace), root
 
 
 def _trace_scaled_root(a, num_iters):
@@ -143,23 +144,21 @@ def _trace_scaled_root(a, num_iters):
     return root * newton_schulz(a, num_iters)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _matrix_sqrt(a, num_iters):
-    return _trace_scaled_root(a, num_iters)
+    return with_pullback(
+        functools.partial(_trace_scaled_root, num_iters=num_iters),
+        functools.partial(_matrix_sqrt_pullback, num_iters=num_iters),
+    )(a)
 
 
-def _matrix_sqrt_backward(num_iters, a, cotangent):
+def _matrix_sqrt_pullback(a, cotangent, num_iters):
     cotangent = symmetrize(cotangent)
     a, root = _by_trace(a)
     y, gradient = newton_schulz_and_adjoint(a, cotangent, num_iters)
     # Of √t Y(a/t) by a, and by t = tr a: pre- and post-compensation.
     by_trace = _inner(cotangent, y) / 2 - _inner(gradient, a)
     gradient += by_trace * jnp.eye(a.shape[-1], dtype=a.dtype)
-    positive = root > 0
-    return (jnp.where(positive, gradient / jnp.where(positive, root, 1), 0),)
-
-
-_matrix_sqrt.defvjp(lambda a, num_iters: (_matrix_sqrt(a, num_iters), a), _matrix_sqrt_backward)
+    return (gradient / jnp.where(root == 0, jnp.inf, root),)
 
 
 def _inner(a, b):
@@ -203,8 +202,8 @@ def _eigen(a, alpha):
     """Eigenvalues, with those that are rounding error set to zero, their powers, eigenvectors."""
     values, vectors = jnp.linalg.eigh(a)
     floor = a.shape[-1] * jnp.finfo(a.dtype).eps * values[..., -1:]
-    values = jnp.where(values > floor, values, 0)
-    power = jnp.where(values > 0, jnp.where(values > 0, values, 1) ** alpha, 0)
+    values = jnp.where(values <= floor, 0, values)
+    power = jnp.where(values == 0, 0, jnp.where(values == 0, 1, values) ** alpha)
     return values, power, vectors
 
 

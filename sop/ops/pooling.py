@@ -13,6 +13,7 @@ from sop.checks import Count, NotNegative, check
 from sop.errors import UsageError
 from sop.ops.annotations import Array, FeatureMap
 from sop.ops.arguments import require_feature_map
+from sop.ops.derivatives import with_pullback
 from sop.ops.precision import at_least_float32, einsum, narrow
 
 Pair = tuple[int, ...]  # of height and width
@@ -142,11 +143,15 @@ def _difference(a, b):
 
 
 def _reference(padded, lam, grid):
-    """The entry of each window that the softmax peaks at: its largest, smallest for λ < 0."""
+    """The entry of each window that the softmax peaks at: its largest, smallest for λ < 0.
+
+    NaN where an entry is infinite, which its difference from the peak would not be.
+    """
     sign = jnp.where(lam < 0, -1.0, 1.0)
     lowest = jnp.finfo(padded.dtype).min
-    peaks = [_only(inside, sign * place, lowest) for place, inside in grid.places(padded)]
-    return lax.stop_gradient(sign * functools.reduce(jnp.maximum, peaks))
+    entries = [_only(inside, sign * place, lowest) for place, inside in grid.places(padded)]
+    peak, least = (functools.reduce(f, entries) for f in (jnp.maximum, jnp.minimum))
+    return lax.stop_gradient(sign * jnp.where(least < lowest, jnp.nan, peak))
 
 
 def _sum(term, padded, reference, grid):
@@ -163,7 +168,7 @@ def _sum(term, padded, reference, grid):
 def _statistics(padded, lam, grid):
     """Of windows, d = x − reference: the reference, log Σ exp(λ d), and y.
 
-    Every sum here and in `_pool_backward` writes its exponentials in a way of its own: those that
+    Every sum here and in `_pool_pullback` writes its exponentials in a way of its own: those that
     two sums share XLA writes to memory on CPU, which takes longer than to compute them again.
     """
     reference = _reference(padded, lam, grid)
@@ -172,14 +177,15 @@ def _statistics(padded, lam, grid):
     return reference, log_total, reference + mean
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _pool(x, lam, grid):
-    return _statistics(grid.pad(x), lam, grid)[2]
+    return with_pullback(
+        lambda x, lam: _statistics(grid.pad(x), lam, grid)[2],
+        functools.partial(_pool_pullback, grid=grid),
+    )(x, lam)
 
 
-def _pool_backward(grid, residuals, cotangent):
+def _pool_pullback(x, lam, cotangent, grid):
     """With ȳ the cotangent: ∂x = Σ ȳ w (1 + λ(d − Σ w d)) over windows, ∂λ = ȳ Σ w (d − Σ w d)²."""
-    x, lam = residuals
     padded = grid.pad(x)
     reference, log_total, y = _statistics(padded, lam, grid)
     mean = y - reference  # not from `_statistics`: its sum would then be shared, as above
@@ -204,9 +210,6 @@ def _pool_backward(grid, residuals, cotangent):
         term = pulled * jnp.exp(exponent - log_sum) * (1 + exponent - scale * centre)
         gradient += _only(held, term, 0)
     return grid.unpad(gradient.reshape(padded.shape)), to_lam
-
-
-_pool.defvjp(lambda x, lam, grid: (_pool(x, lam, grid), (x, lam)), _pool_backward)
 
 
 def max_entropy_pool(
@@ -244,7 +247,8 @@ def max_entropy_pool(
     strides = window if strides is None else strides
     counts, pads = pool_padding(x.shape[1:3], window, strides, padding, ceil_mode)
     shape = (x.shape[0], *counts, x.shape[3])
-    lam = at_least_float32(jnp.asarray(lam))
+    wide = at_least_float32(x)
+    lam = at_least_float32(jnp.asarray(lam)).astype(wide.dtype)
     lam = lam.reshape((1,) * 4) if lam.ndim == 0 else lam
     if lam.ndim != 4 or any(a not in (1, b) for a, b in zip(lam.shape, shape, strict=True)):
         raise UsageError(f"lam has shape {lam.shape}: it must broadcast to the output, {shape}.")
@@ -252,7 +256,7 @@ def max_entropy_pool(
     # gradient does.
     lam += jnp.zeros_like(lax.stop_gradient(x), lam.dtype, shape=(1, 1, 1, 1))
     grid = _Grid(x.shape[1:3], tuple(window), tuple(strides), counts, pads)
-    return narrow(_pool(at_least_float32(x), lam, grid), x.dtype)
+    return narrow(_pool(wide, lam, grid), x.dtype)
 
 
 def adaptive_average_pool(x: FeatureMap, shape: Pair) -> Float[jax.Array, "b _ _ c"]:

@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Float
 
 from sop.ops.annotations import Array
+from sop.ops.derivatives import linear
 
 
 def einsum(subscripts: str, *operands: Any) -> jax.Array:
@@ -22,26 +23,15 @@ def einsum(subscripts: str, *operands: Any) -> jax.Array:
 
 
 def narrow(x: Float[Array, "*shape"], dtype) -> Float[jax.Array, "*shape"]:
-    """Cast to `dtype`; in float16, entries beyond its largest number become that number, not ∞.
+    """Cast to `dtype`; in float16, numbers beyond its largest become that one, and ∞ stays ∞.
 
-    >>> narrow(jnp.array([1e6, -1e6]), jnp.float16).tolist()
-    [65504.0, -65504.0]
+    >>> narrow(jnp.array([1e6, -1e6, jnp.inf]), jnp.float16).tolist()
+    [65504.0, -65504.0, inf]
     """
     if dtype == jnp.float16 and x.dtype != jnp.float16:
         largest = float(jnp.finfo(jnp.float16).max)
-        x = jnp.clip(x, -largest, largest)
+        x = jnp.where(jnp.isinf(x), x, jnp.clip(x, -largest, largest))
     return x.astype(dtype)
-
-
-@jax.custom_vjp
-def _float16_to_float32(x):
-    return x.astype(jnp.float32)
-
-
-_float16_to_float32.defvjp(
-    lambda x: (x.astype(jnp.float32), None),
-    lambda _, cotangent: (narrow(cotangent, jnp.float16),),
-)
 
 
 def widen(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -53,10 +43,31 @@ def widen(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     >>> widen(jnp.ones(2, jnp.float16)).dtype, widen(jnp.ones(2, jnp.bfloat16)).dtype
     (dtype('float32'), dtype(bfloat16))
     """
-    return _float16_to_float32(x) if x.dtype == jnp.float16 else x
+    if x.dtype != jnp.float16:
+        return x
+    [x] = linear(
+        lambda _, arrays: [a.astype(jnp.float32) for a in arrays],
+        lambda _, cotangents: [narrow(a, jnp.float16) for a in cotangents],
+        [x],
+    )
+    return x
 
 
 def at_least_float32(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """x in float32, or unchanged where it is wider."""
     x = widen(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def magnitude(x: Float[Array, "*shape"], axis) -> jax.Array:
+    """The largest power of two up to the largest |x| along axes, at least 1; kept as axes of 1.
+
+    Divided by it, x has squares and sums in range, whatever its size, and loses no bit. It counts
+    as a constant in gradients: use it where it cancels out.
+
+    >>> magnitude(jnp.array([3.0, -5.0]), 0).tolist(), magnitude(jnp.zeros(2), 0).tolist()
+    ([4.0], [1.0])
+    """
+    largest = lax.stop_gradient(jnp.abs(x).max(axis, keepdims=True))
+    # frexp would turn infinity into a finite power, and so would hide it.
+    return jnp.exp2(jnp.floor(jnp.log2(jnp.maximum(largest, 1))))

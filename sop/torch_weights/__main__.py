@@ -6,7 +6,7 @@ from typing import get_args
 
 import jax
 
-from sop.command import Parser, run
+from sop.command import Parser, folder, run
 from sop.config.command_line import add_config, parse
 from sop.torch_weights.engine import conversion
 from sop.torch_weights.files import read
@@ -20,7 +20,9 @@ def make_parser() -> Parser:
     parser = Parser(prog="python -m sop.torch_weights", description=__doc__)
     parser.add_argument("file", help=".pth, .pth.tar, .pt or .safetensors")
     add_config(parser)
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the checkpoint")
+    parser.add_argument(
+        "--workdir", required=True, type=folder, metavar="DIR", help="folder of the checkpoint"
+    )
     parser.add_argument(
         "--allow-missing",
         action="append",

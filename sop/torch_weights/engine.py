@@ -19,7 +19,7 @@ from sop.models.backbone import TorchNames
 from sop.models.lookup import entry
 from sop.torch_weights.files import unwrap
 from sop.torch_weights.layouts import to_flax, to_torch, torch_shape
-from sop.torch_weights.names import canonical, names_of, torch_name
+from sop.torch_weights.names import canonical, names_of, rules_of, torch_name
 from sop.torch_weights.tensors import Stored, shown
 from sop.torch_weights.triangle import Order, columns_by_rows, likely_order
 
@@ -195,9 +195,10 @@ def convert_layer(
     """
     shapes = jax.eval_shape(lambda: layer.init(jax.random.key(0), x, train=False))
     variables, names = {}, set()
+    rules = TorchNames(names=rules_of(layer))
     for path, like in traverse_util.flatten_dict(shapes, sep="/").items():
         collection, _, rest = path.partition("/")
-        name = torch_name(f"{collection}/{place}/{rest}", TorchNames()).removeprefix(f"{place}.")
+        name = torch_name(f"{collection}/{place}/{rest}", rules).removeprefix(f"{place}.")
         stored = Stored.of(name, state_dict[name])
         variables[path] = to_flax(path, stored.array(like.dtype), like.shape)
         names.add(name)

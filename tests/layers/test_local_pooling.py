@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sop import layers
+from sop import layers, ops
 from tests.layers import zoo
 
 
@@ -93,6 +93,31 @@ def test_average_in_float16_is_summed_in_float32():
     x = np.full((1, 4, 4, 1), 4e4, np.float16)
     y = layers.AveragePool(4).apply({}, x, False)
     assert y.dtype == np.float16 and np.all(np.asarray(y) == x[:, :1, :1])
+
+
+@pytest.mark.parametrize("mode", ["sample_channel", "sample", "position"])
+def test_gfgp_has_a_lambda_for_each(mode):
+    x = np.random.default_rng(0).standard_normal((2, 5, 5, 4)).astype(np.float32)
+    geometry = {"window": (3, 3), "strides": (2, 2), "padding": (1, 1)}
+    module = layers.GFGP(**geometry, mode=mode, hidden_node=3)
+    variables = zoo.variables(module, x)
+    params, statistics = variables["params"], variables["batch_stats"]
+
+    def step(y, conv, norm):
+        y = y @ params[conv]["kernel"][0, 0] + params[conv]["bias"]
+        y = (y - statistics[norm]["mean"]) / np.sqrt(statistics[norm]["var"] + 1e-5)
+        return y * params[norm]["scale"] + params[norm]["bias"]
+
+    if mode == "position":
+        y = layers.AveragePool(**geometry, count_include_pad=False).apply({}, x, False)
+    else:
+        y = x.mean((1, 2), keepdims=True)
+    y = step(np.maximum(step(y, "squeeze", "squeeze_norm"), 0), "excite", "excite_norm")
+    lam = 1 / (1 + np.exp(-y))
+    shapes = {"sample_channel": (2, 1, 1, 4), "sample": (2, 1, 1, 1), "position": (2, 3, 3, 4)}
+    assert lam.shape == shapes[mode]
+    found = module.apply(variables, x, False)
+    np.testing.assert_allclose(found, ops.max_entropy_pool(x, lam, **geometry), atol=1e-5)
 
 
 def test_learned_lambda_starts_at_its_value():

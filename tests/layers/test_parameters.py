@@ -23,9 +23,20 @@ COUNTS = [
     (layers.CGD(use_bias=False), 768),
     (layers.SpatialCGD(), 168),
     (layers.ToyCGD(), 256),
+    (layers.SqueezeExcitation(), 8_464),
+    (layers.ECA(), 5),
+    (layers.CBAM(), 8_564),
+    (layers.GlobalContext(), 8_753),
+    (layers.SimAM(), 0),
+    (layers.GCT(), 768),
+    (layers.SRM(), 1_024),
+    (layers.FcaNet(), 8_192),
+    (layers.CoordinateAttention(), 6_680),
     (layers.SkipPool(), 262_144),
     (layers.MaxEntropyPool(learned="channel"), 256),
     (layers.GFGP(), 66_688),
+    (layers.GFGP(mode="position"), 66_688),
+    (layers.GFGP(mode="sample"), 33_283),
 ]
 
 

@@ -1,4 +1,9 @@
-"""Outputs and gradients of every layer are finite for the inputs that break the originals."""
+"""Outputs and gradients of every layer are finite for the inputs that break the originals.
+
+And what is not finite is not hidden: one NaN, ∞ or −∞ in an image makes the layer's output for this
+image not finite, unless the equation itself discards it, as maximum pooling and ReLU do with −∞. In
+evaluation the other images of the batch do not notice.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -32,9 +37,29 @@ def hard_inputs(shape, dtype):
     return list(inputs), jnp.stack([jnp.asarray(value, dtype) for value in inputs.values()])
 
 
+POISON = (np.nan, np.inf, -np.inf)
+# ReLU(x·p) of −∞ is 0, and the largest of a window or of two terms is not −∞.
+DISCARD_MINUS_INFINITY = {"MaxPool", "GSoP position", "GSoP fusion_max"}
+
+
+def poisoned(normal):
+    """[3, *shape]: the normal input with one entry of its first image replaced."""
+    return jnp.stack([jnp.asarray(normal).at[0, 0, 0, 0].set(value) for value in POISON])
+
+
+def assert_not_hidden(name, normal, y, gradient):
+    """Of the poisoned inputs, y and gradient [3, B, …]; of the normal one, a pair of [B, …]."""
+    for value, *found in zip(POISON, y, gradient, strict=True):
+        if value != -np.inf or name not in DISCARD_MINUS_INFINITY:
+            assert not jnp.isfinite(found[0][0]).all(), value
+        for a, b in zip(found, normal, strict=True):
+            np.testing.assert_array_equal(np.float32(a[1:]), np.float32(b[1:]), err_msg=value)
+
+
 def assert_finite(names, tree):
-    """Leaves are [len(names), …]."""
+    """The first len(names) entries of all leaves."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        leaf = leaf[: len(names)]
         finite = jnp.isfinite(leaf.astype(jnp.float32)).reshape(len(names), -1).all(1)
         broken = [name for name, fine in zip(names, finite, strict=True) if not fine]
         assert not broken, (jax.tree_util.keystr(path), broken)
@@ -82,7 +107,7 @@ FEW_POSITIONS_ONLY = {
         if size == "few positions" or name not in FEW_POSITIONS_ONLY
     ],
 )
-def test_finite(name, size, dtype):
+def test_finite_where_the_input_is(name, size, dtype):
     channels = zoo.channels(name)
     if size == "one channel" and channels == 8:
         channels = 1
@@ -95,8 +120,12 @@ def test_finite(name, size, dtype):
         found = jax.jit(
             lambda xs, run=run: jax.lax.map(lambda x: run(x, variables), xs),
             compiler_options={"xla_backend_optimization_level": 0},
-        )(inputs)
+        )(jnp.concatenate([inputs, poisoned(inputs[0])]))
         assert_finite(names, found)
+        if not train:
+            y, (gradient, _), _ = found
+            normal, count = (y[0], gradient[0]), len(names)
+            assert_not_hidden(name, normal, y[count:], gradient[count:])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.__name__)

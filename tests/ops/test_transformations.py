@@ -1,4 +1,4 @@
-"""jit, vmap, grad of grad, checkpoint, shard_map; one compilation; no loop; the examples run."""
+"""jit, vmap, derivatives of gradients, types, shard_map; one compilation; no loop; examples."""
 
 import doctest
 import importlib
@@ -36,23 +36,46 @@ def test_vmap_jit_checkpoint_shard_map(name):
 
 
 @pytest.mark.parametrize("name", BY_HAND)
-def test_gradient_of_gradient(name):
-    """Against differences of gradients, in float64."""
+def test_derivatives_of_the_gradient(name):
+    """Each way to a Hessian-vector product against differences of gradients, in float64."""
     f = on_features(SHAPE)[name]
     with jax.enable_x64(True):
         x = jnp.asarray(X, jnp.float64)
         u, v = (jnp.asarray(np.random.default_rng(i).standard_normal(SHAPE)) for i in (1, 2))
         gradient = jax.jit(jax.grad(loss(f)))
-        found = jnp.vdot(jax.jit(jax.grad(lambda x: jnp.vdot(gradient(x), v)))(x), u)
+
+        @jax.jit
+        def products(x):
+            return [
+                jax.grad(lambda x: jnp.vdot(jax.grad(loss(f))(x), u))(x),  # reverse over reverse
+                jax.jvp(jax.grad(loss(f)), (x,), (u,))[1],  # forward over reverse
+                jax.grad(lambda x: jax.jvp(loss(f), (x,), (u,))[1])(x),  # reverse over forward
+            ]
+
+        found = [float(jnp.vdot(each, v)) for each in products(x)]
         h = 1e-5
         expected = jnp.vdot(gradient(x + h * u) - gradient(x - h * u), v) / (2 * h)
-    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+    assert found == pytest.approx([float(expected)] * 3, rel=1e-5)
 
 
-def test_forward_mode_by_autodiff():
-    y, dy = jax.jvp(lambda x: ops.isqrt_cov(x, autodiff=True), (X,), (jnp.ones_like(X),))
-    assert jnp.isfinite(dy).all() and abs(dy).max() < 1e-5  # a shift of all positions
-    assert y.shape == dy.shape
+@pytest.mark.parametrize("name", BY_HAND)
+def test_jacobians_of_both_modes_are_equal(name):
+    f = on_features(SHAPE)[name]
+    forward, reverse = jax.jit(lambda x: (jax.jacfwd(f)(x), jax.jacrev(f)(x)))(X[:1, :, :2])
+    np.testing.assert_allclose(forward, reverse, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_types_are_those_of_the_arguments(name):
+    """Where JAX has 64-bit types as well, which a NumPy number on the way would bring in."""
+    f = on_features(SHAPE)[name]
+    with jax.enable_x64(True):
+        for dtype in (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64):
+            x = jax.ShapeDtypeStruct(SHAPE, dtype)
+            y, dy = jax.eval_shape(lambda x: jax.jvp(f, (x,), (x,)), x)
+            wide = jnp.promote_types(dtype, jnp.float32)
+            assert y.dtype == dy.dtype == (dtype if y.shape == SHAPE or "pool" in name else wide)
+            assert jax.eval_shape(jax.grad(lambda x: jnp.sum(f(x))), x).dtype == dtype
 
 
 @pytest.mark.parametrize("name", NAMES)

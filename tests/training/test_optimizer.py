@@ -1,5 +1,7 @@
 """SGD against PyTorch's rule written out, and the schedules against their definitions."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from ml_collections import ConfigDict
 from sop.config import get_config
 from sop.errors import UsageError
 from sop.training.optimizer import make_optimizer, make_schedule
+from sop.training.stages import make_stages
 
 SHAPES = {
     "features": {"conv": {"kernel": (3, 4)}, "bn": {"scale": (4,)}},
@@ -174,3 +177,20 @@ def test_log_schedule_is_a_logspace_over_epochs():
 def test_senseless_schedules_are_refused(changes, message):
     with pytest.raises(UsageError, match=message):
         schedule(**changes)
+
+
+def test_more_steps_than_int32_counts_are_refused():
+    config = get_config()
+    config.num_epochs, config.schedule.name = 10**6, "constant"
+    data = SimpleNamespace(steps_per_epoch=5000)
+    with pytest.raises(UsageError, match=r"one of 5000000000 steps, more than 2147483647; set"):
+        make_stages([config], [(data, data)])
+
+
+def test_all_frozen_is_refused():
+    params = {"a": {"kernel": jnp.zeros(3)}, "b": jnp.zeros(2)}
+    frozen = options(frozen=("a", "b"))
+    with pytest.raises(UsageError, match=r"\('a', 'b'\), which leaves no parameter to train"):
+        make_optimizer(frozen, lambda step: 0.1, params)
+    frozen.freeze_batch_norm = False  # statistics may be taken anew
+    make_optimizer(frozen, lambda step: 0.1, params)

@@ -1,0 +1,78 @@
+"""Pullbacks by hand: which rule is used in which mode, and every transformation of both."""
+
+import itertools
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sop.ops.derivatives import linear, with_pullback
+
+X, A = jnp.linspace(-1, 1, 6).reshape(3, 2), jnp.float32(0.7)
+
+
+def written(x, a):
+    return jnp.sin(a * x).sum(-1)
+
+
+def by_hand(factor):
+    """`written` with a pullback `factor` times the right one, so that its use can be seen."""
+
+    def pullback(x, a, cotangent):
+        g = factor * cotangent[..., None] * jnp.cos(a * x)
+        return g * a, jnp.sum(g * x)
+
+    return with_pullback(written, pullback)
+
+
+def test_reverse_mode_is_the_pullback_and_forward_mode_is_not():
+    for argnum in (0, 1):
+        expected = jax.jacrev(written, argnum)(X, A)
+        np.testing.assert_allclose(jax.jacrev(by_hand(3), argnum)(X, A), 3 * expected, atol=1e-5)
+        np.testing.assert_allclose(jax.jacfwd(by_hand(3), argnum)(X, A), expected, atol=1e-5)
+
+
+FORWARD, REVERSE = jax.jacfwd, jax.jacrev
+
+
+@pytest.mark.parametrize(
+    "modes",
+    [
+        *itertools.product((FORWARD, REVERSE), repeat=2),
+        (REVERSE, FORWARD, REVERSE),
+        (REVERSE, REVERSE, REVERSE),
+    ],
+)
+def test_higher_derivatives_in_every_order_of_modes(modes):
+    @jax.jit
+    def derivatives():
+        found = []
+        for f in (by_hand(1), written):
+            for mode in modes:
+                f = mode(f, (0, 1))
+            found.append(f(X[:1], A))
+        return found
+
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), *derivatives())
+
+
+def test_vmap_over_one_argument_sums_the_cotangents_of_the_other():
+    def total(f):
+        return lambda x, a: jnp.sum(jax.vmap(f, (0, None))(x, a) ** 2)
+
+    found, expected = (jax.grad(total(f), (0, 1))(X[:, None], A) for f in (by_hand(1), written))
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+def test_the_transpose_of_the_transpose_is_the_operation():
+    def double(x):
+        return linear(lambda _, x: [2 * x[0]], lambda _, y: [5 * y[0]], [x])[0]
+
+    def transpose(f):
+        return lambda y: jax.linear_transpose(f, X)(y)[0]
+
+    np.testing.assert_array_equal(transpose(double)(X), 5 * X)
+    np.testing.assert_array_equal(transpose(transpose(double))(X), 2 * X)
