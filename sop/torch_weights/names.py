@@ -5,9 +5,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from sop.errors import UsageError
 from sop.models import get_backbone
 from sop.models.attention import ATTENTIONS
 from sop.models.backbone import Rules, TorchNames
@@ -52,19 +49,9 @@ def torch_name(path: str, names: TorchNames) -> str:
     return _rewrite((*names.names, *_LEAVES), path.partition("/")[2])
 
 
-def canonical(tensors: Mapping[str, np.ndarray], names: TorchNames) -> dict[str, np.ndarray]:
-    """A file's tensors under the names of `torch_name`.
-
-    Raises:
-      UsageError: two spellings of one name.
-    """
-    renamed = {}
-    for name, value in tensors.items():
-        new = _rewrite(names.aliases, name)
-        if new in renamed:
-            raise UsageError(f"The file names one tensor twice, as '{new}' and as '{name}'.")
-        renamed[new] = value
-    return renamed
+def canonical(name: str, names: TorchNames) -> str:
+    """A file's name of a tensor → that of `torch_name`; 'module.' is DataParallel's."""
+    return _rewrite(names.aliases, re.sub(r"(^|\.)module\.", r"\1", name))
 
 
 def _rewrite(rules: Rules, name: str) -> str:
