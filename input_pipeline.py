@@ -10,8 +10,8 @@ import contextlib
 import dataclasses
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, ClassVar, NoReturn
 
 import cv2
 import grain
@@ -86,12 +86,21 @@ def create_eval(
     return Evaluation(images, config.eval_batch_size, rows, config.input.num_workers)
 
 
+def cached_bytes(data: Iterable["_Batches"]) -> int:
+    """Bytes of images that are kept in memory for these batches, once they were all made."""
+    return sum({id(each._images): each._images.num_bytes for each in data}.values())
+
+
 class _Batches:
     """What training and evaluation have in common.
 
     Attributes:
       num_examples, class_names, num_classes: Of the split.
       image_shape: (H, W, 3) of one transformed image, without test-time views.
+      identity: What tells these examples from others, JSON-able: split, their number, the names of
+        the classes, a hash of the files' names and sizes.
+      row_shape: ([V,] H, W, 3) of what one becomes in a batch.
+      batches_ahead: How many are in memory at once.
       bad_images: The names of the undecodable images that this process has met so far.
     """
 
@@ -99,7 +108,9 @@ class _Batches:
         self.num_examples = len(images.source)
         self.class_names = images.source.class_names
         self.num_classes = len(self.class_names)
-        self.image_shape = images.shape
+        self.image_shape, self.row_shape = images.shape, images.row_shape
+        self.identity = images.source.identity
+        self.batches_ahead = _ahead(num_workers) + 1
         self.bad_images = images.bad
         self._images, self._batch_size, self._rows = images, batch_size, rows
         self._num_workers = num_workers
@@ -192,11 +203,18 @@ def _open(config: ConfigDict, training: bool, opened: dict[Any, Any]) -> "_Image
             f"config.model.num_classes = {config.model.num_classes}, but data set "
             f"{options.dataset!r} has {len(source.class_names)} classes; set it to that."
         )
-    if source[0][1] < 0:
+    if not _has_labels(source):
         raise UsageError(
             f"Split {split!r} of data set {options.dataset!r} comes without labels; choose another."
         )
     return opened[key]
+
+
+def _has_labels(source: Source) -> bool:
+    try:
+        return source[0][1] >= 0
+    except BadImageError:  # of a folder
+        return True
 
 
 @dataclasses.dataclass
@@ -208,20 +226,22 @@ class _Images:
     seed: int
     skip_bad: bool  # or stop
     replace_bad: bool  # by the next good one, or leave them black
+    num_bytes: ClassVar[int] = 0  # of what is kept in memory
     check: Callable[[bytes], None] = lambda data: None  # called with each encoded image
     bad: set[str] = dataclasses.field(default_factory=set)
+    _bad_examples: set[int] = dataclasses.field(default_factory=set)
 
     def __post_init__(self):
         self.shape = (*_image_size(self.source, self.pipeline), 3)
         views = self.pipeline.num_views
-        self._row_shape = (views, *self.shape) if views else self.shape
+        self.row_shape = (views, *self.shape) if views else self.shape
 
     def prepare(self, num_workers: int) -> None:
         """To be called before `load`."""
 
     def load(self, examples: np.ndarray, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """[n] indices → images uint8 [n, …], labels int32 [n], whether an image is good [n]."""
-        images = np.zeros((len(examples), *self._row_shape), np.uint8)
+        images = np.zeros((len(examples), *self.row_shape), np.uint8)
         labels = np.zeros(len(examples), np.int32)
         good = np.zeros(len(examples), bool)
         for row, example in enumerate(examples.tolist()):
@@ -230,22 +250,28 @@ class _Images:
                 if image is not None:
                     images[row], good[row] = image, True
                     break
+            else:
+                if self.replace_bad:
+                    _refuse_all_bad(self.source)
         return images, labels, good
 
     def _candidates(self, example: int) -> Iterator[int]:
-        yield example
-        if self.replace_bad:
-            yield from range(example + 1, len(self.source))
-            yield from range(example)
+        """The example, and those after it that may stand in for it; not what is known as bad."""
+        others = range(1, len(self.source)) if self.replace_bad else ()
+        for candidate in (example, *((example + i) % len(self.source) for i in others)):
+            if candidate not in self._bad_examples:
+                yield candidate
 
     def _read(self, example: int, epoch: int) -> tuple[np.ndarray | None, int]:
         """(transformed image, label) of one example; None in place of a bad image."""
-        data, label = self.source[example]
-        self.check(data)
+        label = 0
         draws = randomness.uniforms(self.seed, epoch, example, self.pipeline.num_draws)
         try:
+            data, label = self.source[example]
+            self.check(data)
             image = self.pipeline.decode(data, draws)
         except BadImageError as error:
+            self._bad_examples.add(example)
             name = self.source.describe(example)
             if not self.skip_bad:
                 raise UsageError(
@@ -257,7 +283,7 @@ class _Images:
                 found = f"The image {name} cannot be decoded, {error}; it is skipped"
                 print(f"{found} ({len(self.bad)} so far).", file=sys.stderr)
             return None, label
-        if image.shape != self._row_shape:
+        if image.shape != self.row_shape:
             raise UsageError(
                 f"The image {self.source.describe(example)} becomes {_by(image.shape[-3:])}, "
                 f"others {_by(self.shape)}; add a transform to config.input that fixes the size, "
@@ -271,10 +297,12 @@ class _CachedImages:
 
     def __init__(self, images: _Images):
         self.source, self.shape, self.bad = images.source, images.shape, images.bad
+        self.row_shape = images.row_shape
         self._seed, self._replace_bad = images.seed, images.replace_bad
         fixed, self._rest = images.pipeline.split()
         check = self._refuse_reduced if not fixed.transforms else images.check
         self._decoder = dataclasses.replace(images, pipeline=fixed, replace_bad=False, check=check)
+        self.num_bytes = len(self.source) * math.prod(self._decoder.shape)
         self._cached: tuple[np.ndarray, ...] | None = None
 
     def prepare(self, num_workers: int) -> None:
@@ -292,7 +320,9 @@ class _CachedImages:
         for part, arrays in zip(parts, _prefetch(load, 0, len(parts), num_workers), strict=True):
             images[part], labels[part], good[part] = arrays
         stand_in = np.arange(count)
-        if self._replace_bad and good.any():
+        if self._replace_bad:
+            if not good.any():
+                _refuse_all_bad(self.source)
             stand_in = np.flatnonzero(good)
             stand_in = stand_in[np.searchsorted(stand_in, np.arange(count)) % len(stand_in)]
         self._cached = images, labels, good, stand_in
@@ -315,6 +345,13 @@ class _CachedImages:
                 f"config.input.cache would keep images of {_by(shape)} to make crops of "
                 f"{_by(whole.size)}; put a resize before the random crop, or set cache to False."
             )
+
+
+def _refuse_all_bad(source: Source) -> NoReturn:
+    raise UsageError(
+        f"None of the {len(source)} images, such as {source.describe(0)}, can be decoded: replace "
+        "them, or choose other data in config.input."
+    )
 
 
 def _image_size(source: Source, pipeline: transforms.Pipeline) -> tuple[int, int]:
@@ -341,10 +378,14 @@ def _image_size(source: Source, pipeline: transforms.Pipeline) -> tuple[int, int
 def _prefetch(function: Callable, start: int, stop: int, num_workers: int) -> Iterator:
     """function(start), …, function(stop − 1), computed ahead by threads, in order."""
     cv2.setNumThreads(0)  # the workers are the parallelism; OpenCV's would compete with them
-    ahead = num_workers + 2 if num_workers else 0
-    options = grain.ReadOptions(num_threads=num_workers, prefetch_buffer_size=ahead)
+    options = grain.ReadOptions(num_threads=num_workers, prefetch_buffer_size=_ahead(num_workers))
     numbers = grain.MapDataset.range(start, stop)
     return iter(numbers.map(function).to_iter_dataset(options))
+
+
+def _ahead(num_workers: int) -> int:
+    """How many batches are made before they are asked for."""
+    return num_workers + 2 if num_workers else 0
 
 
 def _share(key: str, batch_size: int, process_index: int, process_count: int) -> slice:

@@ -1,8 +1,12 @@
 """From a checked config to a run: its data, model and work folder put together."""
 
-from collections.abc import Iterable
-from contextlib import ExitStack
+import platform
+import signal
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +16,41 @@ from flax.errors import ScopeParamShapeError
 from ml_collections import ConfigDict
 
 import input_pipeline
-from sop.config import check_batches, stage_configs
+from sop.config import check_batches, flatten, stage_configs
+from sop.config.validation import as_json
 from sop.errors import UsageError
 from sop.models import create_model
 from sop.models.network import Network
 from sop.training import distributed, loop
 from sop.training.checkpoints import find_variables, refuse_converted, steps_in
+from sop.training.durable import refuse_full_disk
+from sop.training.memory import check_memory
+from sop.training.optimizer import make_optimizer
+from sop.training.partners import Partners, ends_told
 from sop.training.reporting import Reporter, report_evaluation
-from sop.training.stages import make_stages
-from sop.training.state import init_variables
+from sop.training.stages import identities, make_stages
+from sop.training.state import init_state, init_variables
 from sop.training.step import AXIS, make_mesh
-from sop.training.workdir import WorkDir, refuse_another_model
+from sop.training.workdir import (
+    WorkDir,
+    refuse_another_folder,
+    refuse_another_model,
+    refuse_moved_classes,
+)
 
-join = distributed.initialize
+__all__ = ["ends_told", "evaluate", "join", "train"]
+
+# Whose versions decide about numbers.
+_PACKAGES = ("sop", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def join(
+    coordinator: str | None, num_processes: int | None, process_id: int | None, timeout: float
+) -> Partners | None:
+    """Joins this process to the others of its run; see `sop.training.distributed.initialize`."""
+    partners = distributed.initialize(coordinator, num_processes, process_id, timeout)
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))  # JAX takes it for itself
+    return partners
 
 
 def train(config: ConfigDict, workdir: str) -> None:
@@ -33,20 +59,38 @@ def train(config: ConfigDict, workdir: str) -> None:
     Raises:
       UsageError: config, data, model, devices or work folder do not fit together.
     """
+    _refuse_unlike(config, mode="train")
     check_batches(config, jax.device_count())
     model, configs = _make_model(config), stage_configs(config)
     data = input_pipeline.create(configs, jax.process_index(), jax.process_count())
+    distributed.refuse_differences("data", {"data": identities(data)})
     stages = make_stages(configs, data)
     shapes = _trace(model, [each.image_shape for pair in data for each in pair])
+    optimizers = [
+        make_optimizer(each.config.optimizer, each.schedule, shapes["params"]) for each in stages
+    ]
+    mesh, cached = make_mesh(), input_pipeline.cached_bytes(chain.from_iterable(data))
+    for stage, tx in zip(stages, optimizers, strict=True):
+        batches = {"batch_size": stage.train, "eval_batch_size": stage.evaluation}
+        state = jax.eval_shape(partial(init_state, tx=tx), shapes)
+        check_memory(stage.config, batches, model, shapes, state, mesh, cached)
     refuse_converted(workdir)
     if config.init_from and not steps_in(workdir):
         find_variables(config.init_from)
-    with ExitStack() as held:
+    with refuse_full_disk(workdir), ExitStack() as held:
+        token = distributed.shared_token()
 
         def settle() -> None:
-            held.enter_context(WorkDir(workdir)).settle_config(config)
+            if jax.process_index() > 0:
+                return
+            folder = held.enter_context(WorkDir(workdir))
+            folder.settle_config(config)
+            folder.settle_data(identities(data))
+            folder.sign(token)
 
-        distributed.on_first_process(settle)
+        distributed.together(settle)
+        distributed.together(partial(refuse_another_folder, workdir, token))
+        held.enter_context(_removal_refused(workdir))
         reporter = Reporter(
             workdir,
             stages,
@@ -55,7 +99,7 @@ def train(config: ConfigDict, workdir: str) -> None:
             enabled=jax.process_index() == 0,
         )
         held.callback(reporter.close)
-        if loop.train(config, Path(workdir), model, stages, shapes, make_mesh(), reporter):
+        if loop.train(config, Path(workdir), model, stages, optimizers, shapes, mesh, reporter):
             reporter.finish()
         else:
             reporter.say(f"Stopped and saved in {workdir}; the same command goes on from here.")
@@ -67,19 +111,45 @@ def evaluate(config: ConfigDict, workdir: str, checkpoint: str) -> None:
     Raises:
       UsageError: as for `train`, or there is no such checkpoint.
     """
+    _refuse_unlike(config, mode="eval", checkpoint=checkpoint, steps=steps_in(workdir))
     check_batches(config, jax.device_count(), ["eval_batch_size"])
     refuse_another_model(workdir, config)
     config = stage_configs(config)[-1].copy_and_resolve_references()
     if config.input.test_transforms is not None:
         config.input.eval_transforms = config.input.test_transforms
     evaluation = input_pipeline.create_eval(config, jax.process_index(), jax.process_count())
+    distributed.refuse_differences("data", evaluation.identity)
+    refuse_moved_classes(workdir, config, evaluation.identity)
     model = _make_model(config)
     shapes = _trace(model, [evaluation.image_shape])
+    mesh, cached = make_mesh(), input_pipeline.cached_bytes([evaluation])
+    check_memory(config, {"eval_batch_size": evaluation}, model, shapes, shapes, mesh, cached)
     scores = loop.evaluate_checkpoint(
-        config, Path(workdir), checkpoint, model, shapes, evaluation, make_mesh()
+        config, Path(workdir), checkpoint, model, shapes, evaluation, mesh
     )
     if jax.process_index() == 0:
-        report_evaluation(workdir, scores, config)
+        with refuse_full_disk(workdir):
+            report_evaluation(workdir, scores, config)
+
+
+def _refuse_unlike(config: ConfigDict, **flags: Any) -> None:
+    """Refuses processes that were started with other configs, flags, devices or packages."""
+    versions = {f"version of {name}": metadata.version(name) for name in _PACKAGES}
+    facts = {**flatten(as_json(config)), **flags, **versions, "Python": platform.python_version()}
+    distributed.refuse_differences("configs", {**facts, "devices": jax.local_device_count()})
+
+
+@contextmanager
+def _removal_refused(workdir: str) -> Iterator[None]:
+    """Names the cause of what libraries raise where the work folder was removed meanwhile."""
+    try:
+        yield
+    except Exception as error:
+        if Path(workdir).exists():
+            raise
+        raise UsageError(
+            f"Work folder {workdir} was removed while the run was using it: start the run again."
+        ) from error
 
 
 def _make_model(config: ConfigDict) -> Network:

@@ -3,37 +3,56 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from sop.command import Parser, run
-from sop.config.command_line import add_config, parse
-from sop.errors import UsageError
+from sop.command import Parser, folder, run
 
+# All else is imported when it is needed: a flag is refused without JAX, and `run` answers signals.
 _DIGITS = Path(__file__).with_name("configs") / "digits.py"
 
 
 def make_parser() -> Parser:
     """The flags of this command."""
+    from sop.config.command_line import add_config
+
     parser = Parser(prog="main.py", description=__doc__)
     add_config(parser, default=str(_DIGITS))
-    parser.add_argument("--workdir", metavar="DIR", help="folder of the run; must be given")
+    parser.add_argument(
+        "--workdir", type=folder, metavar="DIR", help="folder of the run; must be given"
+    )
     parser.add_argument("--mode", choices=["train", "eval"], default="train")
     parser.add_argument("--checkpoint", default="best", help="to evaluate: best, latest or a step")
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
     parser.add_argument("--num_processes", type=int, metavar="N", help="processes of this run")
     parser.add_argument("--process_id", type=int, metavar="I", help="which of them, from 0")
+    parser.add_argument(
+        "--timeout", type=_seconds, default=300, metavar="S", help="seconds to wait for the others"
+    )
     return parser
 
 
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 1 <= seconds <= 1e6:
+        raise ValueError
+    return seconds
+
+
 def main(arguments: Sequence[str]) -> None:
+    from sop.config.command_line import parse
+    from sop.errors import UsageError
+
     options, config = parse(make_parser(), arguments)
     if options.workdir is None:  # not argparse's first: a file without :NAME lists its experiments
         raise UsageError("Name the folder of the run: --workdir=DIR.")
-    import launch  # not above: to refuse a flag or a key needs no JAX
+    import launch
 
-    launch.join(options.coordinator, options.num_processes, options.process_id)
-    if options.mode == "train":
-        launch.train(config, options.workdir)
-    else:
-        launch.evaluate(config, options.workdir, options.checkpoint)
+    partners = launch.join(
+        options.coordinator, options.num_processes, options.process_id, options.timeout
+    )
+    with launch.ends_told(partners):
+        if options.mode == "train":
+            launch.train(config, options.workdir)
+        else:
+            launch.evaluate(config, options.workdir, options.checkpoint)
 
 
 if __name__ == "__main__":

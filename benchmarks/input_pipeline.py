@@ -298,7 +298,7 @@ def main() -> None:
 def machine() -> str:
     """Processor, cores, versions and date, in one line."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = info.read_text("utf-8").splitlines() if info.exists() else []
     models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     packages = ["numpy", "grain", "opencv-python-headless", "pillow", "torchvision", "tensorflow"]
     versions = {each.name.lower(): each.version for each in importlib.metadata.distributions()}

@@ -8,7 +8,6 @@ type alone cannot say.
 import dataclasses
 import functools
 import inspect
-import math
 import numbers
 import re
 import types
@@ -16,7 +15,10 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal, Union
 
-from sop.errors import UsageError
+from sop.errors import UsageError, show
+
+_LARGEST_INT = 2**31 - 1  # of int32, and of float32: what computes here
+_LARGEST_FLOAT = 3.4028234663852886e38
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +44,12 @@ def at_most(most: float) -> Condition:
     return Condition(lambda value: value <= most, f"of at most {most}")
 
 
+def within(least: float, most: float) -> Condition:
+    """least ≤ value ≤ most."""
+    words = (f"{each:g}" if isinstance(each, float) else str(each) for each in (least, most))
+    return Condition(lambda value: least <= value <= most, "from " + " to ".join(words))
+
+
 def above(bound: float) -> Condition:
     """value > bound."""
     return Condition(lambda value: value > bound, f"above {bound}")
@@ -55,24 +63,29 @@ def below(bound: float) -> Condition:
 def _is_pattern(value: str) -> bool:
     try:
         re.compile(value)
-    except re.error:
+    except (re.error, OverflowError, RecursionError, MemoryError):
         return False
-    return True
+    return value != ""
 
 
-Count = Annotated[int, at_least(1)]
-NotNegative = Annotated[int, at_least(0)]
+Count = Annotated[int, within(1, _LARGEST_INT)]
+NotNegative = Annotated[int, within(0, _LARGEST_INT)]
+Width = Annotated[int, within(1, 2**16)]  # channels of a layer
 Rate = Annotated[float, at_least(0), below(1)]
-Pattern = Annotated[str, Condition(_is_pattern, "that is a regular expression")]
+Pattern = Annotated[str, Condition(_is_pattern, "that is a regular expression and not empty")]
 
 
-def check(what: str, value: Any, hint: Any) -> None:
+def check(what: str, value: Any, hint: Any, text: str | None = None) -> None:
     """Raises UsageError, '`what` is … but must be …', unless the value fits the hint.
 
-    Whole numbers are numbers, booleans are not; numbers are finite; lists are as good as tuples.
+    Whole numbers are numbers, booleans are not; both are such as int32 and float32 can hold; lists
+    are as good as tuples.
+
+    Args:
+      text: what the user wrote, to be shown instead of the value.
     """
     if not fits(value, hint):
-        raise UsageError(f"{what} is {value!r} but must be {describe(hint)}.")
+        raise UsageError(f"{what} is {text or show(value)} but must be {describe(hint)}.")
 
 
 def fits(value: Any, hint: Any) -> bool:
@@ -92,10 +105,11 @@ def fits(value: Any, hint: Any) -> bool:
         return value is None
     kind = origin or hint
     if kind is int:
-        return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        is_number = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        return is_number and abs(value) <= _LARGEST_INT
     if kind is float:
         is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        return is_number and math.isfinite(value)
+        return is_number and abs(value) <= _LARGEST_FLOAT  # which NaN is not
     if kind is tuple:
         return isinstance(value, tuple | list) and _items_fit(value, arguments)
     return isinstance(value, kind) if isinstance(kind, type) else True
@@ -132,12 +146,19 @@ def describe(hint: Any) -> str:
     return names.get(kind) or f"a {getattr(kind, '__name__', kind)}"
 
 
+def hints_of(function: Callable) -> dict[str, Any]:
+    """The annotations of a function or a class, or of what a `functools.partial` is made of."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return typing.get_type_hints(function, include_extras=True)
+
+
 def options_of(function: Callable, hidden: Iterable[str] = ()) -> dict[str, Any]:
     """Option → hint: the fields of a module or dataclass, a function's keyword-only arguments."""
     while isinstance(function, functools.partial):
         function = function.func
     is_class = isinstance(function, type)
-    hints = typing.get_type_hints(function, include_extras=True)
+    hints = hints_of(function)
     return {
         name: hints.get(name, Any)
         for name, parameter in inspect.signature(function).parameters.items()
@@ -168,8 +189,8 @@ def check_options(
     for name, value in options.items():
         if name not in known:
             takes = quote([*known, *also]) or "none"
-            raise UsageError(f"There is no option '{name}' of {what}; it takes {takes}.")
-        check(f"Option '{name}' of {what}", value, known[name])
+            raise UsageError(f"There is no option {show(name)} of {what}; it takes {takes}.")
+        check(f"Option {show(name)} of {what}", value, known[name])
 
 
 def check_fields(module: Any, hidden: Iterable[str] = ("parent", "name")) -> None:

@@ -1,14 +1,17 @@
-"""What all commands share: flags, and refusals as one sentence with exit status 2."""
+"""What all commands share: flags, output, signals, and refusals as one sentence."""
 
 import argparse
+import atexit
+import functools
+import io
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from absl import logging
-
 from sop.errors import UsageError
+from sop.interruption import Interruption
 
 
 class Parser(argparse.ArgumentParser):
@@ -23,18 +26,115 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message[0].upper()}{message[1:]}; see --help.")
 
 
+def folder(text: str) -> str:
+    """The type of a flag that names a folder for checkpoints."""
+    if not text:
+        raise argparse.ArgumentTypeError("it names no folder")
+    return text
+
+
+@functools.cache
+def begin() -> None:
+    """Readies the process of a command, once: from here to its end nothing gives a traceback for
+
+    - SIGINT and SIGTERM, see `Interruption`,
+    - output that cannot be written, or not in the locale's encoding.
+    """
+    sys.stdout, sys.stderr = (_stream(number) for number in (1, 2))
+    Interruption().listen()
+    atexit.register(_ignore_signals)  # the first to be registered is called last
+
+
 def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
     """Calls `main` with the command line's arguments and exits.
 
-    A UsageError is printed on stderr, without a traceback, and ends the process with status 2; any
-    other exception is a bug and keeps its traceback. Modules in the working directory can be
-    imported, as a user's own layers are.
+    A UsageError is printed on stderr, without a traceback, and ends the process with status 2. So
+    does a file that the system does not let us use. Any other exception is a bug and keeps its
+    traceback. Modules in the working directory can be imported, as a user's own layers are.
     """
-    sys.path.append(os.getcwd())
-    logging.set_verbosity(logging.ERROR)  # TFDS and Orbax narrate
+    begin()
+    from absl import logging  # not above, so that `begin` comes early
+
+    logging.set_verbosity(logging.FATAL)  # TFDS and Orbax narrate, also errors that they raise
+    sys.unraisablehook = _leave_out_late_writes
     try:
+        for name in (directory := _working_directory(), *sys.argv[1:]):
+            _refuse_undecodable(name)
+        sys.path.append(directory)
         main(sys.argv[1:])
     except UsageError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+        _refuse(error)
+    except OSError as error:
+        if error.filename is None or error.strerror is None:
+            raise
+        _refuse(f"{os.fsdecode(error.filename)} cannot be used: {error.strerror}.")
     sys.exit(0)
+
+
+def _working_directory() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        raise UsageError("The working directory was removed: change to another.") from None
+
+
+def _refuse_undecodable(name: str) -> None:
+    """Libraries take names of files as UTF-8, whatever the bytes are that the system keeps."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"{name!r} is not text in {sys.getfilesystemencoding()}: use another name, or a locale "
+            "with UTF-8."
+        ) from None
+
+
+def _refuse(sentence: object) -> NoReturn:
+    print(sentence, file=sys.stderr)
+    _discard(2)  # what libraries say about it while the process ends adds nothing
+    sys.exit(2)
+
+
+def _leave_out_late_writes(unraisable) -> None:
+    """Not what TensorStore reports of each write that ends after its save has failed."""
+    error = unraisable.exc_value
+    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+        sys.__unraisablehook__(unraisable)
+
+
+def _ignore_signals() -> None:
+    """While the interpreter takes itself down, which would restore what they do by default."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+class _Stream(io.FileIO):
+    """Standard output or error. When it cannot be written any more, the rest is dropped."""
+
+    def write(self, data) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            _discard(self.fileno())
+            if self.fileno() == 1 and not isinstance(error, BrokenPipeError):
+                print(f"Standard output cannot be written: {error.strerror}.", file=sys.stderr)
+            return len(data)
+
+
+def _stream(number: int) -> io.TextIOWrapper:
+    try:
+        os.fstat(number)
+    except OSError:  # closed: else the next file to be opened would take its place
+        _discard(number)
+    old = {1: sys.stdout, 2: sys.stderr}[number]
+    encoding = old.encoding if old is not None else "utf-8"
+    buffer = io.BufferedWriter(_Stream(number, "w", closefd=False))
+    return io.TextIOWrapper(buffer, encoding, errors="backslashreplace", line_buffering=True)
+
+
+def _discard(number: int) -> None:
+    """Lets what is written on this file descriptor go nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    if nowhere != number:
+        os.dup2(nowhere, number)
+        os.close(nowhere)

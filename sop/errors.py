@@ -2,6 +2,9 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
+
+_SHOWN = 120  # characters of a value in a message
 
 
 class UsageError(ValueError):
@@ -11,6 +14,21 @@ class UsageError(ValueError):
     sop raises it for invalid arguments; commands print it alone and exit with status 2. Any other
     exception is a bug and keeps its traceback.
     """
+
+
+def show(value: Any) -> str:
+    """A value for a message: as Python writes it, shortened."""
+    try:
+        return shorten(repr(value))
+    except ValueError:  # Python writes no whole number of more than 4300 digits
+        return "a number of thousands of digits"
+
+
+def shorten(text: str) -> str:
+    """A text for a message: on one line, the middle of a long one left out."""
+    text = " ".join(text.split())
+    half = _SHOWN // 2
+    return text if len(text) <= _SHOWN else f"{text[:half]}…{text[-half:]}"
 
 
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:

@@ -64,7 +64,7 @@ def run_together(
       For each process (exit code, what it printed).
     """
     shared = {
-        "COORDINATOR_ADDRESS": f"127.0.0.1:{_free_port()}",
+        "COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
         "NUM_PROCESSES": str(processes),
         **variables,
     }
@@ -76,7 +76,8 @@ def run_together(
     return [(p.returncode, output) for p, output in zip(started, outputs, strict=True)]
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """One of this machine that nobody listens at."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -385,3 +385,33 @@ def test_training_imports_no_tensorflow(config):
         "sys.exit('tensorflow' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_nothing_but_bad_images_is_refused(folder_config, tmp_path, cache):
+    folder_config.input.bad_images = "skip"
+    folder_config.input.train_transforms = "resize_short(20) | center_crop(16)"
+    folder_config.input.cache = cache
+    folder_config.input.num_workers = 0
+    train = input_pipeline.create_train(folder_config)
+    for path in (tmp_path / "train").rglob("*.png"):
+        path.write_bytes(b"no image")
+    with pytest.raises(UsageError, match=r"None of the 6 images, such as .*/train/a/0\.png"):
+        next(train.batches())
+
+
+def test_the_next_good_image_stands_in_whatever_is_known(folder_config, tmp_path):
+    """Also where it is found to be bad first: the batch is a function of its number."""
+    folder_config.input.bad_images = "skip"
+    folder_config.input.num_workers = 0
+    for name in ("a/0", "a/2", "b/3"):
+        (tmp_path / "train" / f"{name}.png").write_bytes(b"no image")
+    one = take(input_pipeline.create_train(folder_config).batches(), 6)
+    assert_same(one, take(input_pipeline.create_train(folder_config).batches(), 6))
+    assert_same(one[3:], take(input_pipeline.create_train(folder_config).batches(3), 3))
+
+
+def test_identity_is_the_sources(folder_config):
+    train, evaluation = input_pipeline.create([folder_config])[0]
+    assert train.identity["split"] == "train" and evaluation.identity["split"] == "test"
+    assert train.identity["examples"] == 6 and train.identity["classes"] == ["a", "b"]

@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 from sop.checks import fits
 from sop.command import Parser
 from sop.config.schema import KEYS, OPEN, table
-from sop.config.validation import check, refuse_unknown
-from sop.errors import UsageError, did_you_mean
+from sop.config.validation import GROUPS, check, check_key, flatten
+from sop.errors import UsageError, did_you_mean, shorten
 
 _PREFIX = "--config."
 
@@ -73,7 +73,7 @@ def load(file: str) -> ConfigDict:
 
 def _overrides(parser: Parser, arguments: Sequence[str]) -> dict[str, Any]:
     """'--config.a.b=1', '--config.a.b 1' and a bare '--config.a.b' → {'a.b': value}."""
-    overrides = {}
+    overrides: dict[str, Any] = {}
     waiting = list(arguments)
     while waiting:
         argument = waiting.pop(0)
@@ -84,9 +84,17 @@ def _overrides(parser: Parser, arguments: Sequence[str]) -> dict[str, Any]:
         if not equals:
             has_value = waiting and not waiting[0].startswith("--")
             text = waiting.pop(0) if has_value else "True"
-        key = f"{key}.name" if key in OPEN and f"{key}.name" in KEYS else key
-        refuse_unknown(key)
-        overrides[key] = _value(text, KEYS[key].hint if key in KEYS else Any)
+        value = _value(text, KEYS[key].hint if key in KEYS else Any)
+        if isinstance(value, dict) and value and key in GROUPS:
+            inner = flatten(value, f"{key}.")
+            for each in inner:
+                check_key(each, inner[each])
+            overrides |= inner
+            continue
+        if key in OPEN and f"{key}.name" in KEYS:
+            key, value = f"{key}.name", None if text == "None" else text
+        check_key(key, value, None if isinstance(value, str) else shorten(text))
+        overrides[key] = value
     return overrides
 
 
@@ -96,6 +104,6 @@ def _value(text: str, hint: Any) -> Any:
         return text
     try:
         value = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         value = text
     return (value,) if hint is not Any and fits((value,), hint) else value

@@ -6,12 +6,14 @@ from typing import Annotated, Any, Literal, NamedTuple
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from sop.checks import Condition, Count, Pattern, Rate, above, at_least, at_most, describe
+from sop.checks import Condition, Count, Pattern, Rate, describe, within
 
-NotNegative = Annotated[float, at_least(0)]
-Positive = Annotated[float, above(0)]
+# Bounds that no run meets: what lies beyond them is a slip of the keyboard.
+_Epochs = Annotated[float, within(0.0, 1e6)]
+_LearningRate = Annotated[float, within(1e-12, 1e6)]
+_Factor = Annotated[float, within(0.0, 1e6)]
 _AscendingEpochs = Annotated[
-    tuple[Positive, ...],
+    tuple[Annotated[float, within(1e-6, 1e6)], ...],
     Condition(lambda value: list(value) == sorted(set(value)), "in ascending order"),
 ]
 
@@ -42,7 +44,7 @@ class Key(NamedTuple):
 KEYS = {
     "seed": Key(
         0,
-        Annotated[int, at_least(0), at_most(2**31 - 1)],
+        Annotated[int, within(0, 2**31 - 1)],
         "of initial parameters, order of examples, augmentation and dropout",
         stage=False,
     ),
@@ -53,7 +55,12 @@ KEYS = {
         stage=False,
     ),
     "model.backbone": Key("resnet50", str, "see docs/networks.md", stage=False),
-    "model.num_classes": Key(1000, Count, "width of the logits", stage=False),
+    "model.num_classes": Key(
+        1000,
+        Annotated[int, within(1, 10**6)],
+        "width of the logits",
+        stage=False,
+    ),
     "model.attention.name": Key(
         "none",
         str | None,
@@ -87,7 +94,7 @@ KEYS = {
     "input.normalization": Key("imagenet", str, "mean and deviation: 'imagenet', 'cifar10', …"),
     "input.cache": Key(False, bool, "keep decoded images in memory", resume=True),
     "input.num_workers": Key(
-        2, Annotated[int, at_least(0), at_most(1024)], "threads that decode; 0: none", resume=True
+        2, Annotated[int, within(0, 1024)], "threads that decode; 0: none", resume=True
     ),
     "input.bad_images": Key(
         "stop",
@@ -97,27 +104,40 @@ KEYS = {
     ),
     "batch_size": Key(256, Count, "examples of a step, over all devices"),
     "eval_batch_size": Key(256, Count, "examples of an evaluation batch", resume=True),
-    "num_epochs": Key(100, Count, "of the run, or of the stage that sets it", resume=_lengthens),
+    "num_epochs": Key(
+        100,
+        Annotated[int, within(1, 10**6)],
+        "of the run, or of the stage that sets it",
+        resume=_lengthens,
+    ),
     "label_smoothing": Key(0.0, Rate, "ε in targets (1 − ε) one-hot + ε/K"),
     "sync_batch_norm": Key(
         False, bool, "batch norm's statistics are those of all devices", stage=False
     ),
+<<<<<<< HEAD
     "sync_representation": Key(
         False, bool, "the same for the representation's batch norm alone", stage=False
     ),
     "optimizer.learning_rate": Key(0.1, Positive, "η, at its highest"),
+=======
+    "optimizer.learning_rate": Key(0.1, _LearningRate, "η, at its highest"),
+>>>>>>> main
     "optimizer.momentum": Key(0.9, Rate, "μ"),
     "optimizer.nesterov": Key(False, bool, "Nesterov's momentum"),
-    "optimizer.weight_decay": Key(1e-4, NotNegative, "λ, added to the gradient as λp"),
-    "optimizer.clip_norm": Key(None, Positive | None, "largest norm of the whole gradient"),
+    "optimizer.weight_decay": Key(1e-4, _Factor, "λ, added to the gradient as λp"),
+    "optimizer.clip_norm": Key(
+        None,
+        Annotated[float, within(1e-12, 1e12)] | None,
+        "largest norm of the whole gradient",
+    ),
     "optimizer.lr_multipliers": Key(
         (),
-        tuple[tuple[Pattern, NotNegative], ...],
+        tuple[tuple[Pattern, _Factor], ...],
         "(regular expression in parameter paths, factor of η), …; the last match wins",
     ),
     "optimizer.weight_decays": Key(
         (),
-        tuple[tuple[Pattern, NotNegative], ...],
+        tuple[tuple[Pattern, _Factor], ...],
         "(regular expression in parameter paths, λ), …; the last match wins",
     ),
     "optimizer.frozen": Key(
@@ -134,13 +154,21 @@ KEYS = {
         Literal["step", "cosine", "log", "constant"],
         "'step', 'cosine', 'log' or 'constant'",
     ),
+<<<<<<< HEAD
     "schedule.warmup_epochs": Key(0.0, NotNegative, "of linear rise to η"),
     "schedule.warmup_learning_rate": Key(
         None, NotNegative | None, "η of its first step; None: as large as the rise of one step"
     ),
+=======
+    "schedule.warmup_epochs": Key(0.0, _Epochs, "of linear rise to η"),
+>>>>>>> main
     "schedule.boundaries": Key((30, 60, 90), _AscendingEpochs, "'step': epochs where η drops"),
-    "schedule.factor": Key(0.1, Positive, "'step': what η is multiplied by there"),
-    "schedule.final_learning_rate": Key(0.0, NotNegative, "'cosine' and 'log': η at the end"),
+    "schedule.factor": Key(
+        0.1,
+        Annotated[float, within(1e-12, 1e6)],
+        "'step': what η is multiplied by there",
+    ),
+    "schedule.final_learning_rate": Key(0.0, _Factor, "'cosine' and 'log': η at the end"),
     "init_from": Key("", str, "work folder or checkpoint to start from", stage=False),
     "stages": Key(
         (), tuple[dict | ConfigDict, ...], "changed keys of each successive stage", stage=False
@@ -155,7 +183,7 @@ KEYS = {
     "log_every_steps": Key(50, Count, "steps in a point of the curves", resume=True, stage=False),
     "profile": Key(
         0,
-        Annotated[int, at_least(0)],
+        Annotated[int, within(0, 10**4)],
         "steps traced into WORKDIR/profile",
         resume=True,
         stage=False,

@@ -7,10 +7,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from sop.checks import check as check_value
+from sop.checks import fits
 from sop.config.schema import KEYS, OPEN, RENAMED
-from sop.errors import UsageError, did_you_mean
+from sop.errors import UsageError, did_you_mean, show
 
-_GROUPS = {key.rpartition(".")[0] for key in KEYS} - {""}
+_LONGEST = 1000  # characters of a string: no path or name has more
+GROUPS = {key.rpartition(".")[0] for key in KEYS} - {""}
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -20,7 +22,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, Mapping | ConfigDict) and value:
             flat |= flatten(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = value
+            flat[f"{prefix}{key}"] = value
     return flat
 
 
@@ -34,7 +36,8 @@ def check(config: ConfigDict) -> None:
       UsageError: for the first unknown or missing key, or value that the schema does not allow.
     """
     flat = flatten(config)
-    _check_values(flat)
+    for key, value in flat.items():
+        check_key(key, value)
     if missing := [key for key in KEYS if key not in flat and not _is_empty(flat, key)]:
         raise UsageError(
             f"The config has no key '{missing[0]}'; start it from sop.config.get_config()."
@@ -54,7 +57,8 @@ def stage_configs(config: ConfigDict) -> list[ConfigDict]:
     for index, changes in enumerate(config.stages):
         flat = flatten(changes)
         try:
-            _check_values(flat)
+            for key, value in flat.items():
+                check_key(key, value)
         except UsageError as error:
             raise UsageError(f"In config.stages[{index}]: {error}") from None
         fixed = [key for key in flat if key not in KEYS or not KEYS[key].stage]
@@ -98,7 +102,7 @@ def refuse_unknown(key: str) -> None:
     What stands beside the schema's keys in an open group may be an option of a module, unless it
     looks like one of them misspelt.
     """
-    known = [*KEYS, *_GROUPS]
+    known = [*KEYS, *GROUPS]
     parent, _, last = key.rpartition(".")
     misspelt = did_you_mean(key, known, cutoff=0.85) if parent == "model" else ""
     if key in RENAMED:
@@ -107,7 +111,35 @@ def refuse_unknown(key: str) -> None:
         return
     elsewhere = [f" Did you mean '{each}'?" for each in KEYS if each.rpartition(".")[2] == last]
     hint = did_you_mean(key, known, cutoff=0.7) or "".join(elsewhere[:1])
-    raise UsageError(f"There is no config key '{key}'.{hint or ' --help lists all of them.'}")
+    raise UsageError(f"There is no config key {show(key)}.{hint or ' --help lists all of them.'}")
+
+
+def check_key(key: str, value: Any, text: str | None = None) -> None:
+    """Refuses an unknown key, and a value that it cannot have.
+
+    Args:
+      text: what the user wrote, to be shown instead of the value.
+    Raises:
+      UsageError: naming the key and what it may be.
+    """
+    refuse_unknown(key)
+    if isinstance(value, str) and (len(value) > _LONGEST or any(each < " " for each in value)):
+        raise UsageError(
+            f"config.{key} is {text or show(value)} but must be one line of at most {_LONGEST} "
+            "characters, none of them a control character."
+        )
+    if key in KEYS:
+        check_value(f"config.{key}", value, KEYS[key].hint, text)
+    elif key in GROUPS and not _may_be_group(key, value):
+        names = [known.rpartition(".")[2] for known in KEYS if known.startswith(f"{key}.")]
+        raise UsageError(
+            f"config.{key} is {text or show(value)} but must hold the keys {', '.join(names)}."
+        )
+    elif not _is_plain(value):
+        raise UsageError(
+            f"config.{key} is {text or show(value)} but must be made of strings, finite numbers, "
+            "True, False, None, tuples and dicts whose keys are strings."
+        )
 
 
 def as_json(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
@@ -143,20 +175,18 @@ def may_change(key: str, config: Mapping[str, Any]) -> bool:
     return resume(config) if callable(resume) else resume
 
 
-def _check_values(flat: Mapping[str, Any]) -> None:
-    for key, value in flat.items():
-        refuse_unknown(key)
-        if key in KEYS:
-            check_value(f"config.{key}", value, KEYS[key].hint)
-        elif key in _GROUPS and not _may_be_group(key, value):
-            names = [known.rpartition(".")[2] for known in KEYS if known.startswith(f"{key}.")]
-            raise UsageError(
-                f"config.{key} is {value!r} but must hold the keys {', '.join(names)}."
-            )
-
-
 def _may_be_group(key: str, value: Any) -> bool:
-    return isinstance(value, Mapping | ConfigDict) or (value is None and key in OPEN)
+    empty = isinstance(value, Mapping | ConfigDict) or value is None
+    return empty and key != "model" and (value is not None or key in OPEN)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value keeps its meaning where the config is written down as JSON."""
+    if isinstance(value, Mapping | ConfigDict):
+        return all(isinstance(key, str) and _is_plain(each) for key, each in value.items())
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    return fits(value, str | bool | int | float | None)
 
 
 def _is_empty(flat: Mapping[str, Any], key: str) -> bool:

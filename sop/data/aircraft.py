@@ -56,4 +56,4 @@ class FgvcAircraft(tfds.core.GeneratorBasedBuilder):
 
 
 def _lines(path: epath.Path) -> list[str]:
-    return path.read_text().splitlines()
+    return path.read_text("utf-8").splitlines()

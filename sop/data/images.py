@@ -8,7 +8,9 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-_PNG_START, _PNG_END = b"\x89PNG", b"IEND"
+_PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND"
+# As many as Pillow finds suspicious. An image of 48 KB can hold 400 million.
+MAX_PIXELS = 89_478_485
 _EXIF_ORIENTATION = 0x0112
 _TURNED = (5, 6, 7, 8)  # orientations that swap height and width
 
@@ -30,18 +32,19 @@ def decode(data: bytes) -> np.ndarray:
     """An encoded image → uint8 [H, W, 3], RGB, turned as its EXIF orientation says.
 
     Greyscale is repeated over the channels, palettes are looked up, an alpha channel is dropped,
-    CMYK and 16-bit samples are converted.
+    CMYK and 16-bit samples are converted. Of several frames the first is taken.
 
     Args:
-      data: JPEG, PNG, or what else OpenCV reads.
+      data: What Pillow reads.
 
     Raises:
-      BadImageError: The bytes are no image, or one cut short.
+      BadImageError: The bytes are no image, one cut short, or one of more than MAX_PIXELS.
     """
-    if is_jpeg(data):
+    if not data.startswith(_PNG_START):
         return np.asarray(_load(_open(data)))
-    if data.startswith(_PNG_START) and _PNG_END not in data:
+    if _PNG_END not in data:
         raise BadImageError("it is cut short")
+    _refuse_large(*(int.from_bytes(data[start : start + 4]) for start in (16, 20)))
     # For small images several times faster than Pillow, and it scales 16-bit samples.
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
@@ -113,9 +116,18 @@ def reduction(region: Region) -> int:
 
 def _open(data: bytes) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(data))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        image = Image.open(io.BytesIO(data))
+    except Image.DecompressionBombError as error:
+        raise BadImageError("it has too many pixels") from error
+    except Exception as error:  # Pillow's readers raise many kinds for damaged headers
         raise BadImageError("its bytes are not an image") from error
+    _refuse_large(*image.size)
+    return image
+
+
+def _refuse_large(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise BadImageError(f"its {width}×{height} pixels are more than {MAX_PIXELS}")
 
 
 def _turned_size(image: Image.Image) -> tuple[int, int]:
@@ -126,7 +138,7 @@ def _turned_size(image: Image.Image) -> tuple[int, int]:
 def _orientation(image: Image.Image) -> int:
     try:
         return image.getexif().get(_EXIF_ORIENTATION, 1)
-    except (OSError, ValueError, SyntaxError) as error:  # that of a PNG stands behind its pixels
+    except Exception as error:  # that of a PNG stands behind its pixels
         raise BadImageError("it is cut short or damaged") from error
 
 
@@ -134,8 +146,12 @@ def _load(image: Image.Image) -> Image.Image:
     """Decodes, turns by the EXIF orientation and converts to RGB."""
     try:
         image.load()
-    except (OSError, ValueError, SyntaxError) as error:
+        if _orientation(image) != 1:
+            image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I;16"):  # which `convert` would cut off at 255
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        return image if image.mode == "RGB" else image.convert("RGB")  # which would copy
+    except BadImageError:
+        raise
+    except Exception as error:  # as in _open
         raise BadImageError("it is cut short or damaged") from error
-    if _orientation(image) != 1:
-        image = ImageOps.exif_transpose(image)
-    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy

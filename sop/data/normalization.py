@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from sop.errors import UsageError
+from sop.errors import UsageError, show
 
 # name → (means, standard deviations) of the channels of images scaled to [0, 1].
 STATISTICS = {
@@ -19,7 +19,7 @@ def check_normalization(name: str) -> None:
     """Raises UsageError unless `name` is a key of STATISTICS."""
     if name not in STATISTICS:
         raise UsageError(
-            f"Normalization {name!r} is unknown; set config.input.normalization to one of "
+            f"Normalization {show(name)} is unknown; set config.input.normalization to one of "
             f"{', '.join(sorted(STATISTICS))}."
         )
 

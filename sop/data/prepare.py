@@ -20,6 +20,7 @@ from tensorflow_datasets.core.utils import py_utils
 from sop.command import Parser, run
 from sop.data import sources
 from sop.errors import UsageError
+from sop.interruption import Unwinding
 
 
 def prepare(dataset: str, data_dir: str | None = None, manual_dir: str | None = None) -> str:
@@ -131,10 +132,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--manual_dir", help="folder of files that were downloaded by hand")
     parser.add_argument("--convert", action="store_true", help="TFRecord → ArrayRecord")
     options = parser.parse_args(arguments)
-    if options.convert:
-        folder = convert(options.dataset, options.data_dir)
-    else:
-        folder = prepare(options.dataset, options.data_dir, options.manual_dir)
+    with Unwinding():
+        if options.convert:
+            folder = convert(options.dataset, options.data_dir)
+        else:
+            folder = prepare(options.dataset, options.data_dir, options.manual_dir)
     print(f"{options.dataset} is ready in {folder}.")
 
 

@@ -3,17 +3,26 @@
 A source gives any example of a split by its index, still encoded, without reading the others.
 """
 
+import collections
 import contextlib
 import difflib
+import functools
+import hashlib
 import io
+import os
+import stat
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import tensorflow_datasets as tfds
+from PIL import Image
 from tensorflow_datasets.core import file_adapters, naming, registered
 
 from sop.data.aircraft import FgvcAircraft
 from sop.data.digits import Digits
+from sop.data.images import BadImageError
 from sop.errors import UsageError
 
 # Names that importing the builders has made known to TFDS; they are prepared without TensorFlow.
@@ -21,7 +30,8 @@ OWN_BUILDERS = (Digits.name, FgvcAircraft.name)
 RANDOM_ACCESS = file_adapters.FileFormat.ARRAY_RECORD
 _PREPARED_ON_USE = (Digits.name,)
 _FOLDER = "folder:"
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+# Documents, films and drawings, which Pillow hands to other programs or cannot read by itself.
+_NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
 
 
 class Source(Protocol):
@@ -29,14 +39,32 @@ class Source(Protocol):
 
     class_names: list[str]
     image_size: tuple[int, int] | None  # height, width, where known to be the same for all
+    identity: dict[str, Any]  # what tells it from other data: see `_identity`
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> tuple[bytes, int]:
-        """(encoded image, label)"""
+        """(encoded image, label)
+
+        Raises:
+          BadImageError: the file of the image cannot be read.
+        """
 
     def describe(self, index: int) -> str:
         """Names example `index` to a reader, for instance by its file."""
+
+
+def _identity(split: str, labels_of: "Source", files: Iterable[tuple[str, int]]) -> dict[str, Any]:
+    """What stays the same wherever the data lie: split, classes, names and sizes of the files."""
+    digest = hashlib.sha256()
+    for name, size in files:
+        digest.update(f"{name}\0{size}\n".encode(errors="surrogateescape"))
+    return {
+        "split": split,
+        "examples": len(labels_of),
+        "classes": list(labels_of.class_names),
+        "files": digest.hexdigest(),
+    }
 
 
 def open_source(dataset: str, split: str, data_dir: str | None = None) -> Source:
@@ -61,9 +89,15 @@ class TFDSSource:
     """A split of a data set that TFDS has prepared; TensorFlow is not imported."""
 
     def __init__(self, dataset: str, split: str, data_dir: str | None = None):
-        builder = _open_builder(dataset, data_dir)
+        self._refused = functools.partial(_damage_refused, dataset, data_dir)
+        with self._refused():
+            builder = _open_builder(dataset, data_dir)
+            self._name = f"{builder.info.full_name}, split {split!r}"
+            self._open(builder, dataset, data_dir, split)
+            self.identity = _identity(split, self, _records_of(builder))
+
+    def _open(self, builder, dataset, data_dir, split):
         check_random_access(builder, dataset, data_dir)
-        self._name = f"{builder.info.full_name}, split {split!r}"
         image_key, label_key = _supervised_keys(builder, dataset)
         features = builder.info.features
         self.class_names = list(features[label_key].names)
@@ -75,6 +109,8 @@ class TFDSSource:
             )
         except ValueError as error:
             known = ", ".join(sorted(builder.info.splits))
+            if split in builder.info.splits:
+                raise
             raise UsageError(
                 f"Data set {dataset!r} has no split {split!r}; set config.input.train_split and "
                 f"config.input.eval_split to one of {known}, or to parts or sums of these."
@@ -89,13 +125,38 @@ class TFDSSource:
         return len(self._records)
 
     def __getitem__(self, index: int) -> tuple[bytes, int]:
-        example = self._features.deserialize_example_np(
-            self._records[index], decoders={"image": tfds.decode.SkipDecoding()}
-        )
-        return example["image"], example["label"]
+        with self._refused():
+            example = self._features.deserialize_example_np(
+                self._records[index], decoders={"image": tfds.decode.SkipDecoding()}
+            )
+            return example["image"], example["label"]
 
     def describe(self, index: int) -> str:
         return f"record {index} of {self._name}"
+
+
+@contextlib.contextmanager
+def _damage_refused(dataset: str, data_dir: str | None) -> Iterator[None]:
+    """Names the data set and the remedy where its files are not what TFDS has written."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:  # TFDS, protobuf and ArrayRecord raise many kinds
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:160]
+        raise UsageError(
+            f"Data set {dataset!r} in {data_dir or tfds.core.constants.DATA_DIR} is damaged "
+            f"({reason}): remove its folder there and run: {prepare_command(dataset, data_dir)}"
+        ) from error
+
+
+def _records_of(builder: tfds.core.DatasetBuilder) -> list[tuple[str, int]]:
+    """Name and size of each file of records."""
+    files = (path for path in Path(builder.data_dir).iterdir() if ".array_record" in path.name)
+    return [
+        (builder.info.full_name, 0),
+        *sorted((path.name, path.stat().st_size) for path in files),
+    ]
 
 
 def prepare_command(dataset: str, data_dir: str | None, *options: str) -> str:
@@ -221,7 +282,7 @@ class FolderSource:
     image_size = None
 
     def __init__(self, root: Path, split: str):
-        splits = _images_by_split(root)
+        splits, left_out = _images_by_split(root)
         if split not in splits:
             raise UsageError(
                 f"Folder {root} has no split {split!r}; set config.input.train_split and "
@@ -234,47 +295,104 @@ class FolderSource:
                     f"Folder {root / each} has no images of class {missing[0]!r}, which "
                     "another split has; add some, or remove the class from the other."
                 )
-        self._examples = [
-            (path, label)
+        files = [
+            (f"{name}/{file}", size, label)
             for label, name in enumerate(self.class_names)
-            for path in splits[split][name]
+            for file, size in splits[split][name].items()
         ]
+        self._folder = root / split
+        self._examples = [(name, label) for name, _, label in files]
+        self.identity = _identity(split, self, ((name, size) for name, size, _ in files))
+        _say_left_out(self._folder, len(files), left_out[split])
 
     def __len__(self) -> int:
         return len(self._examples)
 
     def __getitem__(self, index: int) -> tuple[bytes, int]:
-        path, label = self._examples[index]
-        with open(path, "rb", buffering=0) as file:
-            return file.read(), label
+        name, label = self._examples[index]
+        return _read(self._folder / name), label
 
     def describe(self, index: int) -> str:
-        return str(self._examples[index][0])
+        return str(self._folder / self._examples[index][0])
 
 
-def _images_by_split(root: Path) -> dict[str, dict[str, list[Path]]]:
-    """{split: {class: images}} of a tree; splits without any class folder are left out."""
+def _read(path: Path) -> bytes:
+    try:
+        # A pipe that nobody writes to would be waited for.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise BadImageError("it is no file")
+            return file.read()
+    except OSError as error:
+        raise BadImageError(f"it cannot be read ({error.strerror})") from error
+
+
+# Names and sizes of the images of a folder; -1 for what is no file.
+_Images = dict[str, int]
+
+
+def _images_by_split(
+    root: Path,
+) -> tuple[dict[str, dict[str, _Images]], dict[str, collections.Counter[str]]]:
+    """{split: {class: images}} of a tree, and what was left out by split.
+
+    Splits without any class folder are left out.
+    """
     if not root.is_dir():
         raise UsageError(
             f"Folder {root} of config.input.dataset does not exist; write folder:/path/to/a/folder "
             "that holds train/CLASS/*.jpg."
         )
+    left_out: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     splits = {
-        split.name: {each.name: _images(each) for each in _folders(split)}
+        split.name: {each.name: _images(each, left_out[split.name]) for each in _folders(split)}
         for split in _folders(root)
     }
     splits = {name: classes for name, classes in splits.items() if classes}
     if not any(images for classes in splits.values() for images in classes.values()):
         raise UsageError(
-            f"Folder {root} has no images; put {', '.join(_IMAGE_SUFFIXES)} files into "
+            f"Folder {root} has no images; put .jpg, .png, .webp or other image files into "
             "train/CLASS/ and test/CLASS/."
         )
-    return splits
+    return splits, left_out
 
 
 def _folders(path: Path) -> list[Path]:
     return sorted(each for each in path.iterdir() if each.is_dir() and each.name[0] != ".")
 
 
-def _images(path: Path) -> list[Path]:
-    return sorted(each for each in path.iterdir() if each.suffix.lower() in _IMAGE_SUFFIXES)
+def _images(path: Path, left_out: collections.Counter[str]) -> _Images:
+    """The images of a folder, in the order of their names; what is none is counted by its kind."""
+    images = {}
+    with os.scandir(path) as entries:
+        for entry in entries:
+            suffix = os.path.splitext(entry.name)[1].lower()
+            if entry.name.startswith("."):
+                left_out["hidden"] += 1
+            elif suffix not in image_suffixes():
+                left_out[suffix or "without suffix"] += 1
+            else:
+                images[entry.name] = _size(entry)
+    return dict(sorted(images.items()))
+
+
+def _size(entry: os.DirEntry) -> int:
+    try:
+        found = entry.stat()
+    except OSError:  # a link that leads nowhere
+        return -1
+    return found.st_size if stat.S_ISREG(found.st_mode) else -1
+
+
+@functools.cache
+def image_suffixes() -> frozenset[str]:
+    """Of the pictures that Pillow reads."""
+    formats = Image.registered_extensions()
+    return frozenset(s for s, kind in formats.items() if kind in Image.OPEN.keys() - _NO_PICTURES)
+
+
+def _say_left_out(folder: Path, taken: int, left_out: collections.Counter[str]) -> None:
+    if left_out:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in left_out.most_common())
+        total = taken + left_out.total()
+        print(f"{folder}: {left_out.total()} of {total} files left out ({kinds}).", file=sys.stderr)

@@ -18,16 +18,21 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from PIL import Image
 
+<<<<<<< HEAD
 from sop.checks import Condition, Count, above, at_least, at_most, check, options_of
+=======
+from sop.checks import Condition, check, options_of, within
+>>>>>>> main
 from sop.data import images as codec
 from sop.data.images import Region
-from sop.errors import UsageError
+from sop.errors import UsageError, shorten, show
 
 Size = tuple[int, int]  # height, width
-NotNegative = Annotated[float, at_least(0)]
-_Positive = Annotated[float, above(0)]
+Side = Annotated[int, within(1, 8192)]  # pixels of an image
+Strength = Annotated[float, within(0.0, 100.0)]
+_Ratio = Annotated[float, within(0.001, 1000.0)]
 Range = Annotated[
-    tuple[_Positive, _Positive], Condition(lambda pair: pair[0] <= pair[1], "in ascending order")
+    tuple[_Ratio, _Ratio], Condition(lambda pair: pair[0] <= pair[1], "in ascending order")
 ]
 Interpolation = Literal["bilinear", "bicubic"]
 
@@ -75,7 +80,7 @@ class RandomResizedCrop(Sampling):
     allowed ratio, as in torchvision; "Going deeper with convolutions" (2014), §6.
     """
 
-    size: Count
+    size: Side
     area: Range = (0.08, 1.0)
     ratio: Range = (3 / 4, 4 / 3)
     interpolation: Interpolation = "bilinear"
@@ -102,9 +107,9 @@ class RandomResizedCrop(Sampling):
 
     def _central(self, height: int, width: int) -> Region:
         if width / height < self.ratio[0]:
-            crop_height, crop_width = round(width / self.ratio[0]), width
+            crop_height, crop_width = max(round(width / self.ratio[0]), 1), width
         elif width / height > self.ratio[1]:
-            crop_height, crop_width = height, round(height * self.ratio[1])
+            crop_height, crop_width = height, max(round(height * self.ratio[1]), 1)
         else:
             crop_height, crop_width = height, width
         top, left = (height - crop_height) // 2, (width - crop_width) // 2
@@ -120,9 +125,14 @@ class RandomResizedCrop(Sampling):
 class Resize(Sampling):
     """Resizes to a rectangle, whatever the aspect ratio was."""
 
+<<<<<<< HEAD
     height: Count
     width: Count
     interpolation: Interpolation = "bilinear"
+=======
+    height: Side
+    width: Side
+>>>>>>> main
 
     def region(self, height: int, width: int, draws: np.ndarray) -> Region:
         return Region(0, 0, height, width, (self.height, self.width), self.interpolation)
@@ -135,8 +145,12 @@ class Resize(Sampling):
 class ResizeShort(Sampling):
     """Resizes so that the short side becomes `size`; the aspect ratio stays."""
 
+<<<<<<< HEAD
     size: Count
     interpolation: Interpolation = "bilinear"
+=======
+    size: Side
+>>>>>>> main
 
     def region(self, height: int, width: int, draws: np.ndarray) -> Region:
         size = self.output_size((height, width))
@@ -172,7 +186,7 @@ class ResizedCenterCrop(Sampling):
 class CenterCrop(Transform):
     """The central size × size square; a smaller image is padded with black."""
 
-    size: Count
+    size: Side
 
     def __call__(self, images: np.ndarray, draws: np.ndarray) -> np.ndarray:
         images = _pad_to(images, self.size)
@@ -187,8 +201,8 @@ class CenterCrop(Transform):
 class PadCrop(Transform):
     """Pads every side with `padding` black pixels, then cuts out a random size × size square."""
 
-    size: Count
-    padding: Annotated[int, at_least(0)]
+    size: Side
+    padding: Annotated[int, within(0, 8192)]
     num_draws: ClassVar[int] = 2
 
     def __call__(self, images: np.ndarray, draws: np.ndarray) -> np.ndarray:
@@ -239,9 +253,15 @@ class ColorJitter(Transform):
     saturation f·x + (1 − f)·grey.
     """
 
+<<<<<<< HEAD
     brightness: NotNegative | Range
     contrast: NotNegative | Range
     saturation: NotNegative | Range
+=======
+    brightness: Strength
+    contrast: Strength
+    saturation: Strength
+>>>>>>> main
     num_draws: ClassVar[int] = 4
     orders: ClassVar[tuple[tuple[int, int, int], ...]] = (
         (0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)
@@ -294,7 +314,7 @@ class Lighting(Transform):
     sum is rounded to uint8. Krizhevsky et al. (2012), §4.1.
     """
 
-    deviation: NotNegative
+    deviation: Strength
     num_draws: ClassVar[int] = 3
     eigenvalues: ClassVar[np.ndarray] = np.array([0.2175, 0.0188, 0.0045])
     eigenvectors: ClassVar[np.ndarray] = np.array(
@@ -319,7 +339,7 @@ class Lighting(Transform):
 class TenCrop(Transform):
     """Four corners and centre, size × size each, and their mirror images."""
 
-    size: Count
+    size: Side
     num_views: ClassVar[int | None] = 10
 
     def __call__(self, images: np.ndarray, draws: np.ndarray) -> np.ndarray:
@@ -442,12 +462,12 @@ def parse(text: str, *, training: bool, name: str | None = None) -> Pipeline:
         return Pipeline(())
     try:
         node = ast.parse(text.strip(), mode="eval").body
-    except SyntaxError as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise UsageError(
-            f'{key} = "{text}" cannot be read; write transforms joined by "|", such as '
-            '"random_resized_crop(224) | flip".'
+            f"{key} is {show(text)}, which cannot be read; write transforms joined by '|', such as "
+            "'random_resized_crop(224) | flip'."
         ) from error
-    transforms = tuple(_build(step, key) for step in _steps(node))
+    transforms = tuple(_build(step, text.strip(), key) for step in _steps(node))
     for place, transform in enumerate(transforms):
         kind = _name(transform)
         if training and transform.num_views:
@@ -460,25 +480,26 @@ def parse(text: str, *, training: bool, name: str | None = None) -> Pipeline:
 
 
 def _steps(node: ast.expr) -> list[ast.expr]:
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
-        return [*_steps(node.left), *_steps(node.right)]
-    return [node]
+    steps: list[ast.expr] = []
+    while isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        steps = [*_steps(node.right), *steps]
+        node = node.left
+    return [node, *steps]
 
 
-def _build(node: ast.expr, key: str) -> Transform:
+def _build(node: ast.expr, text: str, key: str) -> Transform:
     call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
-    name = call.func.id if isinstance(call.func, ast.Name) else ast.unparse(call.func)
+    name = ast.get_source_segment(text, call.func) or ""
     if name not in TRANSFORMS:
         known = ", ".join(_signature(each) for each in TRANSFORMS)
-        raise UsageError(f"{key}: there is no transform {name!r}; there are {known}.")
+        raise UsageError(f"{key}: there is no transform {show(name)}; there are {known}.")
     try:
         positional = [ast.literal_eval(value) for value in call.args]
         named = {each.arg: ast.literal_eval(each.value) for each in call.keywords}
         arguments = inspect.signature(TRANSFORMS[name]).bind(*positional, **named).arguments
-    except (TypeError, ValueError) as error:
-        raise UsageError(
-            f"{key}: {ast.unparse(call)} does not fit; write {_signature(name)}."
-        ) from error
+    except (TypeError, ValueError, RecursionError, MemoryError) as error:
+        typed = shorten(ast.get_source_segment(text, node) or "")
+        raise UsageError(f"{key}: {typed} does not fit; write {_signature(name)}.") from error
     for argument, value in arguments.items():
         hint = options_of(TRANSFORMS[name])[argument]
         check(f"{key}: '{argument}' of {name}", value, hint)

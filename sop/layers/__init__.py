@@ -5,27 +5,48 @@ pooling gives [B, H', W', C]. A network takes any of one kind in the place of an
 what it asks for from `published` (`sop.layers.published.Published`).
 """
 
+from sop.layers.cbam import CBAM
 from sop.layers.cgd import CGD, SpatialCGD, ToyCGD
+from sop.layers.coordinate import CoordinateAttention
+from sop.layers.eca import ECA
+from sop.layers.fcanet import FcaNet
+from sop.layers.gc import GlobalContext
+from sop.layers.gct import GCT
 from sop.layers.gsop import CompactGSoP, GSoP
 from sop.layers.local_pooling import GFGP, AveragePool, MaxEntropyPool, MaxPool, NoPool, SkipPool
 from sop.layers.norm import BatchNorm
 from sop.layers.representations import MPNCOV, BilinearCNN, CompactBilinear, GlobalAverage
+from sop.layers.se import SqueezeExcitation
+from sop.layers.simam import SimAM
+from sop.layers.srm import SRM
 
 __all__ = [
+    "CBAM",
     "CGD",
+    "ECA",
+    "GCT",
     "GFGP",
     "MPNCOV",
+    "SRM",
     "AveragePool",
     "BatchNorm",
     "BilinearCNN",
     "CompactBilinear",
     "CompactGSoP",
+    "CoordinateAttention",
+    "FcaNet",
     "GSoP",
     "GlobalAverage",
+    "GlobalContext",
     "MaxEntropyPool",
     "MaxPool",
+<<<<<<< HEAD
     "NoPool",
+=======
+    "SimAM",
+>>>>>>> main
     "SkipPool",
     "SpatialCGD",
+    "SqueezeExcitation",
     "ToyCGD",
 ]

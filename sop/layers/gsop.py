@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from sop import ops
-from sop.checks import Count
+from sop.checks import Count, Width
 from sop.errors import UsageError
 from sop.layers.arguments import check_call
 from sop.layers.linear import PointwiseConv, RowConv, kaiming_normal, torch_uniform
@@ -25,7 +25,7 @@ class ChannelWeights(nn.Module):
     Attributes as in `GSoP`.
     """
 
-    dim: Count = 128
+    dim: Width = 128
     stride: Count | None = None
     planes: Count | None = None
     dtype: Any = None
@@ -51,8 +51,12 @@ class PositionWeights(nn.Module):
     Attributes as in `GSoP`.
     """
 
+<<<<<<< HEAD
     dim: Count = 128
     grid: Count = 8
+=======
+    dim: Width = 128
+>>>>>>> main
     dtype: Any = None
     axis_name: str | None = None
 
@@ -131,7 +135,7 @@ class GSoP(nn.Module):
         (r"\battention/position/expand\b", "fc_adapt_channels_for_spatial"),
     )
 
-    dim: Count = 128
+    dim: Width = 128
     manner: Literal["channel", "position", "fusion_avg", "fusion_max", "fusion_concat"] = "channel"
     stride: Count | None = None
     grid: Count = 8
@@ -227,7 +231,7 @@ class CompactGSoP(nn.Module):
         (r"\battention/expand_norm\b", "attention.conv2.1"),
     )
 
-    dim: Count = 128
+    dim: Width = 128
     dtype: Any = None
     axis_name: str | None = None
 

@@ -34,6 +34,22 @@ def torch_uniform(fan_in: int) -> Callable[..., jax.Array]:
     return init
 
 
+def dense(features: int, fan_in: int, **options: Any) -> nn.Dense:
+    """y = x W + b as PyTorch's Linear, from its initial values, products with factors as they are.
+
+    Args:
+      features, fan_in: widths of y and of x.
+      options: of `nn.Dense`, such as `use_bias` and `name`.
+    """
+    return nn.Dense(
+        features,
+        kernel_init=torch_uniform(fan_in),
+        bias_init=torch_uniform(fan_in),
+        precision=jax.lax.Precision.HIGHEST,
+        **options,
+    )
+
+
 class PointwiseConv(nn.Module):
     """1×1 convolution, y = x W + b, whose result is float32 whatever the type of its factors.
 

@@ -1,8 +1,12 @@
 """Local pooling: what takes the place of a network's max-pools and strided convolutions."""
 
 from collections.abc import Callable
+<<<<<<< HEAD
 from functools import partial
 from typing import Any, ClassVar, Literal
+=======
+from typing import Annotated, Any, ClassVar, Literal
+>>>>>>> main
 
 import flax.linen as nn
 import jax
@@ -12,7 +16,7 @@ from jax import lax
 from jaxtyping import Float
 
 from sop import ops
-from sop.checks import Count, NotNegative
+from sop.checks import Count, NotNegative, within
 from sop.layers.arguments import check_call
 from sop.layers.linear import PointwiseConv, kaiming_normal
 from sop.layers.norm import BatchNorm
@@ -210,7 +214,7 @@ class MaxEntropyPool(LocalPool):
     Kobayashi, "Global Feature Guided Local Pooling", ICCV 2019.
 
     Attributes as in `LocalPool`, and:
-      lam: λ.
+      lam: λ, at least 0.
       learned: 'constant' makes λ one parameter, 'channel' one for each channel; None: fixed.
 
     Call:
@@ -228,7 +232,7 @@ class MaxEntropyPool(LocalPool):
     Array([1.5], dtype=float32)
     """
 
-    lam: float = 1.0
+    lam: Annotated[float, within(0.0, 1e6)] = 1.0
     learned: Literal[None, "constant", "channel"] = None
 
     @nn.compact

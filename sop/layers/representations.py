@@ -10,12 +10,13 @@ import numpy as np
 from jaxtyping import Float
 
 from sop import ops
-from sop.checks import Count, NotNegative, Rate, above
+from sop.checks import NotNegative, Rate, above, at_most, within
 from sop.layers.arguments import check_call
 from sop.layers.linear import KERNELS, PointwiseConv
 from sop.layers.norm import BatchNorm
 from sop.layers.published import Published
 from sop.ops.annotations import FeatureMap
+from sop.ops.arguments import Iterations
 
 
 class GlobalAverage(nn.Module):
@@ -92,11 +93,15 @@ class MPNCOV(nn.Module):
         (r"\brepresentation/reduce_norm\b", "representation.conv_dr_block.1"),
     )
 
-    reduction: NotNegative | None = None
-    num_iters: Count = 5
+    reduction: Annotated[int, within(0, 4096)] | None = None
+    num_iters: Iterations = 5
     normalization: Literal["newton_schulz", "eigh", "none"] = "newton_schulz"
+<<<<<<< HEAD
     alpha: Annotated[float, above(0)] = 0.5
     initialization: Literal["he", "lecun", "glorot"] = "he"
+=======
+    alpha: Annotated[float, above(0), at_most(10)] = 0.5
+>>>>>>> main
     vectorize: bool = True
     dropout: Rate = 0.0
     dtype: Any = None
@@ -192,7 +197,7 @@ class CompactBilinear(nn.Module):
     ((2, 64), ['hash_1', 'hash_2', 'sign_1', 'sign_2'])
     """
 
-    projected_dim: Count = 8192
+    projected_dim: Annotated[int, within(1, 2**20)] = 8192
     seed: NotNegative = 1
     dtype: Any = None
 

@@ -21,7 +21,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from sop.checks import check, check_options, quote
-from sop.errors import UsageError, did_you_mean
+from sop.errors import UsageError, did_you_mean, show
 from sop.models import (
     alexnet,
     cifar_resnet,
@@ -66,7 +66,7 @@ def get_backbone(config: Mapping[str, Any]) -> Backbone:
     backbone = find_backbone(name, BACKBONES)
     if backbone is None:
         hint = did_you_mean(name, BACKBONES)
-        raise UsageError(f"There is no backbone '{name}'.{hint} There are {quote(BACKBONES)}.")
+        raise UsageError(f"There is no backbone {show(name)}.{hint} There are {quote(BACKBONES)}.")
     return backbone
 
 
@@ -93,6 +93,11 @@ def create_model(
     config = given(config)
     backbone = get_backbone(config)
     options = {key: value for key, value in config.items() if key not in _PARTS}
+<<<<<<< HEAD
     check_options(f"backbone '{config['backbone']}'", backbone.make, options, also=_PARTS)
     axes = (axis_name, representation_axis or axis_name)
     return backbone.make(make_parts(config, backbone, dtype, *axes), **options)
+=======
+    check_options(f"backbone {show(config['backbone'])}", backbone.make, options, also=_PARTS)
+    return backbone.make(make_parts(config, backbone, dtype, axis_name), **options)
+>>>>>>> main

@@ -6,7 +6,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 
-from sop.checks import Count, Rate
+from sop.checks import Rate, Width
 from sop.layers import MaxPool
 from sop.layers.linear import torch_uniform
 from sop.models.attention import Stages
@@ -54,7 +54,7 @@ class AlexNet(nn.Module):
 
 
 def alexnet(
-    parts: Parts, *, hidden: tuple[Count, ...] | None = None, dropout: Rate = 0.5
+    parts: Parts, *, hidden: tuple[Width, ...] | None = None, dropout: Rate = 0.5
 ) -> Network:
     """AlexNet.
 

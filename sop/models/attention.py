@@ -9,10 +9,10 @@ import flax.linen as nn
 import jax
 
 import sop.layers
-from sop.checks import check, check_options, quote
-from sop.errors import UsageError
+from sop.checks import check, quote
+from sop.errors import UsageError, show
 from sop.layers.published import Published
-from sop.models.lookup import RESERVED, accepted, entry, find
+from sop.models.lookup import accepted, configure, entry, find
 
 ATTENTIONS = {
     "gsop": sop.layers.GSoP,
@@ -20,6 +20,15 @@ ATTENTIONS = {
     "cgd": sop.layers.CGD,
     "cgd_spatial": sop.layers.SpatialCGD,
     "cgd_toy": sop.layers.ToyCGD,
+    "se": sop.layers.SqueezeExcitation,
+    "eca": sop.layers.ECA,
+    "cbam": sop.layers.CBAM,
+    "gc": sop.layers.GlobalContext,
+    "simam": sop.layers.SimAM,
+    "gct": sop.layers.GCT,
+    "srm": sop.layers.SRM,
+    "fcanet": sop.layers.FcaNet,
+    "coordinate": sop.layers.CoordinateAttention,
 }
 
 
@@ -48,10 +57,19 @@ def attend(
 
     Args:
       block: what a module may want to know of the block it stands in (`planes`).
+    Raises:
+      UsageError: what comes out has another shape than x.
     """
     if attention is None or attention.after != after:
         return x
-    return attention.make(**accepted(attention.make, **block), name="attention")(x, train)
+    module = attention.make(**accepted(attention.make, **block), name="attention")
+    y = module(x, train)
+    if getattr(y, "shape", None) != x.shape:
+        raise UsageError(
+            f"The attention {type(module).__name__} makes {getattr(y, 'shape', type(y).__name__)} "
+            f"of a map {x.shape}; choose a module that gives back the shape that it was given."
+        )
+    return y
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +108,7 @@ class AttentionPlan:
         words = self.blocks.split()
         if [len(word) for word in words] != list(sizes):
             raise UsageError(
-                f"config.model.attention.blocks '{self.blocks}' does not fit stages of "
+                f"config.model.attention.blocks {show(self.blocks)} does not fit stages of "
                 f"{tuple(sizes)} blocks; write one character per block, like '{' '.join(last)}', "
                 f"or 'all' or 'last'."
             )
@@ -102,7 +120,7 @@ class AttentionPlan:
             return None
         if symbol not in symbols:
             raise UsageError(
-                f"config.model.attention.blocks holds '{symbol}'; '{self.name}' knows the "
+                f"config.model.attention.blocks holds {show(symbol)}; '{self.name}' knows the "
                 f"characters {quote(['0', *symbols])}."
             )
         return Attention(partial(self.make, **symbols[symbol]), self.after)
@@ -128,6 +146,5 @@ def plan_attention(config: Mapping[str, Any], **context: Any) -> AttentionPlan |
     blocks = options.pop("blocks", published.blocks)
     check("config.model.attention.after", after, Literal["conv", "branch"])
     check("config.model.attention.blocks", blocks, str)
-    check_options(f"attention '{name}'", known, options, hidden=RESERVED, also=("blocks", "after"))
-    make = partial(known, **options, **accepted(known, **context))
+    make = configure("attention", name, known, options, also=("blocks", "after"), **context)
     return AttentionPlan(name, make, after, blocks, published)

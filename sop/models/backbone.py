@@ -8,6 +8,8 @@ from typing import Any
 
 import flax.linen as nn
 
+from sop.checks import check, hints_of
+
 Rules = tuple[tuple[str, str], ...]
 
 
@@ -61,10 +63,20 @@ class Backbone:
 
 
 def find_backbone(name: str, known: Mapping[str, Backbone]) -> Backbone | None:
-    """The entry whose key is `name`; '{depth}' in a key stands for a number, which is bound."""
+    """The entry whose key is `name`; '{depth}' in a key stands for a number, which is bound.
+
+    Raises:
+      UsageError: the number does not fit the constructor's annotation of it.
+    """
     for key, backbone in known.items():
-        pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>[1-9]\\d*)", re.escape(key))
+        pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>[1-9]\\d{,8})", re.escape(key))
         if found := re.fullmatch(pattern, name):
             numbers = {each: int(value) for each, value in found.groupdict().items()}
+            for each, value in numbers.items():
+                check(
+                    f"The {each} of backbone '{name}'",
+                    value,
+                    hints_of(backbone.make).get(each, int),
+                )
             return dataclasses.replace(backbone, make=partial(backbone.make, **numbers))
     return None

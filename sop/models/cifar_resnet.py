@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import flax.linen as nn
 import jax
 
-from sop.checks import Count
+from sop.checks import within
 from sop.errors import UsageError
 from sop.layers.linear import KERNELS
 from sop.models import residual, resnet
@@ -47,11 +47,11 @@ class CifarResNet(nn.Module):
 
 def cifar_resnet(
     parts: Parts,
-    depth: int,
+    depth: Annotated[int, within(1, 2000)],
     preactivation: bool,
     *,
     block: Literal["basic", "bottleneck"] | None = None,
-    stage_size: Count | None = None,
+    stage_size: Annotated[int, within(1, 700)] | None = None,
     last_stride: Literal[1, 2] | None = None,
     shortcut: Literal["input", "activation"] = "input",
     initialization: Initialization = "he",

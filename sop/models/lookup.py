@@ -2,13 +2,15 @@
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 
-from sop.checks import check, quote
-from sop.errors import UsageError
+from sop.checks import check, check_options, quote
+from sop.errors import UsageError, show
 
 # Set by create_model or by the network itself, hence no options of a config.
 RESERVED = ("parent", "name", "dtype", "axis_name", "planes")
@@ -30,7 +32,8 @@ def entry(config: Mapping[str, Any], key: str) -> tuple[str | None, dict[str, An
         return value, {}
     if not hasattr(value, "keys"):
         raise UsageError(
-            f"config.model.{key} is {value!r}; give a name or a dict with 'name' and its options."
+            f"config.model.{key} is {show(value)}; give a name or a dict with 'name' and its "
+            "options."
         )
     options = given(value)
     name = options.pop("name", None)
@@ -46,20 +49,64 @@ def find(
     """The module behind a name, or behind 'package.module:Class' of the user's own.
 
     Raises:
-      UsageError: there is none.
+      UsageError: there is none, or it is not a Flax module that is called with (x, train).
     """
     if name in known:
         return known[name]
-    if ":" not in name:
+    if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", name):
         raise UsageError(
-            f"There is no {role} '{name}'; there are {quote(known)}, or 'package.module:Class' of "
-            f"your own."
+            f"There is no {role} {show(name)}; there are {quote(known)}, or 'package.module:Class' "
+            f"of your own."
         )
     path, _, attribute = name.partition(":")
     try:
-        return getattr(importlib.import_module(path), attribute)
+        found = getattr(importlib.import_module(path), attribute)
     except (ImportError, AttributeError) as error:
-        raise UsageError(f"{role} '{name}' cannot be imported: {error}.") from error
+        raise UsageError(f"{role} {show(name)} cannot be imported: {error}.") from error
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise UsageError(
+            f"{role} {show(name)} is no Flax module; name a subclass of flax.linen.Module."
+        )
+    _, *arguments = inspect.signature(found.__call__).parameters
+    if arguments[1:2] != ["train"]:
+        raise UsageError(
+            f"{role} {show(name)} is called with ({', '.join(arguments)}); it must be a module "
+            "that is called with (x, train)."
+        )
+    return found
+
+
+def configure(
+    role: str,
+    name: str,
+    module: Callable[..., nn.Module],
+    options: Mapping[str, Any],
+    *,
+    placed: Sequence[str] = (),
+    also: Sequence[str] = (),
+    **context: Any,
+) -> Callable[..., nn.Module]:
+    """A factory of the module with options of a config, all checked.
+
+    Args:
+      role, name: for messages.
+      module: see `find`.
+      options: name → value.
+      placed: fields that the network sets wherever it puts one; the module must have them.
+      also: see `check_options`.
+      context: what the module gets if it takes it (`dtype`, `axis_name`).
+    Raises:
+      UsageError: it lacks a field of `placed`, needs another option or does not take one.
+    """
+    what = f"{role} {show(name)}"
+    fields = inspect.signature(module).parameters
+    if missing := [field for field in placed if field not in fields]:
+        raise UsageError(f"{what} has no field '{missing[0]}'; a {role} must have {quote(placed)}.")
+    check_options(what, module, options, hidden=(*RESERVED, *placed), also=also)
+    needed = [name for name, field in fields.items() if field.default is inspect.Parameter.empty]
+    if missing := [each for each in needed if each not in (*options, *placed, *RESERVED)]:
+        raise UsageError(f"{what} needs the option '{missing[0]}'.")
+    return partial(module, **options, **accepted(module, **context))
 
 
 def accepted(factory: Callable, **context: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Annotated
 import flax.linen as nn
 import jax
 
-from sop.checks import at_least
+from sop.checks import within
 from sop.models.attention import Attention, Stages, attend
 from sop.models.backbone import Backbone, TorchNames
 from sop.models.network import Network
@@ -86,7 +86,7 @@ class MobileNet(nn.Module):
         return x
 
 
-def mobilenet(parts: Parts, *, multiplier: Annotated[float, at_least(1 / 32)] = 1.0) -> Network:
+def mobilenet(parts: Parts, *, multiplier: Annotated[float, within(1 / 32, 32.0)] = 1.0) -> Network:
     """MobileNet.
 
     Args:

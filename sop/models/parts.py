@@ -8,12 +8,12 @@ from typing import Any
 import flax.linen as nn
 
 import sop.layers
-from sop.checks import Count, check, check_options
+from sop.checks import Count, check
 from sop.errors import UsageError
 from sop.layers.published import Published
 from sop.models.attention import AttentionPlan, Stages, plan_attention
 from sop.models.backbone import Backbone
-from sop.models.lookup import RESERVED, accepted, entry, find
+from sop.models.lookup import configure, entry, find
 from sop.models.network import Conv, Linear, Network
 
 POOLS = {
@@ -131,12 +131,10 @@ def make_parts(
     pool = None
     if pool_name is not None:
         module = find("pool", pool_name, POOLS)
-        check_options(f"pool '{pool_name}'", module, options, hidden=(*RESERVED, *_WINDOW))
-        pool = partial(module, **options, **accepted(module, **context))
+        pool = configure("pool", pool_name, module, options, placed=_WINDOW, **context)
     name, options = entry(config, "representation")
     name = name or backbone.representation
     module = find("representation", name, {**REPRESENTATIONS, **backbone.own})
-    check_options(f"representation '{name}'", module, options, hidden=RESERVED)
     published = attention.published.representation.get(name, {}) if attention else {}
     options = {**backbone.published.get(name, {}), **published, **options}
     return Parts(
@@ -146,9 +144,13 @@ def make_parts(
         attention=attention,
         pool=pool,
         pool_name=pool_name,
+<<<<<<< HEAD
         representation=module(
             **options, **accepted(module, **{**context, "axis_name": representation_axis})
         ),
+=======
+        representation=configure("representation", name, module, options, **context)(),
+>>>>>>> main
         representation_name=name,
         asks=getattr(module, "published", Published()),
         **context,

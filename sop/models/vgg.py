@@ -6,7 +6,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 
-from sop.checks import Count, Rate
+from sop.checks import Rate, Width
 from sop.layers import MaxPool
 from sop.models.attention import Stages
 from sop.models.backbone import Backbone, TorchNames, number_layers
@@ -57,7 +57,7 @@ def vgg(
     depth: int,
     batch_norm: bool,
     *,
-    hidden: tuple[Count, ...] | None = None,
+    hidden: tuple[Width, ...] | None = None,
     dropout: Rate = 0.5,
 ) -> Network:
     """VGG as torchvision has it, and with a representation in place of its last pooling.

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import flax.linen as nn
 import jax
 
-from sop.checks import Rate
+from sop.checks import Rate, within
 from sop.errors import UsageError
 from sop.models.attention import Attention, Stages, attend
 from sop.models.backbone import Backbone, TorchNames
@@ -85,8 +85,8 @@ class WideResNet(nn.Module):
 
 def wide_resnet(
     parts: Parts,
-    depth: int,
-    widening: int,
+    depth: Annotated[int, within(1, 2000)],
+    widening: Annotated[int, within(1, 64)],
     *,
     dropout: Rate = 0.0,
     last_stride: Literal[1, 2] | None = None,

@@ -2,19 +2,25 @@
 
 from sop.ops.bilinear import bilinear, compact_bilinear, tensor_sketch_hashes
 from sop.ops.cgd import cgd, spatial_cgd, toy_cgd
+from sop.ops.cosine import cosine_coefficients
 from sop.ops.covariance import covariance, position_covariance, row_convolution, upper_triangle
 from sop.ops.isqrt_cov import isqrt_cov
 from sop.ops.matrix_functions import matrix_power, matrix_sqrt
 from sop.ops.pooling import adaptive_average_pool, max_entropy_pool, pool_padding
-from sop.ops.precision import narrow, widen
+from sop.ops.precision import at_least_float32, einsum, magnitude, narrow, widen
+from sop.ops.simam import simam
 
 __all__ = [
     "adaptive_average_pool",
+    "at_least_float32",
     "bilinear",
     "cgd",
     "compact_bilinear",
+    "cosine_coefficients",
     "covariance",
+    "einsum",
     "isqrt_cov",
+    "magnitude",
     "matrix_power",
     "matrix_sqrt",
     "max_entropy_pool",
@@ -22,6 +28,7 @@ __all__ = [
     "pool_padding",
     "position_covariance",
     "row_convolution",
+    "simam",
     "spatial_cgd",
     "tensor_sketch_hashes",
     "toy_cgd",

@@ -1,9 +1,14 @@
 """What the functions of this package check, when traced, of their arguments."""
 
+from typing import Annotated
+
 import jax.numpy as jnp
 
-from sop.checks import Count, check
+from sop.checks import check, within
 from sop.errors import UsageError
+
+# Of Newton–Schulz: each is traced and compiled by itself, and the late ones change nothing.
+Iterations = Annotated[int, within(1, 100)]
 
 
 def require_feature_map(x, argument="x"):
@@ -19,8 +24,8 @@ def require_feature_map(x, argument="x"):
 
 
 def require_iterations(num_iters):
-    """Refuses a number of Newton–Schulz iterations that is not a positive int."""
-    check("num_iters", num_iters, Count)
+    """Refuses a number of Newton–Schulz iterations beyond `Iterations`."""
+    check("num_iters", num_iters, Iterations)
 
 
 def require_square(a):

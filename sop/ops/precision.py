@@ -57,3 +57,17 @@ def at_least_float32(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """x in float32, or unchanged where it is wider."""
     x = widen(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def magnitude(x: Float[Array, "*shape"], axis) -> jax.Array:
+    """The largest power of two up to the largest |x| along axes, at least 1; kept as axes of 1.
+
+    Divided by it, x has squares and sums in range, whatever its size, and loses no bit. It counts
+    as a constant in gradients: use it where it cancels out.
+
+    >>> magnitude(jnp.array([3.0, -5.0]), 0).tolist(), magnitude(jnp.zeros(2), 0).tolist()
+    ([4.0], [1.0])
+    """
+    largest = lax.stop_gradient(jnp.abs(x).max(axis, keepdims=True))
+    # frexp would turn infinity into a finite power, and so would hide it.
+    return jnp.exp2(jnp.floor(jnp.log2(jnp.maximum(largest, 1))))

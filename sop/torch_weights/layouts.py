@@ -1,8 +1,6 @@
-"""How arrays lie in PyTorch: axes of kernels, CGD's columns, the triangle read by columns."""
+"""How arrays lie in PyTorch: axes of kernels, CGD's columns and images of one pixel."""
 
-import math
 import re
-from typing import Any
 
 import numpy as np
 
@@ -10,13 +8,6 @@ import numpy as np
 _COLUMN = re.compile(r"(^|/|_)w\d?$")
 _BIAS_IMAGE = re.compile(r"(^|/)bias\d$")
 _BIAS_ROW = re.compile(r"(^|/)(height|width)_bias\d$")
-
-
-def as_array(value: Any) -> np.ndarray:
-    """An array or a tensor of PyTorch as float32."""
-    if hasattr(value, "detach"):
-        value = value.detach().cpu().float().numpy()
-    return np.asarray(value, np.float32)
 
 
 def to_torch(path: str, value: np.ndarray) -> np.ndarray:
@@ -42,11 +33,3 @@ def to_flax(path: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape in PyTorch of a Flax array of this shape."""
     return to_torch(path, np.broadcast_to(np.float32(0), shape)).shape
-
-
-def columns_by_rows(length: int) -> np.ndarray:
-    """Where in the upper triangle read by columns each entry of the one read by rows stands."""
-    size = math.isqrt(2 * length)
-    place = np.zeros((size, size), int)
-    place.T[np.tril_indices(size)] = np.arange(length)
-    return place[np.triu_indices(size)]

@@ -5,19 +5,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-import sop.layers
-from sop.errors import UsageError
 from sop.models import get_backbone
+from sop.models.attention import ATTENTIONS
 from sop.models.backbone import Rules, TorchNames
 from sop.models.lookup import entry, find
+from sop.models.parts import POOLS, REPRESENTATIONS
 
-_LAYERS: Rules = tuple(
-    rule
-    for name in sop.layers.__all__
-    for rule in getattr(getattr(sop.layers, name), "torch_names", ())
-)
 _LEAVES: Rules = (
     (r"/(kernel|scale)$", ".weight"),
     (r"/mean$", ".running_mean"),
@@ -27,32 +20,38 @@ _LEAVES: Rules = (
 
 
 def names_of(config: Mapping[str, Any]) -> TorchNames:
-    """Those of a config.model's backbone, and of the user's own modules that stand in it."""
-    backbone = get_backbone(config).torch_names
-    parts = [(role, entry(config, role)[0]) for role in ("attention", "pool", "representation")]
-    own = [find(role, name, {}) for role, name in parts if name and ":" in name]
-    rules = [rule for module in own for rule in getattr(module, "torch_names", ())]
-    return dataclasses.replace(backbone, names=(*rules, *backbone.names))
+    """Those of a config.model's backbone, and of the modules that stand in it."""
+    backbone = get_backbone(config)
+    roles = {
+        "attention": ATTENTIONS,
+        "pool": POOLS,
+        "representation": {**REPRESENTATIONS, **backbone.own},
+    }
+    chosen = {role: entry(config, role)[0] for role in roles}
+    chosen["representation"] = chosen["representation"] or backbone.representation
+    rules = [
+        rule
+        for role, name in chosen.items()
+        if name not in (None, "none")
+        for rule in rules_of(find(role, name, roles[role]))
+    ]
+    names = backbone.torch_names
+    return dataclasses.replace(names, names=(*rules, *names.names))
+
+
+def rules_of(module: Any) -> Rules:
+    """The `torch_names` of a module or its class, see `sop.layers.published`."""
+    return getattr(module, "torch_names", ())
 
 
 def torch_name(path: str, names: TorchNames) -> str:
     """'params/features/layer1_0/conv1/kernel' → 'layer1.0.conv1.weight'."""
-    return _rewrite((*_LAYERS, *names.names, *_LEAVES), path.partition("/")[2])
+    return _rewrite((*names.names, *_LEAVES), path.partition("/")[2])
 
 
-def canonical(tensors: Mapping[str, np.ndarray], names: TorchNames) -> dict[str, np.ndarray]:
-    """A file's tensors under the names of `torch_name`.
-
-    Raises:
-      UsageError: two spellings of one name.
-    """
-    renamed = {}
-    for name, value in tensors.items():
-        new = _rewrite(names.aliases, name)
-        if new in renamed:
-            raise UsageError(f"The file names one tensor twice, as '{new}' and as '{name}'.")
-        renamed[new] = value
-    return renamed
+def canonical(name: str, names: TorchNames) -> str:
+    """A file's name of a tensor → that of `torch_name`; 'module.' is DataParallel's."""
+    return _rewrite(names.aliases, re.sub(r"(^|\.)module\.", r"\1", name))
 
 
 def _rewrite(rules: Rules, name: str) -> str:

@@ -5,15 +5,22 @@ only the first:
 
 - `variables`: {'params': …, 'batch_stats': …, …} as `module.apply` takes them,
 - `optimizer`: {'step', 'opt_state'},
-- `progress`: JSON {'epoch', 'report'}: epochs gone by, and what `Reporter.state` returned.
+- `progress`: JSON {'epoch', 'evaluates', 'report', 'config', 'data'}: epochs gone by, whether an
+  evaluation follows, what `Reporter.state` returned, the run's config, and what tells the data of
+  each stage from others.
+
+Beside them stand `checksums.json`, of every file of the items, which comes into being with the
+checkpoint and is compared whenever it is read; and `scores.json`, of the evaluation that follows.
 
 Where the run stands follows from the step (`sop.training.stages`).
 
 A checkpoint that holds only `variables`, at step 0, is what weight conversion writes.
 """
 
+import contextlib
+import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +31,32 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from sop.errors import UsageError
+from sop.training.durable import (
+    seal,
+    set_aside,
+    unseal,
+    verify_checksums,
+    write_checksums,
+    write_json,
+)
+from sop.training.history import evaluation_at
 from sop.training.optimizer import path_name
 from sop.training.state import TrainState
 
 FOLDER = "checkpoints"
-DAMAGED = "damaged-"
+_SCORES = "scores.json"
+_ITEMS = ("variables", "optimizer", "progress")
 
 
-def _top1(metrics: Mapping[str, float]) -> float:
-    return metrics["top1"]
+@dataclasses.dataclass(frozen=True)
+class _Best:
+    """Preserves the checkpoint of the highest evaluation top-1 in a work folder."""
+
+    workdir: Path
+
+    def should_preserve(self, checkpoints, *, context) -> Sequence[bool]:
+        best = best_step(self.workdir)
+        return [info.step == best for info in checkpoints]
 
 
 class Checkpoints:
@@ -55,27 +79,18 @@ class Checkpoints:
     ):
         self._say = say
         self.directory = Path(workdir).absolute() / FOLDER
-        if not read_only:
-            if jax.process_index() == 0:
-                self._set_aside_unscored()
-            multihost_utils.sync_global_devices("set aside what has damaged metrics")
-        policies = checkpoint_managers.AnyPreservationPolicy(
-            [
-                checkpoint_managers.LatestN(n=keep),
-                checkpoint_managers.BestN(
-                    get_metric_fn=_top1, n=1, keep_checkpoints_without_metrics=False
-                ),
-            ]
-        )
+        self._saving = 0
+        _refuse_strange_names(self.directory)
+        newest = checkpoint_managers.LatestN(n=keep)
+        policy = checkpoint_managers.AnyPreservationPolicy([newest, _Best(self.directory.parent)])
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policies,
-                best_fn=None if read_only else _top1,
+                preservation_policy=policy,
                 create=not read_only,
                 read_only=read_only,
                 cleanup_tmp_directories=not read_only,
-                lightweight_initialize=read_only,  # else one damaged metrics file stops it
+                async_options=_sealing(lambda: _write_checksums(self.directory, self._saving)),
             ),
             item_handlers={
                 "variables": ocp.StandardCheckpointHandler(),
@@ -84,9 +99,7 @@ class Checkpoints:
             },
         )
 
-    def save(
-        self, state: TrainState, progress: dict[str, Any], metrics: dict[str, float] | None = None
-    ) -> None:
+    def save(self, state: TrainState, progress: dict[str, Any]) -> None:
         """Begins to write a checkpoint; returns once the state has left the devices.
 
         It appears under its name only when it is whole. Does nothing where the step is there.
@@ -100,7 +113,26 @@ class Checkpoints:
             optimizer=ocp.args.StandardSave(optimizer),
             progress=ocp.args.JsonSave(progress),
         )
-        self._manager.save(step, args=items, metrics=metrics, force=True)
+        self._manager.wait_until_finished()  # the one before, whose step the callback still needs
+        self._saving = step
+        self._manager.save(step, args=items, force=True)
+
+    def score(self, step: int, scores: Mapping[str, float]) -> None:
+        """Writes what an evaluation of checkpoint `step` found, once the checkpoint is whole."""
+        self._manager.wait_until_finished()
+        if jax.process_index() == 0:
+            write_json(self.directory / str(step) / _SCORES, seal(scores))
+
+    def scores(self, step: int) -> dict[str, float] | None:
+        """What the evaluation of checkpoint `step` found; None: it was not evaluated."""
+        return _scores(self.directory.parent, step)
+
+    def discard(self, step: int) -> None:
+        """Sets aside a checkpoint of which nothing good can come."""
+        self._manager.wait_until_finished()
+        if jax.process_index() == 0:
+            set_aside(self.directory / str(step))
+        self._manager.reload()
 
     def latest_step(self) -> int | None:
         """The newest whole checkpoint's step."""
@@ -151,6 +183,11 @@ class Checkpoints:
         Raises:
           UsageError: no such checkpoint, a damaged one asked for by name, or one of another model.
         """
+        for step in self._unscored() if which == "best" else ():
+            self._say(
+                f"The scores of checkpoint {step} in {self.directory} are damaged or missing: it "
+                "does not count among the best."
+            )
         for step in _candidates(self.directory, which):
             try:
                 return self._restore_variables(step, template), step, self._epoch(step)
@@ -171,12 +208,27 @@ class Checkpoints:
         self._manager.close()
 
     def _restore_variables(self, step: int, template: Mapping[str, Any]) -> Any:
+        self._verify(step, ["variables"])
         saved = self._manager.item_metadata(step)["variables"]
         if saved is None:
             raise FileNotFoundError("its item 'variables' is missing")
         refuse_other_shapes(template, saved.tree, f"checkpoint {step} in {self.directory}")
         args = ocp.args.Composite(variables=ocp.args.StandardRestore(dict(template)))
         return self._manager.restore(step, args=args)["variables"]
+
+    def _unscored(self) -> list[int]:
+        """Checkpoints that were to be evaluated and have no scores."""
+        return [
+            step
+            for step in steps_in(self.directory.parent)
+            if self.scores(step) is None and self._was_evaluated(step)
+        ]
+
+    def _was_evaluated(self, step: int) -> bool:
+        try:
+            return self._progress(step).get("evaluates", False)
+        except Exception:  # as in restore_newest
+            return False
 
     def _epoch(self, step: int) -> float:
         """Of a trained checkpoint; 0 for one that holds only variables."""
@@ -192,6 +244,7 @@ class Checkpoints:
         return progress
 
     def _restore(self, step: int, template) -> tuple[TrainState, dict[str, Any]]:
+        verify_checksums(self.directory / str(step), ["optimizer", "progress"])
         report = self._progress(step)["report"]
         like = template(step)
         variables = self._restore_variables(step, like.variables)
@@ -201,44 +254,59 @@ class Checkpoints:
         params = variables.pop("params")
         return TrainState(optimizer["step"], params, variables, optimizer["opt_state"]), report
 
-    def _set_aside_unscored(self) -> None:
-        """Orbax reads every step's metrics when it starts and fails on one that is damaged."""
-        for step in steps_in(self.directory.parent):
-            path = self.directory / str(step)
-            if (path / "metrics" / "metrics").exists() and _read_metrics(path) is None:
-                self._rename_damaged(step, ValueError("its metrics are no JSON"))
+    def _verify(self, step: int, items: Sequence[str]) -> None:
+        if not verify_checksums(self.directory / str(step), items):
+            self._say(
+                f"Checkpoint {step} in {self.directory} has no checksums; it is read as it is."
+            )
 
     def _rename_damaged(self, step: int, error: Exception) -> None:
         self._say(
             f"Checkpoint {step} in {self.directory} is damaged ({_first_line(error)}); it is "
-            f"renamed to {DAMAGED}{step} and the one before it is tried."
+            f"renamed to damaged-{step} and the one before it is tried."
         )
         if jax.process_index() == 0:
-            (self.directory / str(step)).rename(self._unused(f"{DAMAGED}{step}"))
-
-    def _unused(self, name: str) -> Path:
-        path, count = self.directory / name, 1
-        while path.exists():
-            count += 1
-            path = self.directory / f"{name}.{count}"
-        return path
+            set_aside(self.directory / str(step))
 
 
 def steps_in(workdir: str | Path) -> list[int]:
     """The steps of a work folder's whole checkpoints, in ascending order."""
-    names = (path.name for path in (Path(workdir) / FOLDER).glob("*"))
-    return sorted(int(name) for name in names if name.isdigit())
+    folders = (Path(workdir) / FOLDER).glob("*")
+    return sorted(int(path.name) for path in folders if is_step(path.name) and path.is_dir())
+
+
+def is_step(name: str) -> bool:
+    """Whether it is the name of a checkpoint; '²'.isdigit() is True as well."""
+    return name.isascii() and name.isdigit()
+
+
+def _refuse_strange_names(directory: Path) -> None:
+    """Raises UsageError for what Orbax would take for a checkpoint, or stumble over."""
+    for path in directory.glob("*"):
+        if path.name.isdigit() and not (is_step(path.name) and path.is_dir()):
+            raise UsageError(f"{path} is no checkpoint: move it out of {directory}.")
 
 
 def best_step(workdir: str | Path) -> int | None:
     """The step of the highest evaluation top-1, the later one of equals; None: never evaluated."""
-    folder = Path(workdir) / FOLDER
     scored = [
-        (_top1(metrics), step)
+        (scores["top1"], step)
         for step in steps_in(workdir)
-        if (metrics := _read_metrics(folder / str(step))) is not None
+        if (scores := _scores(workdir, step)) is not None
     ]
     return max(scored)[1] if scored else None
+
+
+def saved_progress(workdir: str | Path) -> dict[str, Any]:
+    """The progress of the newest checkpoint of which it can be read; {}: there is none."""
+    for step in reversed(steps_in(workdir)):
+        folder = Path(workdir) / FOLDER / str(step)
+        with contextlib.suppress(OSError, ValueError):
+            verify_checksums(folder, ["progress"])
+            progress = json.loads((folder / "progress" / "metadata").read_bytes())
+            if isinstance(progress, dict):
+                return progress
+    return {}
 
 
 def refuse_converted(workdir: str | Path) -> None:
@@ -261,7 +329,7 @@ def _candidates(directory: Path, which: str) -> list[int]:
     if which in ("best", "latest"):
         best = best_step(directory.parent) if which == "best" else None
         return ([] if best is None else [best]) + [step for step in steps if step != best]
-    if not which.isdigit() or int(which) not in steps:
+    if not is_step(which) or int(which) not in steps:
         raise UsageError(
             f"There is no checkpoint {which!r} in {directory}; use 'best', 'latest' "
             f"or one of {', '.join(map(str, sorted(steps)))}."
@@ -269,17 +337,32 @@ def _candidates(directory: Path, which: str) -> list[int]:
     return [int(which)]
 
 
-def _read_metrics(step: Path) -> dict[str, float] | None:
-    """The metrics saved with a checkpoint, or None where there are none that can be read."""
-    try:
-        return json.loads((step / "metrics" / "metrics").read_text())
-    except (OSError, ValueError):
-        return None
+def _scores(workdir: str | Path, step: int) -> dict[str, float] | None:
+    """The scores of a checkpoint, from beside it or, where these are damaged, from the history."""
+    folder = Path(workdir) / FOLDER / str(step)
+    for name in (_SCORES, "metrics/metrics"):  # the latter is of earlier versions
+        try:
+            return unseal((folder / name).read_bytes())[0]
+        except OSError:
+            continue
+    return evaluation_at(workdir, step)
 
 
 def _first_line(error: Exception) -> str:
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:160]}" if text else type(error).__name__
+
+
+def _sealing(callback: Callable[[], None]) -> ocp.AsyncOptions:
+    """Calls back in the first process when all files of a checkpoint are there but not its name."""
+    return ocp.AsyncOptions(post_finalization_callback=callback)
+
+
+def _write_checksums(directory: Path, step: int) -> None:
+    """Of the checkpoint that Orbax is about to give its name."""
+    unnamed = list(directory.glob(f"{step}.orbax-checkpoint-tmp*"))
+    for folder in unnamed or [directory / str(step)]:
+        write_checksums(folder)
 
 
 def save_variables(workdir: str | Path, variables: Mapping[str, Any]) -> None:
@@ -291,8 +374,11 @@ def save_variables(workdir: str | Path, variables: Mapping[str, Any]) -> None:
     directory = Path(workdir).absolute() / FOLDER
     if directory.exists() and any(directory.iterdir()):
         raise UsageError(f"{directory} already has checkpoints; choose an empty work folder.")
+    options = ocp.CheckpointManagerOptions(
+        async_options=_sealing(lambda: _write_checksums(directory, 0))
+    )
     handlers = {"variables": ocp.StandardCheckpointHandler()}
-    with ocp.CheckpointManager(directory, item_handlers=handlers) as manager:
+    with ocp.CheckpointManager(directory, options=options, item_handlers=handlers) as manager:
         args = ocp.args.Composite(variables=ocp.args.StandardSave(dict(variables)))
         manager.save(0, args=args)
         manager.wait_until_finished()
@@ -308,7 +394,7 @@ def find_variables(path: str | Path) -> list[Path]:
       UsageError: there is none.
     """
     path = Path(path).absolute()
-    one = path.name.isdigit() and path.parent.name == FOLDER
+    one = is_step(path.name) and path.parent.name == FOLDER
     directory, which = (path.parent, path.name) if one else (path / FOLDER, "best")
     return [directory / str(step) for step in _candidates(directory, which)]
 
@@ -325,6 +411,7 @@ def load_variables(path: str | Path) -> dict[str, Any]:
         try:
             with ocp.PyTreeCheckpointer() as reader:
                 item = step / "variables"
+                verify_checksums(step, ["variables"])
                 tree = reader.metadata(item).item_metadata.tree
                 as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
                 return reader.restore(item, restore_args=as_numpy)

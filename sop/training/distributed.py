@@ -1,6 +1,9 @@
 """Many processes as one run: `jax.distributed`, started when flags or the environment say so."""
 
+import hashlib
 import importlib.util
+import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,6 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from sop.errors import UsageError
+from sop.training.partners import Partners, call_roll
 
 # Environment variables read for each setting, first match wins.
 _VARIABLES = {
@@ -28,8 +32,11 @@ _FLAGS = {
 
 
 def initialize(
-    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
-) -> None:
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    timeout: float = 300,
+) -> Partners | None:
     """Joins this process to the others of its run; call it before anything touches a device.
 
     In order: the arguments (launch flags) or, for each one left out, its environment variables
@@ -41,9 +48,13 @@ def initialize(
       coordinator: 'HOST:PORT' of process 0, the same in every process.
       num_processes: how many there are.
       process_id: which this is, from 0.
+      timeout: seconds to wait for the others.
+    Returns:
+      The others, to be told how this process ends; None where it is alone, or JAX finds the others
+      by means of Slurm or a TPU pod, whose launchers end all processes where one has failed.
     Raises:
-      UsageError: some of the three are given but not all, or they contradict each other, or the
-        coordinator did not answer.
+      UsageError: some of the three are given but not all, or they contradict each other, or not
+        all processes came in time.
     """
     given = {
         "coordinator_address": coordinator,
@@ -52,16 +63,13 @@ def initialize(
     }
     settings = detect(given, os.environ)
     if settings is None:
-        return
-    try:
-        jax.distributed.initialize(**settings, shutdown_timeout_seconds=_GOODBYE)
-    except RuntimeError as error:
-        if "DEADLINE_EXCEEDED" not in str(error):
-            raise
-        raise UsageError(
-            f"The processes of this run did not find each other ({settings}): start all of them, "
-            "and check that the coordinator's host and port can be reached."
-        ) from error
+        return None
+    partners = None
+    if (address := settings.get("coordinator_address")) is not None:
+        partners = call_roll(address, settings["process_id"], settings["num_processes"], timeout)
+    waiting = {"initialization_timeout": math.ceil(timeout), "shutdown_timeout_seconds": _GOODBYE}
+    jax.distributed.initialize(**settings, **waiting)
+    return partners
 
 
 def detect(given: Mapping[str, Any], env: Mapping[str, str]) -> dict[str, Any] | None:
@@ -88,9 +96,11 @@ def detect(given: Mapping[str, Any], env: Mapping[str, str]) -> dict[str, Any] |
         known = ", ".join(f"{_FLAGS[k]}={v}" for k, v in settings.items() if v is not None)
         remedy = " and ".join(f"{_FLAGS[k]} (or {_VARIABLES[k][1]})" for k in missing)
         raise UsageError(f"A run of several processes ({known}) also needs {remedy}.")
-    if ":" not in settings["coordinator_address"]:
+    host, _, port = settings["coordinator_address"].rpartition(":")
+    if not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
         raise UsageError(
-            f"Coordinator {settings['coordinator_address']!r} has no port: give it as HOST:PORT."
+            f"Coordinator {settings['coordinator_address']!r} is not HOST:PORT with a port from 1 "
+            "to 65535."
         )
     if not 0 <= settings["process_id"] < settings["num_processes"]:
         raise UsageError(
@@ -100,28 +110,70 @@ def detect(given: Mapping[str, Any], env: Mapping[str, str]) -> dict[str, Any] |
     return {"cluster_detection_method": "deactivate", **cluster, **settings}
 
 
-def on_first_process(action: Callable[[], None]) -> None:
-    """Runs `action` in process 0 alone, while the others wait; its refusal is everybody's.
-
-    Without this the others would wait for the one that refused.
+def together(action: Callable[[], None]) -> None:
+    """Runs `action` in every process, and waits for all; the refusal of one is everybody's.
 
     Raises:
-      UsageError: in every process, if `action` raised one.
+      UsageError: in every process, if `action` raised one in any.
     """
+    if jax.process_count() == 1:
+        action()
+        return
     message = ""
-    if jax.process_index() == 0:
-        try:
-            action()
-        except UsageError as error:
-            if jax.process_count() == 1:
-                raise
-            message = str(error)
+    try:
+        action()
+    except UsageError as error:
+        message = str(error)
+    for heard in _gather_texts(message):
+        if heard:
+            raise UsageError(heard)
+
+
+def refuse_differences(what: str, facts: Mapping[str, Any]) -> None:
+    """Refuses to go on, in every process, unless all of them have the same facts.
+
+    Args:
+      what: that the facts are about, as in 'The processes have different `what`'.
+      facts: JSON-able.
+    Raises:
+      UsageError: naming up to three facts that differ, and the process.
+    """
+    if jax.process_count() == 1:
+        return
+    text = json.dumps(facts, sort_keys=True, default=str)
+    digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+    digests = np.asarray(multihost_utils.process_allgather(digest))
+    if (digests == digests[0]).all():
+        return
+    first, *others = map(json.loads, _gather_texts(text))
+    for index, other in enumerate(others, start=1):
+        keys = [k for k in sorted(first.keys() | other.keys()) if first.get(k) != other.get(k)]
+        if keys:
+            named = (f"{k} is {first.get(k)!r} and {other.get(k)!r}" for k in keys[:3])
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            raise UsageError(
+                f"Process 0 and process {index} have different {what} ({'; '.join(named)}{more}): "
+                "start all processes alike."
+            )
+
+
+def shared_token() -> str:
+    """A random text, the same in every process."""
+    drawn = np.frombuffer(os.urandom(8), np.uint8)
     if jax.process_count() > 1:
-        letters = np.frombuffer(message.encode()[:4096].ljust(4096), np.uint8)
-        heard = np.asarray(multihost_utils.broadcast_one_to_all(letters))
-        message = heard.astype(np.uint8).tobytes().decode(errors="ignore").strip()
-    if message:
-        raise UsageError(message)
+        drawn = np.asarray(multihost_utils.broadcast_one_to_all(drawn)).astype(np.uint8)
+    return drawn.tobytes().hex()
+
+
+def _gather_texts(text: str) -> list[str]:
+    """The text of each process."""
+    data = text.encode()
+    lengths = np.asarray(multihost_utils.process_allgather(np.array(len(data)))).ravel()
+    letters = np.frombuffer(data.ljust(int(lengths.max()) or 1), np.uint8)
+    rows = np.asarray(multihost_utils.process_allgather(letters)).astype(np.uint8)
+    rows = rows.reshape(len(lengths), -1)
+    pairs = zip(rows, lengths.tolist(), strict=True)
+    return [row.tobytes()[:length].decode() for row, length in pairs]
 
 
 def _setting(key: str, flag: Any, env: Mapping[str, str]) -> Any:

@@ -10,20 +10,34 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from sop.config.validation import as_json
 from sop.data.normalization import normalize
 from sop.errors import UsageError
 from sop.training import pretrained
 from sop.training.checkpoints import Checkpoints, load_variables, steps_in
 from sop.training.evaluation import evaluate, is_finite
+<<<<<<< HEAD
 from sop.training.optimizer import keep_momentum, make_optimizer, matches_any
+=======
+from sop.training.memory import check_compiled
+from sop.training.optimizer import matches_any
+>>>>>>> main
 from sop.training.reporting import Reporter
 from sop.training.signals import StopRequest
-from sop.training.stages import EvalData, Stage, stage_at
+from sop.training.stages import EvalData, Stage, identities, stage_at
 from sop.training.state import TrainState, init_state, init_variables
-from sop.training.step import data_parallel, make_eval_step, make_train_step, replicated, to_devices
+from sop.training.step import (
+    batch_shapes,
+    data_parallel,
+    make_eval_step,
+    make_train_step,
+    replicated,
+    to_devices,
+)
 
 # Steps whose metrics are still on the devices: enough that these never wait for the host, few
 # enough that a diverged run stops at once and that memory for batches stays bounded.
@@ -35,6 +49,7 @@ def train(
     workdir: Path,
     model: nn.Module,
     stages: Sequence[Stage],
+    optimizers: Sequence[optax.GradientTransformation],
     shapes: dict[str, Any],
     mesh: Mesh,
     reporter: Reporter,
@@ -46,6 +61,7 @@ def train(
       workdir: the run's folder, locked by the caller.
       model: of `config.model`.
       stages: see `sop.training.stages.make_stages`.
+      optimizers: of each stage, see `sop.training.optimizer.make_optimizer`.
       shapes: the model's variables as `jax.ShapeDtypeStruct`s.
       mesh: all devices; every process calls this function.
       reporter: what the user sees.
@@ -54,9 +70,6 @@ def train(
     Raises:
       UsageError: the loss or gradient became NaN or infinite; or what `Checkpoints` refuses.
     """
-    optimizers = [
-        make_optimizer(stage.config.optimizer, stage.schedule, shapes["params"]) for stage in stages
-    ]
 
     def template(step: int) -> TrainState:
         tx = optimizers[stages.index(stage_at(stages, step))]
@@ -66,7 +79,7 @@ def train(
     if config.init_from and not steps_in(workdir):
         loaded = load_variables(config.init_from)
     checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep, say=reporter.say)
-    with closing(checkpoints), StopRequest(mesh) as stop:
+    with StopRequest(mesh) as stop, closing(checkpoints):
         restored = checkpoints.restore_newest(template)
         if restored is None:
             variables = _initialize(config, model, stages[0], loaded, mesh, reporter)
@@ -76,20 +89,34 @@ def train(
         else:
             state, report = restored
         step = int(state.step)
-        reporter.start(config, state.variables, mesh.devices, step=step, saved=report)
+        scores = checkpoints.scores(step) if step else None
+        reporter.start(
+            config, state.variables, mesh.devices, step=step, saved=report, scores=scores
+        )
         if step:
             reporter.say(f"Going on from the checkpoint at step {step}.")
+        data = identities((stage.train, stage.evaluation) for stage in stages)
+        whole = {"config": as_json(config), "data": data}
+        unscored = stage_at(stages, step) if step and scores is None else None
 
         for stage, tx in zip(stages, optimizers, strict=True):
-            if int(state.step) >= stage.last_step:
+            if step >= stage.last_step and stage is not unscored:
                 continue
             if 0 < stage.first_step == int(state.step):
                 renew = jax.jit(tx.init, out_shardings=replicated(mesh))
+<<<<<<< HEAD
                 opt_state = renew(state.params)
                 if stage.config.optimizer.keep_momentum:
                     opt_state = keep_momentum(state.opt_state, opt_state)
                 state = state.replace(opt_state=opt_state)
             state, finished = _StageRun(model, tx, stage, mesh, checkpoints, reporter)(state, stop)
+=======
+                state = state.replace(opt_state=renew(state.params))
+            run = _StageRun(whole, model, tx, stage, mesh, checkpoints, reporter)
+            if stage is unscored:  # the run ended between a checkpoint and its evaluation
+                run.evaluate(state)
+            state, finished = run(state, stop)
+>>>>>>> main
             if not finished:
                 return False
     return True
@@ -106,10 +133,14 @@ def _initialize(config, model, stage, loaded, mesh, reporter):
 
 
 class _StageRun:
-    """One stage of a run, from a state somewhere in it to its end."""
+    """One stage of a run, from a state somewhere in it to its end.
+
+    `whole` is what checkpoints keep of the whole run: its config and what identifies its data.
+    """
 
     def __init__(
         self,
+        whole: dict[str, Any],
         model: nn.Module,
         tx: Any,
         stage: Stage,
@@ -130,31 +161,59 @@ class _StageRun:
         self._train_step = data_parallel(step, mesh, donate=True)
         evaluation = make_eval_step(model, normalize=_normalization(config))
         self._eval_step = data_parallel(evaluation, mesh)
-        self._stage, self._mesh = stage, mesh
+        self._whole, self._stage, self._mesh = whole, stage, mesh
         self._checkpoints, self._reporter = checkpoints, reporter
         self._in_flight: deque[tuple[int, Any]] = deque()
 
     def __call__(self, state: TrainState, stop: StopRequest) -> tuple[TrainState, bool]:
         """The state at the end, or where a stop was asked for, and whether it is the end."""
         stage = self._stage
+        with self._reporter.pause():
+            self._compile(state)
         batches = stage.batches(int(state.step))
         for step in range(int(state.step) + 1, stage.last_step + 1):
             state, metrics = self._train_step(state, to_devices(self._mesh, next(batches)))
             self._in_flight.append((step, metrics))
-            self._settle(_IN_FLIGHT)
+            self._settle(_IN_FLIGHT if stop.has_work else 0)
+            stop.has_work = True
             stopping = stop.agreed()
             if stopping or self._saves(step):
                 self._settle(0)
                 with self._reporter.pause():
-                    scores = self._evaluate(state, step) if self._evaluates(step) else None
-                    progress = {
-                        "epoch": stage.epoch_at(step),
-                        "report": self._reporter.state(),
-                    }
-                    self._checkpoints.save(state, progress, scores)
-            if stopping and step < stage.last_step:
+                    self._save(state, step)
+                    if not stopping:
+                        self.evaluate(state)
+            if stopping:
                 return state, False
         return state, True
+
+    def _save(self, state: TrainState, step: int) -> None:
+        progress = {
+            "epoch": self._stage.epoch_at(step),
+            "evaluates": self._evaluates(step),
+            "report": self._reporter.state(),
+            **self._whole,
+        }
+        self._checkpoints.save(state, progress)
+
+    def evaluate(self, state: TrainState) -> None:
+        """Evaluates the state of a checkpoint, if one is due at its step, and scores it."""
+        step = int(state.step)
+        if not self._evaluates(step):
+            return
+        scores = evaluate(self._eval_step, self._mesh, state.variables, self._stage.evaluation)
+        if not is_finite(scores):
+            self._checkpoints.discard(step)
+            self._refuse(f"in the evaluation after step {step}", scores)
+        self._reporter.evaluation(step, scores)
+        self._checkpoints.score(step, scores)
+
+    def _compile(self, state: TrainState) -> None:
+        """Refuses what the devices cannot hold, of evaluation too, before the first step."""
+        mesh, stage, size = self._mesh, self._stage, self._stage.config.batch_size
+        batch = batch_shapes(mesh, size, stage.train.row_shape, masked=False)
+        check_compiled("batch_size", size, self._train_step, (state, batch), mesh)
+        _compile_evaluation(stage.config, self._eval_step, state.variables, stage.evaluation, mesh)
 
     def _evaluates(self, step: int) -> bool:
         stage, every = self._stage, self._stage.config.eval_every_epochs
@@ -174,13 +233,6 @@ class _StageRun:
             if not is_finite(metrics):
                 self._refuse(f"in training step {step}", metrics)
             self._reporter.train(step, metrics)
-
-    def _evaluate(self, state: TrainState, step: int) -> dict[str, float]:
-        scores = evaluate(self._eval_step, self._mesh, state.variables, self._stage.evaluation)
-        if not is_finite(scores):
-            self._refuse(f"in the evaluation after step {step}", scores)
-        self._reporter.evaluation(step, scores)
-        return scores
 
     def _refuse(self, where: str, metrics: dict[str, float]) -> None:
         good = self._checkpoints.latest_step()
@@ -220,7 +272,14 @@ def evaluate_checkpoint(
         template = _on_mesh(shapes, mesh)
         variables, step, epoch = checkpoints.restore_variables(which, template)
     eval_step = data_parallel(make_eval_step(model, normalize=_normalization(config)), mesh)
+    _compile_evaluation(config, eval_step, variables, evaluation, mesh)
     return {"step": step, "epoch": epoch, **evaluate(eval_step, mesh, variables, evaluation)}
+
+
+def _compile_evaluation(config, eval_step, variables, evaluation, mesh):
+    size = config.eval_batch_size
+    batch = batch_shapes(mesh, size, evaluation.row_shape, masked=True)
+    check_compiled("eval_batch_size", size, eval_step, (variables, batch), mesh)
 
 
 def _normalization(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:

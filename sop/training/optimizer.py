@@ -9,7 +9,7 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from sop.errors import UsageError
+from sop.errors import UsageError, show
 
 Path = tuple[Any, ...]
 
@@ -35,7 +35,7 @@ def _value_by_path(pairs: Sequence[tuple[str, float]], default: float) -> Callab
 
 
 def _check_patterns_match(params: Any, config: ConfigDict) -> None:
-    """A pattern that touches nothing is a mistake in the config, found before it costs a run."""
+    """Patterns that touch nothing, or freeze everything, are mistakes in the config."""
     names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     groups = {
         "frozen": list(config.frozen),
@@ -46,9 +46,14 @@ def _check_patterns_match(params: Any, config: ConfigDict) -> None:
         for pattern in patterns:
             if not any(re.search(pattern, name) for name in names):
                 raise UsageError(
-                    f"config.optimizer.{key} has the pattern {pattern!r}, which matches no "
+                    f"config.optimizer.{key} has the pattern {show(pattern)}, which matches no "
                     f"parameter; the parameters have paths like {names[0]!r} and {names[-1]!r}."
                 )
+    if config.freeze_batch_norm and all(map(matches_any(config.frozen), names)):
+        raise UsageError(
+            f"config.optimizer.frozen is {show(config.frozen)}, which leaves no parameter to "
+            "train; freeze fewer."
+        )
 
 
 def make_optimizer(
@@ -68,7 +73,7 @@ def make_optimizer(
       schedule: step → η.
       params: parameter tree (arrays or shapes), for its paths.
     Raises:
-      UsageError: a pattern matches no parameter.
+      UsageError: a pattern matches no parameter, or all are frozen.
     """
     _check_patterns_match(params, config)
     factor = _value_by_path(config.lr_multipliers, 1.0)

@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from sop.training.workdir import write_atomically
+from sop.training.durable import write_atomically
 
 _COLORS = {"train": "#4C72B0", "eval": "#DD5143"}
 _LABELS = {"train": "training", "eval": "evaluation"}
@@ -21,10 +21,10 @@ def draw_curves(path: str | os.PathLike, history: Sequence[dict[str, Any]], titl
     Args:
       path: replaced atomically.
       history: entries as in `history.jsonl`, see `Reporter`.
-      title: above the picture.
+      title: above the picture, as it is: a `$` begins no formula.
     """
     figure = Figure(figsize=(11, 7.5))
-    figure.suptitle(title)
+    figure.suptitle(title.encode(errors="replace").decode(), parse_math=False)
     axes = figure.subplots(2, 2).flat
     figure.subplots_adjust(0.08, 0.08, 0.98, 0.92, wspace=0.22, hspace=0.25)
     for panel, (key, label) in zip(axes, _PANELS.items(), strict=False):

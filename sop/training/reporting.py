@@ -15,8 +15,10 @@ How a training loop uses it, alike in every process (only the first one's is ena
 
 import json
 import os
+import re
 import sys
 import time
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -30,23 +32,23 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 from tqdm import tqdm
 
+from sop.training.durable import write_json
+from sop.training.history import HISTORY, append_entry, read_history, write_history
 from sop.training.plots import draw_curves
 from sop.training.profiling import Tracer
 from sop.training.stages import Stage, stage_at
 from sop.training.tables import config_table, parameter_table
-from sop.training.workdir import write_atomically, write_json
-
-HISTORY = "history.jsonl"
 
 
 class Reporter:
     """Reports a run on the screen and into its work folder.
 
-    - `history.jsonl`: a line for each window of training steps and for each evaluation, {'split':
-      'train' or 'eval', 'step', 'epoch', 'loss', 'top1', 'top5', …}. It holds no times: that of an
-      interrupted run equals that of an uninterrupted one.
+    - `history.jsonl`: a line for each window of training steps and for each evaluation, see
+      `sop.training.history`.
     - TensorBoard events: the same scalars, and images per second.
     - `curves.png` and `results.json`: of the history so far, replaced at each evaluation.
+
+    A picture or an event file that cannot be written is said once and ends nothing.
 
     Windows hold about `log_every` steps, such that an epoch is cut into equal ones; their entries
     hold the means.
@@ -75,11 +77,13 @@ class Reporter:
         self._tracer = Tracer(self._workdir / "profile", profile_steps if enabled else 0)
         self._enabled = enabled
         self._history: list[dict[str, Any]] = []
+        self._best: dict[str, Any] | None = None
         self._window = _Window()
         self._speed = _Speed()
         self._about: dict[str, Any] = {}
         self._bar: tqdm | None = None
         self._events: EventsWriter | None = None
+        self._failed: set[Path] = set()
 
     def start(
         self,
@@ -89,12 +93,14 @@ class Reporter:
         *,
         step: int = 0,
         saved: Mapping[str, Any] | None = None,
+        scores: Mapping[str, float] | None = None,
     ) -> None:
         """Prints the config, the devices and the parameters, and rewinds the history to `step`.
 
         Args:
           step: steps taken before; what an earlier process reported of later ones is dropped.
           saved: what `state` returned at that step.
+          scores: of the evaluation after that step, if there was one.
         """
         if not self._enabled:
             return
@@ -111,13 +117,10 @@ class Reporter:
             **_data(config),
         }
 
-        self._window = _Window(saved)
-        entries = read_history(self._workdir)
-        self._history = [entry for entry in entries if entry["step"] <= step]
-        lines = [json.dumps(entry) + "\n" for entry in self._history]
-        write_atomically(self._workdir / HISTORY, "".join(lines))
-        # The library names files by the second; a kill and a restart may be closer than that.
-        self._events = EventsWriter(str(self._workdir / "events"), f".{time.time_ns()}")
+        self._rewind(step, saved or {}, scores)
+        with self._spared(self._workdir / "events"):
+            # The library names files by the second; a kill and a restart may be closer than that.
+            self._events = EventsWriter(str(self._workdir / "events"), f".{time.time_ns()}")
         # TensorBoard forgets what older files say from this step on.
         self._event(step + 1, session_log=SessionLog(status=SessionLog.START))
         self._publish()
@@ -125,6 +128,24 @@ class Reporter:
             form = "{desc} {percentage:3.0f}%|{bar}| step {n_fmt}/{total_fmt}{postfix}, {remaining}"
             form += " left"
             self._bar = tqdm(total=self._last_step, initial=step, bar_format=form)
+
+    def _rewind(
+        self, step: int, saved: Mapping[str, Any], scores: Mapping[str, float] | None
+    ) -> None:
+        """The history up to `step`, and what is known of it though lines of it may be lost."""
+        # Earlier versions saved the window alone.
+        self._window = _Window(saved.get("window") or (saved if "sums" in saved else None))
+        entries = [e for e in read_history(self._workdir) if e["step"] <= step]
+        self._history = [e for e in entries if e["split"] == "train" or e["step"] < step]
+        if lost := saved.get("entries", 0) - len(self._history):
+            self.say(
+                f"{self._workdir / HISTORY} lacks {lost} of {saved['entries']} entries before step "
+                f"{step}, damaged or lost: the curves have gaps there."
+            )
+        if scores is not None:
+            self._history.append(self._entry("eval", step, scores))
+        write_history(self._workdir, self._history)
+        self._best = _best([*filter(None, [saved.get("best")]), *self._evaluations()])
 
     def train(self, step: int, metrics: Mapping[str, float]) -> None:
         """Takes note of training step `step` (the first is 1) and its metrics."""
@@ -145,6 +166,7 @@ class Reporter:
             return
         self._close_window()
         self._enter("eval", step, metrics)
+        self._best = _best([*filter(None, [self._best]), self._history[-1]])
         self.say(f"{self._place(step)}: evaluation {describe(metrics)}")
         self._publish()
 
@@ -158,8 +180,9 @@ class Reporter:
             self._speed.go()
 
     def state(self) -> dict[str, Any]:
-        """The open window, JSON-able, for the checkpoint."""
-        return self._window.state()
+        """For the checkpoint, JSON-able: the open window, the number of entries, the best one."""
+        window = self._window.state()
+        return {"window": window, "entries": len(self._history), "best": self._best}
 
     def say(self, sentence: str) -> None:
         """Prints a line, above the bar."""
@@ -175,7 +198,7 @@ class Reporter:
             return
         curves, checkpoints = self._workdir / "curves.png", self._workdir / "checkpoints"
         self.say(f"Curves: {curves}; checkpoints: {checkpoints}; events: {self._workdir}/events.*")
-        last, best = evaluations[-1], _best(evaluations)
+        last, best = evaluations[-1], self._best
         self.say(
             f"Finished at {self._place(last['step'])}: {describe(last)} on the evaluation split; "
             f"best top-1 {best['top1']:.2%} after step {best['step']}"
@@ -188,7 +211,8 @@ class Reporter:
             self._bar.close()
             self._bar = None
         if self._events is not None:
-            self._events.close()
+            with self._spared(self._workdir / "events"):
+                self._events.close()
             self._events = None
 
     def _close_window(self) -> None:
@@ -216,21 +240,25 @@ class Reporter:
         total = self._stages[-1].epoch_at(self._last_step)
         return f"{stage_at(self._stages, step).epoch_at(step):.1f}/{total:g}"
 
-    def _enter(self, split: str, step: int, values: Mapping[str, float]) -> None:
+    def _entry(self, split: str, step: int, values: Mapping[str, float]) -> dict[str, Any]:
         epoch = stage_at(self._stages, step).epoch_at(step)
-        entry = {"split": split, "step": step, "epoch": epoch, **values}
+        return {"split": split, "step": step, "epoch": epoch, **values}
+
+    def _enter(self, split: str, step: int, values: Mapping[str, float]) -> None:
+        entry = self._entry(split, step, values)
         self._history.append(entry)
-        with open(self._workdir / HISTORY, "a") as file:
-            file.write(json.dumps(entry) + "\n")
+        append_entry(self._workdir, entry)
         for name, value in values.items():
             if name != "count":
                 self._event(step, summary=scalar(f"{split}/{name}", value))
         if self._events is not None:
-            self._events.flush()
+            with self._spared(self._workdir / "events"):
+                self._events.flush()
 
     def _event(self, step: int, **what: Any) -> None:
         if self._events is not None:
-            self._events.write_event(Event(wall_time=time.time(), step=step, **what))
+            with self._spared(self._workdir / "events"):
+                self._events.write_event(Event(wall_time=time.time(), step=step, **what))
 
     def _evaluations(self) -> list[dict[str, Any]]:
         return [entry for entry in self._history if entry["split"] == "eval"]
@@ -241,27 +269,46 @@ class Reporter:
             return
         last, best = (
             {name: value for name, value in entry.items() if name != "split"}
-            for entry in (evaluations[-1], _best(evaluations))
+            for entry in (evaluations[-1], self._best)
         )
         timing = {"images_per_second": self._speed.overall}
         write_json(
             self._workdir / "results.json", {**last, "best": best, **self._about, "timing": timing}
         )
-        draw_curves(self._workdir / "curves.png", self._history, title=str(self._workdir))
+        picture = self._workdir / "curves.png"
+        with self._spared(picture):
+            draw_curves(picture, self._history, title=str(self._workdir))
+
+    @contextmanager
+    def _spared(self, file: Path) -> Iterator[None]:
+        """Around the writing of what a run can do without: its first failure is said."""
+        try:
+            yield
+        except Exception as error:  # not worth a run, whatever it is
+            if file not in self._failed:
+                self._failed.add(file)
+                self.say(f"{file} cannot be written ({error}); the run goes on without it.")
 
 
 def report_evaluation(
     workdir: str | os.PathLike, scores: Mapping[str, Any], config: ConfigDict
 ) -> None:
-    """Writes the evaluation of one checkpoint over that in `results.json`, and says it.
+    """Writes the evaluation of one checkpoint to a file of its own, and says it.
+
+    It is `evaluations/DATASET-SPLIT-stepSTEP-HASH.json`, by data, split and step, the hash standing
+    for the transforms: `results.json` is the training run's.
 
     Args:
       scores: 'step', 'epoch', 'loss', 'top1', 'top5', 'count'.
       config: says on which data.
     """
-    path = Path(workdir) / "results.json"
-    before = json.loads(path.read_text()) if path.exists() else {}
-    write_json(path, {**before, **scores, **_data(config)})
+    data = {**_data(config), "normalization": config.input.normalization}
+    digest = f"{zlib.crc32(json.dumps(data).encode()):08x}"
+    words = data["dataset"], data["eval_split"], f"step{scores['step']}", digest
+    name = "-".join(re.sub(r"[^\w.]+", "_", word).strip("_")[-60:] for word in words)
+    path = Path(workdir) / "evaluations" / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    write_json(path, {**scores, **data})
     print(f"Results: {path}")
     print(
         f"Evaluated step {scores['step']}, epoch {scores['epoch']:.1f}: {describe(scores)} "
@@ -283,15 +330,8 @@ def describe(metrics: Mapping[str, float]) -> str:
     return ", ".join((f"loss {metrics['loss']:.4f}", *shares))
 
 
-def read_history(workdir: str | os.PathLike) -> list[dict[str, Any]]:
-    """The entries of `history.jsonl`; a last line that a kill cut short is left out."""
-    path = Path(workdir) / HISTORY
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-def _best(evaluations: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    return max(evaluations, key=lambda entry: (entry["top1"], entry["step"]))
+def _best(evaluations: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    return max(evaluations, key=lambda entry: (entry["top1"], entry["step"]), default=None)
 
 
 def _ends_window(stage: Stage, step: int, log_every: int) -> bool:

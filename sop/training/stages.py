@@ -12,7 +12,10 @@ from typing import Any, Protocol
 import optax
 from ml_collections import ConfigDict
 
+from sop.errors import UsageError
 from sop.training.optimizer import make_schedule
+
+_MOST_STEPS = 2**31 - 1  # they are counted in int32
 
 
 class TrainData(Protocol):
@@ -20,6 +23,8 @@ class TrainData(Protocol):
 
     steps_per_epoch: int
     image_shape: tuple[int, int, int]
+    identity: dict[str, Any]  # JSON-able: 'split', 'examples', 'classes', 'files' (a hash)
+    row_shape: tuple[int, ...]  # of an example's image in a batch
 
     def batches(self, start: int, first_epoch: int) -> Iterator[dict[str, Any]]:
         """Batch number `start` and those after it; batch 0 begins epoch `first_epoch`."""
@@ -29,6 +34,8 @@ class EvalData(Protocol):
     """This process's share of the evaluation examples, in padded and masked batches."""
 
     image_shape: tuple[int, int, int]
+    identity: dict[str, Any]  # as that of TrainData
+    row_shape: tuple[int, ...]  # with the views of an image in front
 
     def __iter__(self) -> Iterator[dict[str, Any]]: ...
 
@@ -80,7 +87,7 @@ def make_stages(
       configs: see `sop.config.stage_configs`.
       data: of each.
     Raises:
-      UsageError: a stage's schedule does not fit its length.
+      UsageError: a stage's schedule does not fit its length, or there are too many steps.
     """
     stages: list[Stage] = []
     step = epoch = 0
@@ -93,7 +100,17 @@ def make_stages(
         )
         stages.append(Stage(config, train, evaluation, schedule, step, epoch))
         step, epoch = stages[-1].last_step, epoch + config.num_epochs
+        if step > _MOST_STEPS:
+            raise UsageError(
+                f"config.num_epochs = {config.num_epochs} of {train.steps_per_epoch} steps each "
+                f"make the run one of {step} steps, more than {_MOST_STEPS}; set fewer."
+            )
     return stages
+
+
+def identities(data: Iterable[tuple[TrainData, EvalData]]) -> list[dict[str, Any]]:
+    """What tells the data of each stage from others, JSON-able."""
+    return [{"train": t.identity, "evaluation": e.identity} for t, e in data]
 
 
 def stage_at(stages: Sequence[Stage], step: int) -> Stage:

@@ -39,6 +39,19 @@ def to_devices(mesh: Mesh, batch: dict[str, np.ndarray]) -> Batch:
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
 
 
+def batch_shapes(
+    mesh: Mesh, size: int, row_shape: tuple[int, ...], masked: bool
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """What `to_devices` makes of batches of `size` examples, with a mask or without."""
+    sharding = NamedSharding(mesh, P(AXIS))
+    shapes = {"image": (row_shape, jnp.uint8), "label": ((), jnp.int32)}
+    shapes |= {"mask": ((), jnp.bool_)} if masked else {}
+    return {
+        name: jax.ShapeDtypeStruct((size, *row), dtype, sharding=sharding)
+        for name, (row, dtype) in shapes.items()
+    }
+
+
 def data_parallel(step: Callable, mesh: Mesh, donate: bool = False) -> Callable:
     """Jits a per-device `step(state, batch)` over the mesh.
 

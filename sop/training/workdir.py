@@ -1,38 +1,23 @@
 """The work folder of a run: made, locked against a second run, and tied to one config."""
 
+import contextlib
 import errno
 import fcntl
 import json
 import os
 import socket
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from ml_collections import ConfigDict
+
 from sop.config.validation import as_json, differences, may_change
 from sop.errors import UsageError
-from sop.training.checkpoints import steps_in
-
-
-def write_atomically(path: str | os.PathLike, content: str | bytes) -> None:
-    """Writes a file so that whoever reads it, at any moment, sees all of the old or all of the new.
-
-    The content reaches the disk before the name does: a crash leaves one of the two as well.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    data = content.encode() if isinstance(content, str) else content
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def write_json(path: str | os.PathLike, value: Any) -> None:
-    """`write_atomically` of `value` as indented JSON."""
-    write_atomically(path, json.dumps(value, indent=2) + "\n")
+from sop.training.checkpoints import saved_progress, steps_in
+from sop.training.durable import write_json
 
 
 class WorkDir:
@@ -75,8 +60,13 @@ class WorkDir:
                 f"Work folder {path} is in use by a live run ({holder or 'unknown process'}): "
                 "wait for it, stop it, or choose another --workdir."
             ) from error
+        self.sign("")
+
+    def sign(self, token: str) -> None:
+        """Writes who uses the folder, and a token by which other processes of the run know it."""
         os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        holder = f"process {os.getpid()} on {socket.gethostname()} {token}"
+        os.pwrite(self._lock, holder.encode(), 0)
 
     def __enter__(self) -> Self:
         return self
@@ -98,7 +88,7 @@ class WorkDir:
           UsageError: naming each key that differs, with both values.
         """
         present = as_json(config)
-        if steps_in(self.path) and (self.path / "config.json").exists():
+        if steps_in(self.path):
             saved = read_config(self.path)
             changed = differences(saved, present)
             refused = [key for key in changed if not _may_change(key, saved, present)]
@@ -107,20 +97,97 @@ class WorkDir:
                 return
         write_json(self.path / "config.json", present)
 
+    def settle_data(self, data: Sequence[Mapping[str, Any]]) -> None:
+        """Refuses to go on with other data than those of the run's checkpoints.
+
+        Args:
+          data: of each stage {'train': …, 'evaluation': …}, see `TrainData.identity`.
+        Raises:
+          UsageError: naming what differs.
+        """
+        saved = saved_progress(self.path).get("data") or ()
+        for before, now in zip(saved, data, strict=False):
+            for part in ("train", "evaluation"):
+                if changes := _data_changes(before[part], now[part]):
+                    raise UsageError(
+                        f"Work folder {self.path} holds a run on other data: in split "
+                        f"{now[part]['split']!r}, {'; '.join(changes)}. Restore them, or choose "
+                        "another --workdir."
+                    )
+
+
+def refuse_another_folder(path: str | os.PathLike, token: str, seconds: float = 10) -> None:
+    """Refuses a work folder that is not the one that process 0 has signed with `token`.
+
+    Args:
+      seconds: how long a network file system may take to show it.
+    Raises:
+      UsageError: the folder is another.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(OSError):
+            if token in (Path(path) / ".lock").read_text("utf-8", errors="replace"):
+                return
+        if time.monotonic() > deadline:
+            raise UsageError(
+                f"Work folder {path} on {socket.gethostname()} is not that of process 0: give all "
+                "processes one --workdir, on a file system that all of them see."
+            )
+        time.sleep(0.1)
+
+
+def refuse_moved_classes(path: str | os.PathLike, config: ConfigDict, now: Mapping) -> None:
+    """Refuses to evaluate on a data set whose classes have other numbers than in training.
+
+    Another data set than the training's may name its classes as it likes.
+
+    Raises:
+      UsageError: naming the first class that differs.
+    """
+    progress = saved_progress(path)
+    if not progress.get("data") or progress["config"]["input"]["dataset"] != config.input.dataset:
+        return
+    if changes := _class_changes(progress["data"][-1]["train"]["classes"], now["classes"]):
+        raise UsageError(
+            f"The run in {path} was trained on other classes: {'; '.join(changes)}. Restore them."
+        )
+
+
+def _data_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two identities, in words."""
+    changes = _class_changes(before["classes"], now["classes"])
+    if before["examples"] != now["examples"]:
+        changes.append(f"there were {before['examples']} examples, now {now['examples']}")
+    if not changes and before["files"] != now["files"]:
+        changes.append("files have other names or sizes")
+    return changes
+
+
+def _class_changes(before: Sequence[str], now: Sequence[str]) -> list[str]:
+    if len(before) != len(now):
+        return [f"there were {len(before)} classes, now {len(now)}"]
+    moved = ((i, a, b) for i, (a, b) in enumerate(zip(before, now, strict=True)) if a != b)
+    return [f"class {i} was {a!r}, is {b!r}" for i, a, b in moved][:1]
+
 
 def _may_change(key: str, saved: Mapping[str, Any], present: Mapping[str, Any]) -> bool:
     return may_change(key, saved) and may_change(key, present)
 
 
 def read_config(path: str | os.PathLike) -> dict[str, Any]:
-    """The config of the run in work folder `path`.
+    """The config of the run in work folder `path`, as its newest checkpoint has it.
+
+    Before the first checkpoint, and in folders of earlier versions, that of `config.json`.
 
     Raises:
-      UsageError: the folder has no readable `config.json`.
+      UsageError: the folder has neither.
     """
+    if (config := saved_progress(path).get("config")) is not None:
+        return config
     file = Path(path) / "config.json"
     try:
-        return json.loads(file.read_text())
+        config = json.loads(file.read_bytes())
     except FileNotFoundError:
         raise UsageError(
             f"Work folder {path} holds no run (no config.json): check --workdir, or train first."
@@ -129,6 +196,9 @@ def read_config(path: str | os.PathLike) -> dict[str, Any]:
         raise UsageError(
             f"{file} cannot be read ({error}): restore it or start in another --workdir."
         ) from error
+    if not isinstance(config, dict):
+        raise UsageError(f"{file} holds no config: restore it or start in another --workdir.")
+    return config
 
 
 def refuse_another_model(path: str | os.PathLike, config: Mapping[str, Any]) -> None:

@@ -56,6 +56,14 @@ def test_options_of_modules_are_literals_or_texts():
     assert config.model.last_stride == 1
 
 
+def test_a_dict_sets_keys_of_its_group():
+    config = config_of(
+        "--config.model.pool={'name': 'max_entropy', 'lam': 2}", "--config.schedule={'factor': 0.5}"
+    )
+    assert config.model.pool.to_dict() == {"name": "max_entropy", "lam": 2}
+    assert config.schedule.factor == 0.5 and config.schedule.name == "cosine"
+
+
 def test_flags_and_experiments():
     options, config = parsed("--workdir", "x y", "--mode=eval", f"--config={DIGITS}:gavp04")
     assert (options.workdir, options.mode, config.model.num_classes) == ("x y", "eval", 5)
@@ -72,6 +80,13 @@ def test_flags_and_experiments():
         (["--config.seed.x=1"], "There is no config key 'seed.x'."),
         (["--config.input.cashe"], "Did you mean 'input.cache'?"),
         (["--config.batch_size=abc"], "config.batch_size is 'abc' but must be a whole number"),
+        (["--config.seed=9_9e9999"], "config.seed is 9_9e9999 but must be a whole number from 0"),
+        (["--config.optimizer.learning_rate=1e999"], "learning_rate is 1e999 but must be a number"),
+        (["--config.seed=" + "9" * 5000], f"config.seed is '{'9' * 59}…"),
+        (["--config.model=None"], "config.model is None but must hold the keys"),
+        (["--config.model={'backbon': 'x'}"], "Did you mean 'model.backbone'?"),
+        (["--config.model.last_stride=b'x'"], "is b'x' but must be made of strings, finite"),
+        (["--config.model.last_stride={1: 2, 'a': 3}"], "dicts whose keys are strings."),
         (["--config.stages=3"], "config.stages is 3 but must be a tuple"),
         (["--config.optimizer=3"], "config.optimizer is 3 but must hold the keys learning_rate"),
         (["--confg.seed=1"], "There is no flag '--confg.seed=1'."),

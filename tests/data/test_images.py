@@ -1,3 +1,4 @@
+import contextlib
 import io
 
 import numpy as np
@@ -106,3 +107,44 @@ def test_a_region_of_a_reduced_image_keeps_its_place():
     resized = region.cut(Image.fromarray(ramp), 2)
     centers = 20.5 + 2 * np.arange(20) + 1 - 0.5  # of the results' pixels, in pixels of the ramp
     np.testing.assert_allclose(resized[10, 1:-1, 0], 3 * centers[1:-1], atol=1)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "TIFF", "WEBP", "BMP"])
+def test_pixels_are_bounded_before_decoding(kind, monkeypatch):
+    data = encode(Image.new("RGB", (200, 100)), kind)
+    assert images.decode(data).shape == (100, 200, 3)
+    monkeypatch.setattr(images, "MAX_PIXELS", 19_999)
+    for read in (images.decode, lambda data: images.decode_resized(data, None)):
+        with pytest.raises(images.BadImageError, match="200×100 pixels are more than 19999"):
+            read(data)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "WEBP", "BMP", "PPM", "TGA", "ICO"])
+def test_every_format_of_pillow_is_read(picture, kind):
+    data = encode(picture, kind)
+    expected = Image.open(io.BytesIO(data)).convert("RGB")
+    np.testing.assert_array_equal(images.decode(data), np.asarray(expected))
+    assert images.image_size(data) == expected.size[::-1]
+
+
+def test_sixteen_bit_tiff_keeps_its_brightness(picture):
+    grey = np.asarray(picture.convert("L"))
+    data = encode(Image.fromarray(grey.astype(np.uint16) * 257), "TIFF")
+    np.testing.assert_array_equal(images.decode(data)[..., 0], grey)
+
+
+def test_damaged_images_are_bad_images(picture):
+    """Whatever is cut or changed, in every format."""
+    generator = np.random.default_rng(0)
+    for kind in ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP"):
+        whole = encode(picture, kind)
+        for _ in range(40):
+            data = bytearray(whole)
+            for place in generator.integers(len(data), size=3):
+                data[place] = generator.integers(256)
+            data = bytes(
+                data[: generator.integers(len(data))] if generator.random() < 0.3 else data
+            )
+            for read in (images.decode, images.image_size):
+                with contextlib.suppress(images.BadImageError):
+                    read(data)

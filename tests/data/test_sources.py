@@ -1,3 +1,5 @@
+import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -5,8 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from sop.data import sources
+from sop.data.images import BadImageError
 from sop.errors import UsageError
 
 
@@ -100,3 +104,78 @@ def test_tensorflow_is_not_imported(tmp_path):
         "sys.exit('tensorflow' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_what_is_no_image_is_left_out_and_said(folder, tmp_path, capsys):
+    cat = tmp_path / "own" / "train" / "cat"
+    for name in ("notes.txt", "list.txt", "._a.jpg", ".hidden.jpg", "paper.pdf", "README"):
+        (cat / name).write_text("no image")
+    for name in ("c.webp", "d.GIF", "e.tiff", "f.bmp"):
+        Image.new("RGB", (3, 3)).save(cat / name)
+    source = sources.open_source(folder, "train")
+    names = [source.describe(index).rpartition("/")[2] for index in range(len(source))]
+    assert names == ["c.jpeg", "a.jpg", "b.PNG", "c.webp", "d.GIF", "e.tiff", "f.bmp", "d.png"]
+    said = capsys.readouterr().err
+    assert "6 of 14 files left out (2 .txt, 2 hidden, " in said and "1 .pdf" in said
+    assert said.count("\n") == 1
+
+
+def test_files_that_cannot_be_read_are_bad_images(folder, tmp_path):
+    """Nor is a pipe waited for."""
+    cat = tmp_path / "own" / "train" / "cat"
+    (cat / "w.jpg").symlink_to(cat / "nowhere")
+    (cat / "x.jpg").mkdir()
+    os.mkfifo(cat / "y.jpg")
+    (cat / "z.jpg").symlink_to("z.jpg")
+    source = sources.open_source(folder, "train")
+    (cat / "b.PNG").unlink()  # meanwhile
+    for index in range(2, 7):
+        with pytest.raises(BadImageError, match=r"cannot be read|no file"):
+            source[index]
+
+
+def test_identity_is_that_of_the_data_not_of_their_place(folder, tmp_path):
+    def identity(path=tmp_path / "own"):
+        return sources.open_source(f"folder:{path}", "train").identity
+
+    before = identity()
+    assert before["examples"] == 4 and before["classes"] == ["ant", "cat", "dog"]
+    copy = shutil.copytree(tmp_path / "own", tmp_path / "copy")
+    assert identity(copy) == before
+    (copy / "train" / "cat" / "b.PNG").write_bytes(b"another size")
+    assert {k for k, v in identity(copy).items() if v != before[k]} == {"files"}
+    (copy / "train" / "cat" / "b.PNG").rename(copy / "train" / "cat" / "e.PNG")
+    assert identity(copy)["files"] != before["files"]
+    for split in ("train", "test"):
+        (copy / split / "ant").rename(copy / split / "bee")
+    assert identity(copy)["classes"] == ["bee", "cat", "dog"]
+
+
+def test_identity_of_a_prepared_data_set(tmp_path):
+    first, second = (
+        sources.open_source("digits", "train", str(tmp_path / name)).identity for name in "ab"
+    )
+    assert first == second and first["examples"] == 1437
+    test = sources.open_source("digits", "test", str(tmp_path / "a")).identity
+    part = sources.open_source("digits", "train[:50%]", str(tmp_path / "a")).identity
+    assert len({each["split"] for each in (first, test, part)}) == 3
+    assert part["examples"] < first["examples"]
+
+
+@pytest.mark.parametrize("way", ["empty", "noise", "cut", "folder", "gone"])
+@pytest.mark.parametrize("name", ["features.json", "dataset_info.json", "*.array_record*"])
+def test_a_damaged_data_set_is_refused_with_the_remedy(tmp_path, name, way):
+    sources.open_source("digits", "train", str(tmp_path))
+    for file in tmp_path.rglob(name):
+        data = file.read_bytes()
+        file.unlink()
+        if way == "folder":
+            file.mkdir()
+        elif way != "gone":
+            bad = {"empty": b"", "noise": b"\x80\xff" * 500, "cut": data[: len(data) // 2]}
+            file.write_bytes(bad[way])
+    with pytest.raises(UsageError, match=r"sop\.data\.prepare digits|is not prepared") as refusal:
+        source = sources.open_source("digits", "train", str(tmp_path))
+        for index in range(len(source)):
+            source[index]
+    assert "\n" not in str(refusal.value)

@@ -22,7 +22,7 @@ from sop import layers, ops
 from sop.models.backbone import TorchNames
 from sop.torch_weights import convert_layer
 from sop.torch_weights.layouts import to_torch
-from sop.torch_weights.names import torch_name
+from sop.torch_weights.names import rules_of, torch_name
 
 FOLDER = Path(__file__).parent / "layers"
 OUTPUT_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
@@ -59,6 +59,12 @@ def cases() -> dict[str, Case]:
         "cgd": attention(layers.CGD()),
         "cgd_spatial": attention(layers.SpatialCGD()),
         "cgd_toy": attention(layers.ToyCGD()),
+        "se": attention(layers.SqueezeExcitation()),
+        "eca": attention(layers.ECA()),
+        "gc": attention(layers.GlobalContext(4)),
+        "simam": attention(layers.SimAM()),
+        "gct": attention(layers.GCT()),
+        "fcanet": attention(layers.FcaNet(side=14)),
         "gsop_fusion_average_eval": attention(gsop("fusion_avg")),
         "gsop_fusion_max_eval": attention(gsop("fusion_max")),
         "gsop_fusion_concat_eval": attention(gsop("fusion_concat")),
@@ -72,6 +78,9 @@ def cases() -> dict[str, Case]:
         found[f"gsop_channel_{mode}"] = attention(gsop(), train=train)
         found[f"gsop_position_{mode}"] = attention(gsop("position"), train=train)
         found[f"gsop_compact_{mode}"] = attention(layers.CompactGSoP(8), train=train)
+        found[f"cbam_{mode}"] = attention(layers.CBAM(), train=train)
+        found[f"srm_{mode}"] = attention(layers.SRM(), train=train)
+        found[f"coordinate_{mode}"] = attention(layers.CoordinateAttention(), train=train)
         for activation in ("sigmoid", "softplus"):
             module = partial(layers.GFGP, activation=activation)
             found[f"gfgp_{activation}_{mode}"] = pool(module, train=train)
@@ -127,9 +136,8 @@ def computed(case: Case, golden) -> dict[str, np.ndarray]:
     params = traverse_util.flatten_dict(gradients.pop("params", {}), sep="/")
     found = {"y": y, **{f"grad/{key}": value for key, value in gradients.items()}}
     for path, value in params.items():
-        name = torch_name(f"params/{case.place}/{path}", TorchNames()).removeprefix(
-            f"{case.place}."
-        )
+        rules = TorchNames(names=rules_of(module))
+        name = torch_name(f"params/{case.place}/{path}", rules).removeprefix(f"{case.place}.")
         if f"grad/param/{name}" in golden:
             found[f"grad/param/{name}"] = to_torch(f"params/{path}", value)
     return {key: np.asarray(value) for key, value in found.items()}

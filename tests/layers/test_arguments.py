@@ -18,7 +18,10 @@ IMAGE = (2, 4, 4, 8)
 
 REFUSED = [
     (partial(layers.MPNCOV, reduction=-1), "reduction of MPNCOV is -1 but must be a whole number"),
-    (partial(layers.MPNCOV, num_iters=0), "num_iters of MPNCOV is 0 but must be a whole number of"),
+    (
+        partial(layers.MPNCOV, num_iters=0),
+        "num_iters of MPNCOV is 0 but must be a whole number from 1 to",
+    ),
     (partial(layers.MPNCOV, num_iters=2.5), "num_iters of MPNCOV is 2.5 but"),
     (partial(layers.MPNCOV, normalization="svd"), "normalization of MPNCOV is 'svd' but must be '"),
     (partial(layers.MPNCOV, normalization="eigh", alpha=0.0), "alpha of MPNCOV is 0.0 but must be"),

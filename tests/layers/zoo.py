@@ -34,6 +34,15 @@ ATTENTIONS = {
     "CGD linear": layers.CGD(use_bias=False, nonlinear=False),
     "SpatialCGD": layers.SpatialCGD(),
     "ToyCGD": layers.ToyCGD(),
+    "SqueezeExcitation": layers.SqueezeExcitation(4),
+    "ECA": layers.ECA(),
+    "CBAM": layers.CBAM(4),
+    "GlobalContext": layers.GlobalContext(4),
+    "SimAM": layers.SimAM(),
+    "GCT": layers.GCT(),
+    "SRM": layers.SRM(),
+    "FcaNet": layers.FcaNet(4),
+    "CoordinateAttention": layers.CoordinateAttention(),
 }
 LOCAL_POOLINGS = {
     "MaxPool": layers.MaxPool(**WINDOW),
@@ -52,7 +61,7 @@ LAYERS = {**REPRESENTATIONS, **ATTENTIONS, **LOCAL_POOLINGS}
 
 
 def channels(name: str) -> int:
-    return 64 if name == "GSoP fusion_concat" else 8
+    return {"GSoP fusion_concat": 64, "FcaNet": 16}.get(name, 8)
 
 
 def variables(module, x) -> dict:

@@ -97,7 +97,9 @@ def test_types():
 
 
 def test_fast_mpn_cov_numbers_the_layers():
-    names = {f"features.{number}.conv.weight": number for number in (0, 5, 7, 17)}
-    renamed = canonical(names, get_backbone({"backbone": "inception_v3"}).torch_names)
+    names = [f"features.{number}.conv.weight" for number in (0, 5, 7, 17)]
+    rules = get_backbone({"backbone": "inception_v3"}).torch_names
     places = ("Conv2d_1a_3x3", "Conv2d_4a_3x3", "Mixed_5b", "Mixed_7c")
-    assert list(renamed) == [f"{place}.conv.weight" for place in places]
+    assert [canonical(name, rules) for name in names] == [
+        f"{place}.conv.weight" for place in places
+    ]

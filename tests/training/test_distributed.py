@@ -3,7 +3,7 @@
 import pytest
 
 from sop.errors import UsageError
-from sop.training.distributed import detect, on_first_process
+from sop.training.distributed import detect, together
 from tests.launch import run_together
 
 SRUN = {
@@ -108,7 +108,10 @@ def test_mpirun():
         (flags(coordinator="h:1", num_processes=2), {}, r"needs --process_id"),
         (flags(process_id=1), {}, r"--process_id needs --coordinator"),
         (flags(), {"NUM_PROCESSES": "2", "PROCESS_ID": "0"}, r"needs --coordinator"),
-        (flags("h", 2, 0), {}, r"'h' has no port"),
+        (flags("h", 2, 0), {}, r"'h' is not HOST:PORT"),
+        (flags("127.0.0.1:abc", 2, 0), {}, r"'127\.0\.0\.1:abc' is not HOST:PORT"),
+        (flags("h:99999", 2, 0), {}, r"port from 1 to 65535"),
+        (flags(":8476", 2, 0), {}, r"':8476' is not HOST:PORT"),
         (flags("h:1", 2, 2), {}, r"Process 2 is not among the 2"),
         (flags(), {**KUBERNETES, "NUM_PROCESSES": "four"}, r"NUM_PROCESSES='four' must be a whole"),
     ],
@@ -118,19 +121,20 @@ def test_partial_or_contradictory_settings_are_refused(given, env, sentence):
         detect(given, env)
 
 
-def test_on_first_process_passes_on_what_one_process_refuses():
+def test_what_a_single_process_refuses_is_passed_on():
     def refuse():
         raise UsageError("no")
 
     with pytest.raises(UsageError, match=r"^no$"):
-        on_first_process(refuse)
+        together(refuse)
 
 
 PROGRAM = """
+import os, sys
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from sop.errors import UsageError
-from sop.training import distributed
+from sop.training import distributed, workdir
 
 distributed.initialize()
 mesh = Mesh(np.array(jax.devices()), ("batch",))
@@ -139,21 +143,34 @@ whole = jax.make_array_from_process_local_data(NamedSharding(mesh, P("batch")), 
 add = jax.jit(jax.shard_map(lambda x: jax.lax.psum(x, "batch"), mesh=mesh,
                             in_specs=P("batch"), out_specs=P()))
 print("sum", float(add(whole)[0]), "devices", jax.device_count(), jax.local_device_count())
-done = []
-distributed.on_first_process(lambda: done.append(1))
-print("done", len(done) == (jax.process_index() == 0))
 def refuse():
-    raise UsageError("Folder ä is in use.")
-try:
-    distributed.on_first_process(refuse)
-except UsageError as error:
-    print("refused:", error)
+    if jax.process_index() == 1:
+        raise UsageError("Folder ä is in use.")
+def try_to(action):
+    try:
+        action()
+    except UsageError as error:
+        print("refused:", error)
+try_to(lambda: distributed.together(refuse))
+token = distributed.shared_token()
+try_to(lambda: distributed.refuse_differences("tokens", {"token": token}))
+facts = {"seed": jax.process_index(), "rate": 0.1}
+try_to(lambda: distributed.refuse_differences("configs", facts))
+folder = f"{sys.argv[1]}/{jax.process_index()}"
+os.makedirs(folder)
+if jax.process_index() == 0:
+    open(f"{folder}/.lock", "w").write(token)
+try_to(lambda: distributed.together(lambda: workdir.refuse_another_folder(folder, token, 0.5)))
 """
 
 
-def test_two_processes_of_four_devices_add_up():
-    for code, output in run_together("-c", PROGRAM, processes=2, devices=4, timeout=120):
+def test_two_processes_of_four_devices_add_up_and_agree(tmp_path):
+    arguments = ("-c", PROGRAM, str(tmp_path))
+    for code, output in run_together(*arguments, processes=2, devices=4, timeout=120):
         assert code == 0, output
         assert "sum 28.0 devices 8 4" in output
-        assert "done True" in output
-        assert "refused: Folder ä is in use." in output
+        refused = [line for line in output.splitlines() if line.startswith("refused:")]
+        assert refused[0] == "refused: Folder ä is in use."
+        assert "different configs (seed is 0 and 1): start all processes alike" in refused[1]
+        assert f"{tmp_path}/1 on " in refused[2] and "is not that of process 0" in refused[2]
+        assert len(refused) == 3

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import time
 
 import flax.linen as nn
 import jax
@@ -15,6 +16,7 @@ import pytest
 from sop.config import get_config, stage_configs
 from sop.errors import UsageError
 from sop.layers import BatchNorm
+from sop.training import loop, memory
 from sop.training.checkpoints import (
     Checkpoints,
     best_step,
@@ -23,8 +25,10 @@ from sop.training.checkpoints import (
     refuse_converted,
     save_variables,
 )
+from sop.training.history import read_history
 from sop.training.loop import evaluate_checkpoint, train
-from sop.training.reporting import Reporter, read_history
+from sop.training.optimizer import make_optimizer
+from sop.training.reporting import Reporter
 from sop.training.stages import make_stages
 from sop.training.state import init_variables
 from sop.training.step import make_mesh
@@ -33,6 +37,7 @@ EXAMPLES, CLASSES = 40, 4
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (EXAMPLES, 4, 4, 3), dtype=np.uint8)
 LABELS = RNG.integers(0, CLASSES, EXAMPLES).astype(np.int32)
+IDENTITY = {"split": "all", "examples": EXAMPLES, "classes": list("abcd"), "files": "0"}
 
 
 class Features(nn.Module):
@@ -54,7 +59,8 @@ class Network(nn.Module):
 class Train:
     """Shuffled as a function of (seed, step); `on_step(step)` is called before each batch."""
 
-    image_shape = (4, 4, 3)
+    image_shape = row_shape = (4, 4, 3)
+    identity = IDENTITY
 
     def __init__(self, config, on_step):
         self.config, self.on_step = config, on_step
@@ -69,7 +75,8 @@ class Train:
 
 
 class Evaluation:
-    image_shape = (4, 4, 3)
+    image_shape = row_shape = (4, 4, 3)
+    identity = IDENTITY
 
     def __iter__(self):
         yield {"image": IMAGES, "label": LABELS, "mask": np.ones(EXAMPLES, bool)}
@@ -79,6 +86,7 @@ def make_config(**changes):
     config = get_config()
     config.update(
         batch_size=8,
+        eval_batch_size=EXAMPLES,
         num_epochs=3,
         log_every_steps=2,
         model={"num_classes": CLASSES},
@@ -112,8 +120,12 @@ def run(workdir, config=None, on_step=lambda step: None, devices=8, model=None):
     said = []
     reporter.say = said.append
     mesh = make_mesh(jax.devices()[:devices])
+    variables = shapes(model)
+    optimizers = [
+        make_optimizer(each.config.optimizer, each.schedule, variables["params"]) for each in stages
+    ]
     try:
-        done = train(config, workdir, model, stages, shapes(model), mesh, reporter)
+        done = train(config, workdir, model, stages, optimizers, variables, mesh, reporter)
     finally:
         reporter.close()
     return done, "\n".join(said)
@@ -159,6 +171,45 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, whole, number):
     assert_same_run(whole, tmp_path / "run")
 
 
+def test_a_signal_while_the_last_checkpoint_is_written_loses_nothing(tmp_path, whole, monkeypatch):
+    """What `close` waits for is being written when the signal comes."""
+
+    def end(number, frame):
+        raise AssertionError("the signal would have ended the process")
+
+    close = Checkpoints.close
+
+    def interrupted_close(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        close(self)
+
+    monkeypatch.setattr(Checkpoints, "close", interrupted_close)
+    previous = signal.signal(signal.SIGTERM, end)
+    try:
+        done, _ = run(tmp_path / "run")
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    assert done and newest(tmp_path / "run") == 15
+    assert_same_run(whole, tmp_path / "run")
+
+
+def test_a_signal_before_the_first_step_ends_the_process(tmp_path, monkeypatch, capfd):
+    """`end` is made to raise, in the thread that answers; the run goes on here."""
+    ends = []
+    monkeypatch.setattr("sop.interruption.end", ends.append)
+
+    def interrupt(step):
+        if step == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+            deadline = time.monotonic() + 10
+            while not ends and time.monotonic() < deadline:
+                time.sleep(0.001)
+
+    run(tmp_path / "run", on_step=interrupt)
+    assert ends == [signal.SIGTERM]
+    assert "Stopped by SIGTERM: nothing to save." in capfd.readouterr().err
+
+
 def test_a_crash_between_checkpoints_changes_nothing(tmp_path, whole):
     def crash(step):
         if step == 11:
@@ -182,7 +233,7 @@ def test_a_finished_run_is_left_as_it_is(tmp_path, whole):
 
 
 @pytest.mark.parametrize(
-    "victim", ["variables/manifest.ocdbt", "progress/metadata", "metrics/metrics"]
+    "victim", ["variables/manifest.ocdbt", "progress/metadata", "checksums.json"]
 )
 def test_a_damaged_checkpoint_is_reported_and_passed_over(tmp_path, whole, victim):
     shutil.copytree(whole, tmp_path / "run")
@@ -192,6 +243,88 @@ def test_a_damaged_checkpoint_is_reported_and_passed_over(tmp_path, whole, victi
     assert "Checkpoint 15" in said and "is damaged" in said and "step 14" in said
     assert (tmp_path / "run" / "checkpoints" / "damaged-15").is_dir()
     assert_same_run(whole, tmp_path / "run")
+
+
+def flip_a_bit(file, place=0.5):
+    data = bytearray(file.read_bytes())
+    data[int(place * len(data))] ^= 4
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("item", ["variables", "optimizer"])
+def test_a_flipped_bit_is_noticed(tmp_path, whole, item):
+    """By training, which goes on from the checkpoint before, and whoever reads the weights."""
+    shutil.copytree(whole, tmp_path / "run")
+    step = tmp_path / "run" / "checkpoints" / "15"
+    files = (file for file in (step / item).rglob("*") if file.is_file())
+    largest = max(files, key=lambda file: file.stat().st_size)
+    flip_a_bit(largest)
+    if item == "variables":
+        with pytest.raises(UsageError, match="is not as it was written"):
+            load_variables(step)
+        with pytest.raises(UsageError, match="No readable checkpoint"):
+            evaluate(tmp_path / "run", "15")
+        assert evaluate(tmp_path / "run", "latest")["step"] == 14
+    done, said = run(tmp_path / "run")
+    assert done and "is not as it was written" in said and "step 14" in said
+    assert_same_run(whole, tmp_path / "run")
+
+
+def test_a_checkpoint_of_before_there_were_checksums_is_read(tmp_path, whole):
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "15" / "checksums.json").unlink()
+    done, said = run(tmp_path / "run")
+    assert done and "Checkpoint 15" in said and "no checksums" in said
+    assert_same_run(whole, tmp_path / "run")
+
+
+@pytest.mark.parametrize("content", [None, b"", b'{"top1": 1.0, "crc32": 1}', "a folder"])
+def test_scores_that_are_damaged_do_not_make_another_checkpoint_the_best(tmp_path, whole, content):
+    shutil.copytree(whole, tmp_path / "run")
+    best = best_step(whole)
+    scores = tmp_path / "run" / "checkpoints" / str(best) / "scores.json"
+    scores.unlink()
+    if content == "a folder":
+        scores.mkdir()
+    elif content is not None:
+        scores.write_bytes(content)
+    assert evaluate(tmp_path / "run", "best")["step"] == best  # as the history knows
+    (tmp_path / "run" / "history.jsonl").unlink()
+    said = []
+    arguments = (make_config(), tmp_path / "run", "best", Network(), shapes(Network()))
+    found = evaluate_checkpoint(*arguments, Evaluation(), make_mesh(), say=said.append)
+    assert found["step"] != best
+    assert any(f"The scores of checkpoint {best}" in sentence for sentence in said)
+
+
+def test_a_run_killed_in_an_evaluation_makes_up_for_it(tmp_path, whole, monkeypatch):
+    """The checkpoint is there before its evaluation begins."""
+
+    def crash(*arguments):
+        raise KeyError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "evaluate", crash)
+        with pytest.raises(KeyError, match="killed"):
+            run(tmp_path / "run")
+    assert newest(tmp_path / "run") == 5
+    assert run(tmp_path / "run")[0]
+    assert_same_run(whole, tmp_path / "run")
+
+
+def test_strange_names_are_no_checkpoints(tmp_path, whole):
+    shutil.copytree(whole, tmp_path / "run")
+    for name in ("-1", "1e3", "16.tmp"):
+        (tmp_path / "run" / "checkpoints" / name).mkdir()
+    assert run(tmp_path / "run")[0]
+    assert_same_run(whole, tmp_path / "run")
+    for name in ("²", "٣", "99"):
+        (tmp_path / "run" / "checkpoints" / name).write_text("a file")
+        with pytest.raises(UsageError, match=f"{name} is no checkpoint"):
+            run(tmp_path / "run")
+        with pytest.raises(UsageError, match=f"{name} is no checkpoint"):
+            evaluate(tmp_path / "run", "latest")
+        (tmp_path / "run" / "checkpoints" / name).unlink()
 
 
 def test_when_every_checkpoint_is_damaged_nothing_is_overwritten(tmp_path, whole):
@@ -364,3 +497,26 @@ def test_converted_variables_can_be_evaluated(tmp_path, whole):
     refuse_converted(whole)
     with pytest.raises(UsageError, match="already has checkpoints"):
         save_variables(tmp_path / "converted", variables_of(whole))
+
+
+def test_steps_beyond_memory_are_refused_before_the_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "device_memory", lambda devices, host: 10**3)
+    steps = []
+    with pytest.raises(UsageError, match=r"batch_size = 8 needs .* a device has 1 kB: set a smal"):
+        run(tmp_path / "run", on_step=steps.append)
+    assert not steps
+
+
+def test_both_steps_are_compiled_before_the_first_and_not_again(tmp_path):
+    compiled, counts = [], []
+
+    def count(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        run(tmp_path / "run", on_step=lambda step: counts.append(len(compiled)))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+    assert 0 < counts[0] == counts[-1]

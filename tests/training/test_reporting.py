@@ -12,13 +12,14 @@ from ml_collections import ConfigDict
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from sop.training import reporting
+from sop.training.history import read_history
 from sop.training.plots import draw_curves
-from sop.training.reporting import Reporter, read_history
+from sop.training.reporting import Reporter
 from sop.training.stages import Stage
 from sop.training.tables import config_table, parameter_table
 
 DATA = {"dataset": "digits", "eval_split": "test", "eval_transforms": ""}
-CONFIG = ConfigDict({"input": DATA})
+CONFIG = ConfigDict({"input": {**DATA, "normalization": "digits"}})
 VARIABLES = {
     "params": {
         "stem": {"conv": {"kernel": np.ones((3, 3, 3, 16), np.float32)}},
@@ -47,14 +48,15 @@ def metrics_of(step):
 def go_on(workdir, step=0, saved=None, until=12, **changes):
     """Reports steps as a loop does, evaluating each epoch; what `state` returned after each."""
     reporter = make_reporter(workdir, **changes)
-    reporter.start(CONFIG, VARIABLES, jax.devices(), step=step, saved=saved)
+    scores = {**metrics_of(step), "count": 360} if step and step % 4 == 0 else None
+    reporter.start(CONFIG, VARIABLES, jax.devices(), step=step, saved=saved, scores=scores)
     states = {}
     for now in range(step + 1, until + 1):
         reporter.train(now, metrics_of(now))
         with reporter.pause():
+            states[now] = json.loads(json.dumps(reporter.state()))
             if now % 4 == 0:
                 reporter.evaluation(now, {**metrics_of(now), "count": 360})
-            states[now] = json.loads(json.dumps(reporter.state()))
     reporter.finish() if until == 12 else reporter.close()
     return states
 
@@ -140,7 +142,7 @@ def test_best_is_not_the_last(tmp_path):
 def test_an_interrupted_run_reports_the_same(whole, tmp_path, killed_after):
     """Killed, two steps lost, and a line of the history cut short."""
     states = go_on(tmp_path, until=killed_after + 2)
-    with open(tmp_path / "history.jsonl", "a") as file:
+    with open(tmp_path / "history.jsonl", "a", encoding="utf-8") as file:
         file.write('{"split": "train", "st')
     go_on(tmp_path, step=killed_after, saved=states[killed_after])
 
@@ -243,6 +245,26 @@ def test_curves_of_few_and_of_many_points(tmp_path, count):
     assert ((colours[:, 2] > 180) & (colours[:, 1] < 110)).any()  # red: evaluation is there
 
 
+def test_what_a_run_can_do_without_does_not_end_it(tmp_path, monkeypatch, capsys):
+    def fail(*arguments, **options):
+        raise OSError("no space")
+
+    monkeypatch.setattr(reporting, "draw_curves", fail)
+    monkeypatch.setattr(reporting.EventsWriter, "write_event", fail)
+    monkeypatch.setattr(reporting.EventsWriter, "flush", fail)
+    go_on(tmp_path)
+    output = capsys.readouterr().out
+    for file in ("curves.png", "events"):
+        assert output.count(f"{file} cannot be written (no space); the run goes on") == 1
+    assert "Finished" in output and len(read_history(tmp_path)) == 9
+
+
+def test_titles_of_pictures_are_no_formulas(tmp_path):
+    history = [{"split": "eval", "step": 1, "epoch": 1, **metrics_of(1)}]
+    draw_curves(tmp_path / "curves.png", history, title=r"runs/$\frac$_{\udcff")
+    assert cv2.imread(str(tmp_path / "curves.png")) is not None
+
+
 def test_parameter_table():
     table = parameter_table(VARIABLES).splitlines()
     assert [line.split() for line in table] == [
@@ -261,12 +283,42 @@ def test_config_table():
     )
 
 
-def test_an_evaluation_on_its_own_updates_the_results(tmp_path, capsys):
+def test_an_evaluation_has_a_file_of_its_own(tmp_path, capsys):
     go_on(tmp_path)
+    before = (tmp_path / "results.json").read_text()
     scores = {"step": 8, "epoch": 2.0, "loss": 0.5, "top1": 0.91, "top5": 0.99, "count": 359}
     reporting.report_evaluation(tmp_path, scores, CONFIG)
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert results | scores | DATA == results
-    assert results["best"]["step"] == 12
+    crops = ConfigDict(CONFIG.to_dict())
+    crops.input.eval_transforms = "ten_crop(8)"
+    reporting.report_evaluation(tmp_path, scores, crops)
+    assert (tmp_path / "results.json").read_text() == before
+    first, second = sorted((tmp_path / "evaluations").iterdir())
+    assert first.name.startswith("digits-test-step8-") and first.name != second.name
+    found = [json.loads(file.read_text()) for file in (first, second)]
+    assert all(each | scores == each for each in found)
+    assert {each["eval_transforms"] for each in found} == {"", "ten_crop(8)"}
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("Evaluated step 8, epoch 2.0: loss 0.5000, top-1 91.00%, top-5 99.00%")
+    assert "359 examples" in last
+
+
+@pytest.mark.parametrize("lost", ["", "first line", "digit"])
+def test_a_damaged_history_is_said_and_the_results_stand(tmp_path, capsys, lost):
+    """Of a finished run; the best evaluation is known from the checkpoint."""
+    states = go_on(tmp_path)
+    expected = json.loads((tmp_path / "results.json").read_text())
+    file = tmp_path / "history.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    if lost == "digit":
+        lines[0] = lines[0].replace('"step": 2', '"step": 1')
+    file.write_text("" if not lost else "".join(lines[lost == "first line" :]))
+    capsys.readouterr()
+    reporter = make_reporter(tmp_path)
+    scores = {**metrics_of(12), "count": 360}
+    reporter.start(CONFIG, VARIABLES, jax.devices(), step=12, saved=states[12], scores=scores)
+    reporter.close()
+    missing = len(lines) - 1 if not lost else 1
+    assert f"lacks {missing} of 8 entries before step 12" in capsys.readouterr().out
+    results = json.loads((tmp_path / "results.json").read_text())
+    del results["timing"], expected["timing"]
+    assert results == expected

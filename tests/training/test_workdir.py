@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from sop.config import get_config
+from sop.config.validation import as_json
 from sop.errors import UsageError
-from sop.training import workdir
+from sop.training import durable, workdir
 from sop.training.workdir import WorkDir
 from tests.launch import environment
 
@@ -32,8 +33,9 @@ def config(**changes):
 
 @pytest.fixture
 def folder(tmp_path):
-    """In use, with a checkpoint."""
+    """In use, with a checkpoint of an earlier version, which does not hold the config."""
     used = WorkDir(tmp_path / "deep" / "run")
+    used.settle_config(config())
     (used.path / "checkpoints" / "22").mkdir(parents=True)
     yield used
     used.close()
@@ -51,6 +53,30 @@ def test_the_same_config_goes_on(folder):
     before = (folder.path / "config.json").stat().st_mtime_ns
     folder.settle_config(config())
     assert (folder.path / "config.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("content", [None, b"", b"[1]", b'{"seed": 0', b"\xff"])
+def test_a_run_whose_config_is_lost_does_not_go_on_with_another(folder, content):
+    if content is None:
+        (folder.path / "config.json").unlink()
+    else:
+        (folder.path / "config.json").write_bytes(content)
+    with pytest.raises(UsageError, match=r"config\.json"):
+        folder.settle_config(config(seed=1))
+
+
+def test_the_config_of_the_newest_checkpoint_goes_before_the_file(folder):
+    """Which may be lost, or changed by hand."""
+    progress = folder.path / "checkpoints" / "22" / "progress" / "metadata"
+    progress.parent.mkdir()
+    durable.write_json(progress, {"config": workdir.read_config(folder.path)})
+    for content in (None, json.dumps({"seed": 1})):
+        (folder.path / "config.json").unlink(missing_ok=True)
+        if content:
+            (folder.path / "config.json").write_text(content)
+        with pytest.raises(UsageError, match="seed was 0, is 1"):
+            folder.settle_config(config(seed=1))
+        folder.settle_config(config())
 
 
 def test_free_keys_may_change_and_are_noted(folder):
@@ -95,14 +121,14 @@ def test_a_config_of_before_a_key_existed_means_its_default(folder):
     saved = workdir.read_config(folder.path)
     del saved["label_smoothing"], saved["model"]["pool"]
     saved["model"]["attention"] = {"name": "gsop", "placement": "last", "where": "conv"}
-    workdir.write_json(folder.path / "config.json", saved)
+    durable.write_json(folder.path / "config.json", saved)
     same = config()
     same.model.attention = {"name": "gsop", "blocks": "last", "after": "conv"}
     folder.settle_config(same)
     saved = workdir.read_config(folder.path)
     assert saved["label_smoothing"] == 0 and saved["model"]["attention"]["blocks"] == "last"
     del saved["label_smoothing"]
-    workdir.write_json(folder.path / "config.json", saved)
+    durable.write_json(folder.path / "config.json", saved)
     same.label_smoothing = 0.1
     with pytest.raises(UsageError, match=r"label_smoothing was 0\.0, is 0\.1"):
         folder.settle_config(same)
@@ -114,7 +140,7 @@ def test_a_config_of_before_a_key_existed_means_its_default(folder):
 )
 def test_a_run_may_be_prolonged_where_nothing_stretches(folder, schedule, stages, allowed):
     fixed = {"schedule.name": schedule, "stages": stages}
-    folder.settle_config(config(**fixed))
+    durable.write_json(folder.path / "config.json", as_json(config(**fixed)))
     longer = config(**fixed, num_epochs=5)
     if allowed:
         folder.settle_config(longer)
@@ -188,7 +214,44 @@ def test_the_lock_ends_with_the_context(tmp_path):
 
 
 def test_a_file_is_replaced_whole(tmp_path):
-    workdir.write_atomically(tmp_path / "a", "one")
-    workdir.write_json(tmp_path / "a", {"two": 2})
+    durable.write_atomically(tmp_path / "a", "one")
+    durable.write_json(tmp_path / "a", {"two": 2})
     assert json.loads((tmp_path / "a").read_text()) == {"two": 2}
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+IDENTITY = {"split": "train", "examples": 6, "classes": ["ant", "cat"], "files": "1f"}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, None),
+        ({"examples": 7}, "split 'train', there were 6 examples, now 7"),
+        ({"classes": ["bee", "cat"], "files": "2f"}, "class 0 was 'ant', is 'bee'"),
+        ({"classes": ["ant"]}, "there were 2 classes, now 1"),
+        ({"files": "2f"}, "files have other names or sizes"),
+    ],
+)
+@pytest.mark.parametrize("part", ["train", "evaluation"])
+def test_changed_data_are_refused(folder, part, change, said):
+    same = {"train": IDENTITY, "evaluation": IDENTITY}
+    folder.settle_data([same])  # an earlier version's checkpoint does not know
+    progress = folder.path / "checkpoints" / "22" / "progress" / "metadata"
+    progress.parent.mkdir()
+    present = workdir.read_config(folder.path)
+    durable.write_json(progress, {"config": present, "data": [same]})
+    changed = [{**same, part: {**IDENTITY, **change}}]
+    if said is None:
+        folder.settle_data(changed)
+    else:
+        with pytest.raises(UsageError, match=said):
+            folder.settle_data(changed)
+    if part == "evaluation":
+        return
+    if said and "class" in said:
+        with pytest.raises(UsageError, match=said):
+            workdir.refuse_moved_classes(folder.path, config(), changed[0]["train"])
+    workdir.refuse_moved_classes(folder.path, config(), IDENTITY)
+    other = config(**{"input.dataset": "other"})
+    workdir.refuse_moved_classes(folder.path, other, changed[0]["train"])

@@ -1,0 +1,27 @@
+"""A short fixed draw of `python -m tests.torture`; the whole goes on for as long as one likes."""
+
+import pytest
+
+from tests.torture.kinds import draw
+from tests.torture.trial import Bench
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    return Bench(tmp_path_factory.mktemp("torture"))
+
+
+# What the first ones found when they were written: a NaN hidden, a pipe that was waited for, …
+@pytest.mark.parametrize(
+    ("kind", "seed"),
+    [
+        *(("layer", seed) for seed in (1000007, 1000010, 1000110, 1000170, 1000220)),
+        *(("images", seed) for seed in range(12)),
+        *(("damage", seed) for seed in range(3)),
+        ("disk", 0),
+        ("stop", 0),
+        ("kill", 0),
+    ],
+)
+def test_survives(bench, kind, seed):
+    draw(kind, seed, bench).run()
