@@ -114,14 +114,10 @@ KEYS = {
     "sync_batch_norm": Key(
         False, bool, "batch norm's statistics are those of all devices", stage=False
     ),
-<<<<<<< HEAD
     "sync_representation": Key(
         False, bool, "the same for the representation's batch norm alone", stage=False
     ),
-    "optimizer.learning_rate": Key(0.1, Positive, "η, at its highest"),
-=======
     "optimizer.learning_rate": Key(0.1, _LearningRate, "η, at its highest"),
->>>>>>> main
     "optimizer.momentum": Key(0.9, Rate, "μ"),
     "optimizer.nesterov": Key(False, bool, "Nesterov's momentum"),
     "optimizer.weight_decay": Key(1e-4, _Factor, "λ, added to the gradient as λp"),
@@ -154,14 +150,10 @@ KEYS = {
         Literal["step", "cosine", "log", "constant"],
         "'step', 'cosine', 'log' or 'constant'",
     ),
-<<<<<<< HEAD
-    "schedule.warmup_epochs": Key(0.0, NotNegative, "of linear rise to η"),
-    "schedule.warmup_learning_rate": Key(
-        None, NotNegative | None, "η of its first step; None: as large as the rise of one step"
-    ),
-=======
     "schedule.warmup_epochs": Key(0.0, _Epochs, "of linear rise to η"),
->>>>>>> main
+    "schedule.warmup_learning_rate": Key(
+        None, _Factor | None, "η of its first step; None: as large as the rise of one step"
+    ),
     "schedule.boundaries": Key((30, 60, 90), _AscendingEpochs, "'step': epochs where η drops"),
     "schedule.factor": Key(
         0.1,

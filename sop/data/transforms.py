@@ -18,11 +18,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from PIL import Image
 
-<<<<<<< HEAD
-from sop.checks import Condition, Count, above, at_least, at_most, check, options_of
-=======
 from sop.checks import Condition, check, options_of, within
->>>>>>> main
 from sop.data import images as codec
 from sop.data.images import Region
 from sop.errors import UsageError, shorten, show
@@ -125,14 +121,9 @@ class RandomResizedCrop(Sampling):
 class Resize(Sampling):
     """Resizes to a rectangle, whatever the aspect ratio was."""
 
-<<<<<<< HEAD
-    height: Count
-    width: Count
-    interpolation: Interpolation = "bilinear"
-=======
     height: Side
     width: Side
->>>>>>> main
+    interpolation: Interpolation = "bilinear"
 
     def region(self, height: int, width: int, draws: np.ndarray) -> Region:
         return Region(0, 0, height, width, (self.height, self.width), self.interpolation)
@@ -145,12 +136,8 @@ class Resize(Sampling):
 class ResizeShort(Sampling):
     """Resizes so that the short side becomes `size`; the aspect ratio stays."""
 
-<<<<<<< HEAD
-    size: Count
-    interpolation: Interpolation = "bilinear"
-=======
     size: Side
->>>>>>> main
+    interpolation: Interpolation = "bilinear"
 
     def region(self, height: int, width: int, draws: np.ndarray) -> Region:
         size = self.output_size((height, width))
@@ -169,8 +156,8 @@ class ResizeShort(Sampling):
 class ResizedCenterCrop(Sampling):
     """The central square whose side is `share` of the short side, resized to size × size."""
 
-    size: Count
-    share: Annotated[float, above(0), at_most(1)] = 0.875
+    size: Side
+    share: Annotated[float, within(1e-3, 1.0)] = 0.875
     interpolation: Interpolation = "bilinear"
 
     def region(self, height: int, width: int, draws: np.ndarray) -> Region:
@@ -253,15 +240,9 @@ class ColorJitter(Transform):
     saturation f·x + (1 − f)·grey.
     """
 
-<<<<<<< HEAD
-    brightness: NotNegative | Range
-    contrast: NotNegative | Range
-    saturation: NotNegative | Range
-=======
-    brightness: Strength
-    contrast: Strength
-    saturation: Strength
->>>>>>> main
+    brightness: Strength | Range
+    contrast: Strength | Range
+    saturation: Strength | Range
     num_draws: ClassVar[int] = 4
     orders: ClassVar[tuple[tuple[int, int, int], ...]] = (
         (0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)

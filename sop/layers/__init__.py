@@ -40,11 +40,8 @@ __all__ = [
     "GlobalContext",
     "MaxEntropyPool",
     "MaxPool",
-<<<<<<< HEAD
     "NoPool",
-=======
     "SimAM",
->>>>>>> main
     "SkipPool",
     "SpatialCGD",
     "SqueezeExcitation",

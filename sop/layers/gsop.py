@@ -51,12 +51,8 @@ class PositionWeights(nn.Module):
     Attributes as in `GSoP`.
     """
 
-<<<<<<< HEAD
-    dim: Count = 128
-    grid: Count = 8
-=======
     dim: Width = 128
->>>>>>> main
+    grid: Width = 8
     dtype: Any = None
     axis_name: str | None = None
 
@@ -138,7 +134,7 @@ class GSoP(nn.Module):
     dim: Width = 128
     manner: Literal["channel", "position", "fusion_avg", "fusion_max", "fusion_concat"] = "channel"
     stride: Count | None = None
-    grid: Count = 8
+    grid: Width = 8
     planes: Count | None = None
     dtype: Any = None
     axis_name: str | None = None

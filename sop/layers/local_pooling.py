@@ -1,12 +1,8 @@
 """Local pooling: what takes the place of a network's max-pools and strided convolutions."""
 
 from collections.abc import Callable
-<<<<<<< HEAD
 from functools import partial
-from typing import Any, ClassVar, Literal
-=======
 from typing import Annotated, Any, ClassVar, Literal
->>>>>>> main
 
 import flax.linen as nn
 import jax

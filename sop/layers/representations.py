@@ -96,12 +96,8 @@ class MPNCOV(nn.Module):
     reduction: Annotated[int, within(0, 4096)] | None = None
     num_iters: Iterations = 5
     normalization: Literal["newton_schulz", "eigh", "none"] = "newton_schulz"
-<<<<<<< HEAD
-    alpha: Annotated[float, above(0)] = 0.5
-    initialization: Literal["he", "lecun", "glorot"] = "he"
-=======
     alpha: Annotated[float, above(0), at_most(10)] = 0.5
->>>>>>> main
+    initialization: Literal["he", "lecun", "glorot"] = "he"
     vectorize: bool = True
     dropout: Rate = 0.0
     dtype: Any = None

@@ -93,11 +93,6 @@ def create_model(
     config = given(config)
     backbone = get_backbone(config)
     options = {key: value for key, value in config.items() if key not in _PARTS}
-<<<<<<< HEAD
-    check_options(f"backbone '{config['backbone']}'", backbone.make, options, also=_PARTS)
+    check_options(f"backbone {show(config['backbone'])}", backbone.make, options, also=_PARTS)
     axes = (axis_name, representation_axis or axis_name)
     return backbone.make(make_parts(config, backbone, dtype, *axes), **options)
-=======
-    check_options(f"backbone {show(config['backbone'])}", backbone.make, options, also=_PARTS)
-    return backbone.make(make_parts(config, backbone, dtype, axis_name), **options)
->>>>>>> main

@@ -144,13 +144,9 @@ def make_parts(
         attention=attention,
         pool=pool,
         pool_name=pool_name,
-<<<<<<< HEAD
-        representation=module(
-            **options, **accepted(module, **{**context, "axis_name": representation_axis})
-        ),
-=======
-        representation=configure("representation", name, module, options, **context)(),
->>>>>>> main
+        representation=configure(
+            "representation", name, module, options, **{**context, "axis_name": representation_axis}
+        )(),
         representation_name=name,
         asks=getattr(module, "published", Published()),
         **context,

@@ -20,12 +20,8 @@ from sop.errors import UsageError
 from sop.training import pretrained
 from sop.training.checkpoints import Checkpoints, load_variables, steps_in
 from sop.training.evaluation import evaluate, is_finite
-<<<<<<< HEAD
-from sop.training.optimizer import keep_momentum, make_optimizer, matches_any
-=======
 from sop.training.memory import check_compiled
-from sop.training.optimizer import matches_any
->>>>>>> main
+from sop.training.optimizer import keep_momentum, matches_any
 from sop.training.reporting import Reporter
 from sop.training.signals import StopRequest
 from sop.training.stages import EvalData, Stage, identities, stage_at
@@ -104,19 +100,14 @@ def train(
                 continue
             if 0 < stage.first_step == int(state.step):
                 renew = jax.jit(tx.init, out_shardings=replicated(mesh))
-<<<<<<< HEAD
                 opt_state = renew(state.params)
                 if stage.config.optimizer.keep_momentum:
                     opt_state = keep_momentum(state.opt_state, opt_state)
                 state = state.replace(opt_state=opt_state)
-            state, finished = _StageRun(model, tx, stage, mesh, checkpoints, reporter)(state, stop)
-=======
-                state = state.replace(opt_state=renew(state.params))
             run = _StageRun(whole, model, tx, stage, mesh, checkpoints, reporter)
             if stage is unscored:  # the run ended between a checkpoint and its evaluation
                 run.evaluate(state)
             state, finished = run(state, stop)
->>>>>>> main
             if not finished:
                 return False
     return True

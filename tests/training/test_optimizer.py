@@ -10,12 +10,8 @@ from ml_collections import ConfigDict
 
 from sop.config import get_config
 from sop.errors import UsageError
-<<<<<<< HEAD
 from sop.training.optimizer import keep_momentum, make_optimizer, make_schedule
-=======
-from sop.training.optimizer import make_optimizer, make_schedule
 from sop.training.stages import make_stages
->>>>>>> main
 
 SHAPES = {
     "features": {"conv": {"kernel": (3, 4)}, "bn": {"scale": (4,)}},
@@ -183,7 +179,6 @@ def test_senseless_schedules_are_refused(changes, message):
         schedule(**changes)
 
 
-<<<<<<< HEAD
 def test_warmup_from_zero_is_a_line_through_the_origin():
     rates = values(schedule(name="step", warmup_epochs=2, warmup_learning_rate=0.0), 12)
     np.testing.assert_allclose(rates[:8], 0.1 * np.arange(8) / 8, rtol=1e-5)
@@ -214,7 +209,8 @@ def test_momentum_survives_from_one_stage_to_the_next():
     assert jax.tree.structure(keep_momentum(before, fresh)) == jax.tree.structure(fresh)
     plain = make_optimizer(options(momentum=0.0), lambda step: 0.1, params)
     assert keep_momentum(before, plain.init(params)) == plain.init(params)
-=======
+
+
 def test_more_steps_than_int32_counts_are_refused():
     config = get_config()
     config.num_epochs, config.schedule.name = 10**6, "constant"
@@ -230,4 +226,3 @@ def test_all_frozen_is_refused():
         make_optimizer(frozen, lambda step: 0.1, params)
     frozen.freeze_batch_norm = False  # statistics may be taken anew
     make_optimizer(frozen, lambda step: 0.1, params)
->>>>>>> main
