@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import time
 
 import flax.linen as nn
@@ -427,7 +428,7 @@ def test_two_stages_and_stopping_at_the_border(tmp_path):
         assert_same_run(tmp_path / "whole", workdir)
 
 
-def test_a_stage_that_keeps_momentum_goes_on_as_the_one_before(tmp_path):
+def test_a_stage_that_keeps_momentum_goes_on_as_the_one_before(tmp_path, monkeypatch):
     """Where the border changes nothing else, two stages end where one does."""
     ends = []
     for name, keep in (("kept", True), ("fresh", False)):
@@ -435,19 +436,14 @@ def test_a_stage_that_keeps_momentum_goes_on_as_the_one_before(tmp_path):
         run(tmp_path / name, make_config(stages=({"num_epochs": 1}, again)))
         ends.append(variables_of(tmp_path / name)["params"])
 
-    class Same(Train):
+    class AsInTwo(Train):
         def batches(self, start, first_epoch):
-            yield from itertools.islice(super().batches(0, 0), start, 5)
-            yield from super().batches(max(start - 5, 0), 1)
+            length = self.steps_per_epoch
+            yield from itertools.islice(super().batches(0, 0), start, length)
+            yield from super().batches(max(start - length, 0), 1)
 
-    config = make_config(num_epochs=2)
-    stages = make_stages([config], [(Same(config, lambda step: None), Evaluation())])
-    (tmp_path / "one").mkdir()
-    reporter = Reporter(tmp_path / "one", stages, log_every=2)
-    reporter.say = lambda text: None
-    mesh = make_mesh(jax.devices())
-    train(config, tmp_path / "one", Network(), stages, shapes(Network()), mesh, reporter)
-    reporter.close()
+    monkeypatch.setattr(sys.modules[__name__], "Train", AsInTwo)
+    run(tmp_path / "one", make_config(num_epochs=2))
     one = variables_of(tmp_path / "one")["params"]
     jax.tree.map(np.testing.assert_array_equal, ends[0], one)
     assert not np.array_equal(ends[1]["classifier"]["kernel"], one["classifier"]["kernel"])
