@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from sop.data import randomness, transforms
 from sop.data.images import BadImageError, Region, image_size, is_jpeg, reduction
 from sop.data.normalization import check_normalization
-from sop.data.sources import Source, open_source
+from sop.data.sources import Source, Unturned, open_source
 from sop.errors import UsageError
 
 Batch = dict[str, np.ndarray]
@@ -192,9 +192,10 @@ def _open(config: ConfigDict, training: bool, opened: dict[Any, Any]) -> "_Image
     check_normalization(options.normalization)
     skip_bad = options.bad_images == "skip"
     key = (options.dataset, options.data_dir, split, pipeline, config.seed, skip_bad, training)
-    key = (*key, options.cache)
+    key = (*key, options.cache, options.exif)
     if key not in opened:
         source = open_source(options.dataset, split, options.data_dir)
+        source = Unturned(source) if options.exif == "ignore" else source
         images = _Images(source, pipeline, config.seed, skip_bad, replace_bad=training)
         opened[key] = _CachedImages(images) if options.cache else images
     source = opened[key].source

@@ -9,7 +9,15 @@ from sop.config import get_config as default_config
 
 
 def recipe(
-    dataset, backbone, *, num_classes, num_epochs, learning_rate, boundaries, **model
+    dataset,
+    backbone,
+    *,
+    num_classes,
+    normalization,
+    num_epochs,
+    learning_rate,
+    boundaries,
+    **model,
 ) -> ConfigDict:
     """What all experiments on 32×32 images have in common."""
     config = set_model(default_config(), backbone, num_classes=num_classes, **model)
@@ -17,7 +25,7 @@ def recipe(
     config.input.eval_split = "test"
     config.input.train_transforms = "pad_crop(32, 4) | flip"
     config.input.eval_transforms = ""
-    config.input.normalization = dataset
+    config.input.normalization = normalization
     config.input.cache = True
     config.batch_size = 128
     config.num_epochs = num_epochs
@@ -33,6 +41,7 @@ _preresnet164 = partial(
     "cifar100",
     "preresnet164_cifar",
     num_classes=100,
+    normalization="cifar100_tf",
     shortcut="activation",
     initialization="glorot",
 )
@@ -51,11 +60,12 @@ def mpncov(**model) -> ConfigDict:
     return config
 
 
-def _cgd(config: ConfigDict) -> ConfigDict:
-    """CGD's README names the recipes of pytorch-classification, which normalises CIFAR-10 and
-    CIFAR-100 by the same numbers.
-    """
-    config.input.normalization = "cifar10"
+# CGD's README names the recipes of pytorch-classification, which normalises CIFAR-100 so, too.
+_cgd_recipe = partial(recipe, normalization="cifar10", learning_rate=0.1)
+
+
+def _decayed(config: ConfigDict) -> ConfigDict:
+    """With CGD's own weight decay, where there is CGD."""
     if config.model.attention.name == "cgd":
         config.optimizer.weight_decays = (("/attention/", 4e-5),)
     return config
@@ -63,15 +73,14 @@ def _cgd(config: ConfigDict) -> ConfigDict:
 
 def cgd_preresnet110(dataset: str = "cifar100", num_classes: int = 100, **model) -> ConfigDict:
     """ "110" has 18 bottlenecks in each stage there."""
-    return _cgd(
-        recipe(
+    return _decayed(
+        _cgd_recipe(
             dataset,
             "preresnet110_cifar",
             num_classes=num_classes,
             block="bottleneck",
             stage_size=18,
             num_epochs=164,
-            learning_rate=0.1,
             boundaries=(81, 122),
             **model,
         )
@@ -79,19 +88,18 @@ def cgd_preresnet110(dataset: str = "cifar100", num_classes: int = 100, **model)
 
 
 def cgd_wrn28_10(dataset: str = "cifar100", num_classes: int = 100, **model) -> ConfigDict:
-    config = recipe(
+    config = _cgd_recipe(
         dataset,
         "wrn28_10_cifar",
         num_classes=num_classes,
         dropout=0.3,
         num_epochs=200,
-        learning_rate=0.1,
         boundaries=(60, 120, 160),
         **model,
     )
     config.optimizer.weight_decay = 5e-4
     config.schedule.factor = 0.2
-    return _cgd(config)
+    return _decayed(config)
 
 
 EXPERIMENTS = {

@@ -12,10 +12,10 @@ from ml_collections import ConfigDict
 from sop.config import Experiment, choose, set_model
 from sop.config import get_config as default_config
 
-# Data set of TFDS, its split for training, number of classes, transforms before the flip.
+# Data set of TFDS, its split for training, number of classes, what comes before the crop.
 DATASETS = {
-    "cub": ("caltech_birds2011", "train", 200, "resize_short(448) | center_crop(448)"),
-    "aircraft": ("fgvc_aircraft", "train+validation", 100, "resize(512, 512) | center_crop(448)"),
+    "cub": ("caltech_birds2011", "train", 200, "resize_short(448)"),
+    "aircraft": ("fgvc_aircraft", "train+validation", 100, "resize(512, 512)"),
     "cars": ("cars196", "train", 196, "resize(448, 448)"),
 }
 
@@ -23,14 +23,15 @@ DATASETS = {
 def _recipe(
     dataset, backbone, *, num_epochs, batch_size, learning_rate, weight_decay, fc_factor, **model
 ) -> ConfigDict:
-    name, train_split, num_classes, transforms = DATASETS[dataset]
+    name, train_split, num_classes, resize = DATASETS[dataset]
     config = set_model(default_config(), backbone, num_classes=num_classes, **model)
     config.input.dataset = name
     config.input.train_split = train_split
     config.input.eval_split = "test"
-    config.input.train_transforms = f"{transforms} | flip"
-    config.input.eval_transforms = transforms
-    config.input.test_transforms = f"{transforms} | mirror_views"
+    config.input.train_transforms = f"{resize} | center_crop(448) | flip"
+    config.input.eval_transforms = f"{resize} | center_crop(448)"
+    config.input.test_transforms = f"{resize} | mirror_views(448)"
+    config.input.exif = "ignore"
     config.batch_size = batch_size
     config.eval_batch_size = 32
     config.num_epochs = num_epochs

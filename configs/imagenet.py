@@ -15,6 +15,7 @@ def _recipe(
     backbone, *, num_epochs, batch_size, boundaries, weight_decay=1e-4, **model
 ) -> ConfigDict:
     config = set_model(default_config(), backbone, **model)
+    config.input.exif = "ignore"
     config.num_epochs = num_epochs
     config.batch_size = batch_size
     config.optimizer.learning_rate = 0.1

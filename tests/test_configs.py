@@ -191,6 +191,7 @@ def test_readme_lists_every_experiment():
 # Config → what its original's code does, and other recipes do not.
 OWN = {
     "cifar100.py:preresnet164_mpncov": {
+        "input.normalization": "cifar100_tf",
         "model.shortcut": "activation",
         "model.initialization": "glorot",
         "model.representation.initialization": "lecun",
@@ -220,8 +221,9 @@ OWN = {
     },
     "fine_grained.py:cars_resnet50_mpncov": {
         "optimizer.weight_decay": 1e-4,
-        "input.eval_transforms": "resize(448, 448)",
-        "input.test_transforms": "resize(448, 448) | mirror_views",
+        "input.eval_transforms": "resize(448, 448) | center_crop(448)",
+        "input.test_transforms": "resize(448, 448) | mirror_views(448)",
+        "input.exif": "ignore",
     },
     "fine_grained.py:cub_vgg16_cbp": {"optimizer.keep_momentum": True, "batch_size": 10},
 }

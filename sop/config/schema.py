@@ -92,6 +92,9 @@ KEYS = {
         None, str | None, "of those of --mode=eval; None: as eval_transforms", resume=True
     ),
     "input.normalization": Key("imagenet", str, "mean and deviation: 'imagenet', 'cifar10', …"),
+    "input.exif": Key(
+        "obey", Literal["obey", "ignore"], "'obey' or 'ignore' the EXIF orientation of a JPEG"
+    ),
     "input.cache": Key(False, bool, "keep decoded images in memory", resume=True),
     "input.num_workers": Key(
         2, Annotated[int, within(0, 1024)], "threads that decode; 0: none", resume=True

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 from collections.abc import Callable
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -26,6 +27,37 @@ def is_jpeg(data: bytes) -> bool:
 def image_size(data: bytes) -> tuple[int, int]:
     """(height, width) of an encoded image as `decode` will return it; only the header is read."""
     return _turned_size(_open(data))
+
+
+def without_orientation(data: bytes) -> bytes:
+    """The same JPEG with the EXIF orientation 1, upright; anything else as it is."""
+    place = _orientation_at(data) if is_jpeg(data) else None
+    if place is None:
+        return data
+    start, order = place
+    return data[:start] + (1).to_bytes(2, order) + data[start + 2 :]
+
+
+def _orientation_at(data: bytes) -> tuple[int, Literal["big", "little"]] | None:
+    """Where the two bytes of a JPEG's EXIF orientation stand, and their order.
+
+    A JPEG is a row of segments FF kind length …; that of kind E1 with 'Exif' holds a TIFF header
+    and a directory of entries of 12 bytes: tag, type, count, value.
+    """
+    at = 2
+    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] not in (b"\xda", b""):
+        length = int.from_bytes(data[at + 2 : at + 4])
+        if data[at + 1 : at + 10] == b"\xe1" + data[at + 2 : at + 4] + b"Exif\0\0":
+            tiff = at + 10
+            order: Literal["big", "little"] = "little" if data[tiff : tiff + 2] == b"II" else "big"
+            directory = tiff + int.from_bytes(data[tiff + 4 : tiff + 8], order)
+            count = int.from_bytes(data[directory : directory + 2], order)
+            for entry in range(directory + 2, min(directory + 2 + 12 * count, len(data) - 11), 12):
+                if int.from_bytes(data[entry : entry + 2], order) == _EXIF_ORIENTATION:
+                    return entry + 8, order
+            return None
+        at += 2 + length
+    return None
 
 
 def decode(data: bytes) -> np.ndarray:
@@ -95,8 +127,8 @@ class Region:
     def cut(self, image: Image.Image, factor: int = 1) -> np.ndarray:
         """uint8 [*size, 3], of an image that is reduced by `factor`.
 
-        With a wider (antialiasing) filter to shrink. Pillow does it: published networks
-        were trained and are evaluated with its filter, from which OpenCV's differ by grey levels.
+        With a wider (antialiasing) filter to shrink. Pillow does it: published networks were
+        trained and are evaluated with its filter, from which OpenCV's differ by grey levels.
         """
         box = (self.left, self.top, self.left + self.width, self.top + self.height)
         if factor == 1:  # as torchvision: the filter sees nothing outside

@@ -22,7 +22,7 @@ from tensorflow_datasets.core import file_adapters, naming, registered
 
 from sop.data.aircraft import FgvcAircraft
 from sop.data.digits import Digits
-from sop.data.images import BadImageError
+from sop.data.images import BadImageError, without_orientation
 from sop.errors import UsageError
 
 # Names that importing the builders has made known to TFDS; they are prepared without TensorFlow.
@@ -83,6 +83,23 @@ def open_source(dataset: str, split: str, data_dir: str | None = None) -> Source
     if dataset.startswith(_FOLDER):
         return FolderSource(Path(dataset.removeprefix(_FOLDER)).expanduser(), split)
     return TFDSSource(dataset, split, data_dir)
+
+
+class Unturned:
+    """Another source, whose JPEGs have lost their EXIF orientation."""
+
+    def __init__(self, source: Source):
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> tuple[bytes, int]:
+        data, label = self._source[index]
+        return without_orientation(data), label
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
 
 
 class TFDSSource:

@@ -236,8 +236,8 @@ class ColorJitter(Transform):
     """Scales brightness, contrast and saturation by factors uniform in [1 − s, 1 + s] ∩ [0, ∞).
 
     In the place of s may stand a range of factors, (low, high). The three are applied in a random
-    order, each rounded to uint8: brightness f·x; contrast f·x + (1 − f)·mean of the grey image;
-    saturation f·x + (1 − f)·grey.
+    order, each cut off to uint8 as Pillow does: brightness f·x; contrast f·x + (1 − f)·mean of the
+    grey image; saturation f·x + (1 − f)·grey.
     """
 
     brightness: Strength | Range
@@ -273,18 +273,23 @@ def _factors(strength: float | tuple[float, float]) -> tuple[float, float]:
 
 
 def _scale_brightness(image: np.ndarray, factor: float) -> np.ndarray:
-    return cv2.convertScaleAbs(image, alpha=factor)
+    return cv2.LUT(image, _cut_off(factor * np.arange(256)))
 
 
 def _scale_contrast(image: np.ndarray, factor: float) -> np.ndarray:
-    mean = round(float(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).mean()))
-    levels = factor * np.arange(256) + (1 - factor) * mean
-    return cv2.LUT(image, np.rint(levels).clip(0, 255).astype(np.uint8))
+    mean = int(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).mean() + 0.5)
+    return cv2.LUT(image, _cut_off(factor * np.arange(256) + (1 - factor) * mean))
 
 
 def _scale_saturation(image: np.ndarray, factor: float) -> np.ndarray:
     grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    return cv2.addWeighted(image, factor, grey, 1 - factor, 0)
+    # OpenCV rounds: what it adds to cut off instead leaves whole numbers as they are.
+    return cv2.addWeighted(image, factor, grey, 1 - factor, -0.499)
+
+
+def _cut_off(levels: np.ndarray) -> np.ndarray:
+    # Whole numbers that rounding errors have made a little less stay what they were.
+    return (levels + 1e-6).clip(0, 255).astype(np.uint8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -318,7 +323,7 @@ class Lighting(Transform):
 
 @dataclasses.dataclass(frozen=True)
 class TenCrop(Transform):
-    """Four corners and centre, size × size each, and their mirror images."""
+    """Four corners and centre, size × size each, of the image and of its mirror image."""
 
     size: Side
     num_views: ClassVar[int | None] = 10
@@ -329,8 +334,11 @@ class TenCrop(Transform):
         bottom, right = (side - size for side in images.shape[1:3])
         middle = round(bottom / 2), round(right / 2)
         corners = (0, 0), (0, right), (bottom, 0), (bottom, right), middle
-        crops = [images[:, top : top + size, left : left + size] for top, left in corners]
-        return np.stack([*crops, *map(_mirror, crops)], axis=1)
+        both = (images, _mirror(images))  # mirrored, then cut, as in torchvision
+        crops = [
+            view[:, top : top + size, left : left + size] for view in both for top, left in corners
+        ]
+        return np.stack(crops, axis=1)
 
     def output_size(self, size: Size | None) -> Size:
         return self.size, self.size
@@ -338,15 +346,22 @@ class TenCrop(Transform):
 
 @dataclasses.dataclass(frozen=True)
 class MirrorViews(Transform):
-    """The image and its mirror image."""
+    """The image and its mirror image; with a size, the central square of each.
 
+    Where what is cut off is odd, that of the mirror image lies a pixel beside the mirrored square.
+    """
+
+    size: Side | None = None
     num_views: ClassVar[int | None] = 2
 
     def __call__(self, images: np.ndarray, draws: np.ndarray) -> np.ndarray:
-        return np.stack([images, _mirror(images)], axis=1)
+        views = [images, _mirror(images)]
+        if self.size is not None:
+            views = [CenterCrop(self.size)(view, draws) for view in views]
+        return np.stack(views, axis=1)
 
     def output_size(self, size: Size | None) -> Size | None:
-        return size
+        return size if self.size is None else (self.size, self.size)
 
 
 def _mirror(images: np.ndarray) -> np.ndarray:

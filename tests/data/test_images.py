@@ -42,6 +42,20 @@ def test_sixteen_bit_samples_keep_their_brightness(picture):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
+def test_without_orientation_an_image_is_read_as_it_lies(picture, orientation):
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0112] = "maker", orientation
+    data = images.without_orientation(encode(picture, "JPEG", exif=exif))
+    expected = np.asarray(Image.open(io.BytesIO(data)))
+    np.testing.assert_array_equal(images.decode(data), expected)
+    assert Image.open(io.BytesIO(data)).getexif()[0x010F] == "maker"
+    plain = encode(picture, "JPEG")
+    assert images.without_orientation(plain) == plain
+    cut_short = data[:60]
+    assert len(images.without_orientation(cut_short)) == 60
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_exif_orientation_is_obeyed(picture, kind, orientation):
     exif = Image.Exif()

@@ -155,16 +155,26 @@ def test_center_crop_pads_what_is_too_small():
 
 
 def test_views_are_crops_and_mirror_images():
-    images = batch(9, 12, 2)
+    images = batch(8, 12, 2)
     views = transforms.parse("ten_crop(6)", training=False)(images, np.zeros((2, 0)))
     assert views.shape == (2, 10, 6, 6, 3)
-    corners = [(0, 0), (0, 6), (3, 0), (3, 6), (2, 3)]
+    corners = [(0, 0), (0, 6), (2, 0), (2, 6), (1, 3)]
     for view, (top, left) in enumerate(corners):
         crop = images[:, top : top + 6, left : left + 6]
         np.testing.assert_array_equal(views[:, view], crop)
-        np.testing.assert_array_equal(views[:, view + 5], crop[:, :, ::-1])
+        mirrored = images[:, :, ::-1][:, top : top + 6, left : left + 6]
+        np.testing.assert_array_equal(views[:, view + 5], mirrored)
     mirrored = transforms.parse("mirror_views", training=False)(images, np.zeros((2, 0)))
     np.testing.assert_array_equal(mirrored, np.stack([images, images[:, :, ::-1]], 1))
+
+
+def test_mirror_views_of_odd_margins_are_mirrored_before_they_are_cut():
+    images = batch(6, 9, 2)
+    views = transforms.parse("mirror_views(6)", training=False)(images, np.zeros((2, 0)))
+    np.testing.assert_array_equal(views[:, 0], images[:, :, 2:8])
+    np.testing.assert_array_equal(views[:, 1], images[:, :, ::-1][:, :, 2:8])
+    tenth = transforms.parse("ten_crop(6)", training=False)(images, np.zeros((2, 0)))[:, 9]
+    np.testing.assert_array_equal(tenth, views[:, 1])
 
 
 @pytest.mark.parametrize("which", ["brightness", "contrast", "saturation"])
@@ -177,7 +187,9 @@ def test_color_jitter_does_what_pillow_does(which):
         got = jitter(image[None], np.full((1, 4), draw))[0].astype(int)
         factor = 0.6 + 0.8 * draw
         expected = enhance[names.index(which)](Image.fromarray(image)).enhance(factor)
-        assert np.abs(got - np.asarray(expected)).max() <= 2
+        error = got - np.asarray(expected)
+        assert np.abs(error).max() <= 1
+        assert np.abs(error.mean()) < 0.02  # 0.35 where levels are rounded
         assert np.abs(got - image).max() > 10
 
 
