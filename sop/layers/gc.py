@@ -73,8 +73,8 @@ class _LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
-        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], "float32")
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], "float32")
         x = x - jax.lax.stop_gradient(x[..., :1])
         x = x - x.mean(-1, keepdims=True)
         size = ops.magnitude(x, -1)
@@ -91,6 +91,6 @@ class _ZeroPointwise(nn.Module):
     @nn.compact
     def __call__(self, x):
         zeros = nn.initializers.zeros
-        kernel = self.param("kernel", zeros, (1, 1, x.shape[-1], self.features))
-        bias = self.param("bias", zeros, (self.features,))
+        kernel = self.param("kernel", zeros, (1, 1, x.shape[-1], self.features), "float32")
+        bias = self.param("bias", zeros, (self.features,), "float32")
         return ops.einsum("bc,cd->bd", x, kernel[0, 0]) + bias

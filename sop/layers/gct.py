@@ -48,9 +48,9 @@ class GCT(Gate):
     @nn.compact
     def gate(self, x: FeatureMap, train: bool) -> Gates:
         shape = x.shape[-1:]
-        alpha = self.param("alpha", nn.initializers.ones, shape)
-        gamma = self.param("gamma", nn.initializers.zeros, shape)
-        beta = self.param("beta", nn.initializers.zeros, shape)
+        alpha = self.param("alpha", nn.initializers.ones, shape, "float32")
+        gamma = self.param("gamma", nn.initializers.zeros, shape, "float32")
+        beta = self.param("beta", nn.initializers.zeros, shape, "float32")
         s = alpha * self._root(x, (1, 2), jnp.sum)
         return 1 + jnp.tanh(gamma * s / self._root(s, 3, jnp.mean) + beta)
 

@@ -48,7 +48,7 @@ class SRM(Gate):
 
     @nn.compact
     def gate(self, x: FeatureMap, train: bool) -> Gates:
-        weights = self.param("cfc", nn.initializers.zeros, (x.shape[-1], 2))
+        weights = self.param("cfc", nn.initializers.zeros, (x.shape[-1], 2), "float32")
         mean, deviation = _mean_and_deviation(x)
         z = mean * weights[:, 0] + deviation * weights[:, 1]
         z = BatchNorm(axis_name=self.axis_name, name="norm")(z, train)

@@ -39,7 +39,7 @@ def hard_inputs(shape, dtype):
 
 POISON = (np.nan, np.inf, -np.inf)
 # ReLU(x·p) of −∞ is 0, and the largest of a window or of two terms is not −∞.
-DISCARD_MINUS_INFINITY = {"MaxPool", "GSoP position", "GSoP fusion_max"}
+DISCARD_MINUS_INFINITY = {"MaxPool", "GSoP position", "GSoP position grid", "GSoP fusion_max"}
 
 
 def poisoned(normal):
