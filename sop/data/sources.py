@@ -23,7 +23,7 @@ from tensorflow_datasets.core import file_adapters, naming, registered
 from sop.data.aircraft import FgvcAircraft
 from sop.data.digits import Digits
 from sop.data.images import BadImageError, without_orientation
-from sop.errors import UsageError
+from sop.errors import UsageError, shorten
 
 # Names that importing the builders has made known to TFDS; they are prepared without TensorFlow.
 OWN_BUILDERS = (Digits.name, FgvcAircraft.name)
@@ -81,7 +81,7 @@ def open_source(dataset: str, split: str, data_dir: str | None = None) -> Source
         split; a folder has no images, or a class is missing in one split.
     """
     if dataset.startswith(_FOLDER):
-        return FolderSource(Path(dataset.removeprefix(_FOLDER)).expanduser(), split)
+        return FolderSource(Path(os.path.expanduser(dataset.removeprefix(_FOLDER))), split)
     return TFDSSource(dataset, split, data_dir)
 
 
@@ -355,10 +355,10 @@ def _images_by_split(
 
     Splits without any class folder are left out.
     """
-    if not root.is_dir():
+    if not os.path.isdir(root):  # False too for a name that no folder can have
         raise UsageError(
-            f"Folder {root} of config.input.dataset does not exist; write folder:/path/to/a/folder "
-            "that holds train/CLASS/*.jpg."
+            f"Folder {shorten(str(root))} of config.input.dataset does not exist; write "
+            "folder:/path/to/a/folder that holds train/CLASS/*.jpg."
         )
     left_out: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     splits = {

@@ -28,7 +28,14 @@ class CBAM(Gate):
       dtype: of y; None: that of x. Gates are at least float32.
       axis_name: mapped axis that BN statistics are averaged over.
 
-    Call, returns, raises: see `sop.layers.gate.Gate`.
+    Call:
+      x: [B, H, W, C], any floating dtype; train: whether BN uses and updates batch statistics.
+
+    Returns:
+      [B, H, W, C] in `dtype`.
+
+    Raises:
+      UsageError: x is no feature map, or a field does not fit its annotation.
 
     >>> import jax
     >>> x = jax.random.normal(jax.random.key(0), (2, 4, 4, 32))

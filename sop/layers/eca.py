@@ -36,7 +36,14 @@ class ECA(Gate):
       size: k; None: `kernel_size(C)`.
       dtype: of y; None: that of x. Gates are at least float32.
 
-    Call, returns, raises: see `sop.layers.gate.Gate`.
+    Call:
+      x: [B, H, W, C], any floating dtype; train: without effect.
+
+    Returns:
+      [B, H, W, C] in `dtype`.
+
+    Raises:
+      UsageError: x is no feature map, or a field does not fit its annotation.
 
     >>> import jax
     >>> x = jax.random.normal(jax.random.key(0), (2, 4, 4, 32))

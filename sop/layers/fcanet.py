@@ -36,8 +36,15 @@ class FcaNet(Gate):
       planes: width of the residual block that this stands in, if any.
       dtype: of y; None: that of x. Gates are at least float32.
 
-    Call, returns, raises: see `sop.layers.gate.Gate`; also UsageError where C is no
-    multiple of 16.
+    Call:
+      x: [B, H, W, C], any floating dtype; train: without effect.
+
+    Returns:
+      [B, H, W, C] in `dtype`.
+
+    Raises:
+      UsageError: x is no feature map, or a field does not fit its annotation, or C is no
+        multiple of 16.
 
     >>> import jax
     >>> x = jax.random.normal(jax.random.key(0), (2, 7, 7, 32))

@@ -23,7 +23,14 @@ class GCT(Gate):
       epsilon: ε.
       dtype: of y; None: that of x. Gates are at least float32.
 
-    Call, returns, raises: see `sop.layers.gate.Gate`.
+    Call:
+      x: [B, H, W, C], any floating dtype; train: without effect.
+
+    Returns:
+      [B, H, W, C] in `dtype`.
+
+    Raises:
+      UsageError: x is no feature map, or a field does not fit its annotation.
 
     >>> import jax
     >>> x = jax.random.normal(jax.random.key(0), (2, 4, 4, 8))

@@ -25,7 +25,14 @@ class SRM(Gate):
       dtype: of y; None: that of x. Gates are at least float32.
       axis_name: mapped axis that BN statistics are averaged over.
 
-    Call, returns, raises: see `sop.layers.gate.Gate`.
+    Call:
+      x: [B, H, W, C], any floating dtype; train: whether BN uses and updates batch statistics.
+
+    Returns:
+      [B, H, W, C] in `dtype`.
+
+    Raises:
+      UsageError: x is no feature map, or a field does not fit its annotation.
 
     >>> x = jax.random.normal(jax.random.key(0), (2, 4, 4, 8))
     >>> y, _ = SRM().init_with_output(jax.random.key(1), x, train=False)

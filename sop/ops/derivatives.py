@@ -11,13 +11,15 @@ import jax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from sop.ops.annotations import Array
+
 _linear = Primitive("linear")
 _linear.multiple_results = True
 
 
 def linear(
     there: Callable, back: Callable, arrays: Sequence[Any], residuals: Sequence[Any] = ()
-) -> list[jax.Array]:
+) -> list[Array]:
     """`there`(residuals, arrays), a list of arrays that is linear in `arrays`, with its transpose.
 
     Args:

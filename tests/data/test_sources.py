@@ -49,6 +49,8 @@ def test_a_folder_is_numbered_by_the_names_of_its_classes(folder, tmp_path):
 def test_a_folder_that_cannot_be_used_is_refused(folder, tmp_path):
     refuse("has no split 'validation'; .*one of test, train", folder, "validation")
     refuse("does not exist", "folder:/no/such/folder")
+    refuse("does not exist", f"folder:{'x' * 300}")
+    refuse("does not exist", "folder:~nobody-of-this-name")
     (tmp_path / "empty" / "train" / "cat").mkdir(parents=True)
     refuse("has no images", f"folder:{tmp_path / 'empty'}")
     (tmp_path / "own" / "test" / "dog" / "d.png").unlink()
