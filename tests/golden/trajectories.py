@@ -35,6 +35,23 @@ TOLERANCE = 1e-8
 
 
 @dataclasses.dataclass(frozen=True)
+class Stage:
+    """A part of the steps, with its own rule for the classifier, the original's `fc`.
+
+    Attributes:
+      steps: number of them.
+      only: it alone is trained; the statistics of batch norms follow all the same.
+      factor: of its learning rate.
+      weight_decay: of its parameters.
+    """
+
+    steps: int = STEPS
+    only: bool = False
+    factor: float = 1.0
+    weight_decay: float = WEIGHT_DECAY
+
+
+@dataclasses.dataclass(frozen=True)
 class Case:
     """A network and how it is trained.
 
@@ -43,12 +60,14 @@ class Case:
       config: config.model of the same network here, without `num_classes`.
       size: height and width of the images.
       learning_rate: of every step; so small that rounding errors do not grow from step to step.
+      stages: one after the other; each goes on with the momentum of the one before.
     """
 
     original: Callable[[Path], Any]
     config: dict[str, Any]
     size: int
     learning_rate: float
+    stages: tuple[Stage, ...] = (Stage(),)
 
 
 def mpncov(originals):
@@ -87,6 +106,14 @@ def cgd(originals):
 
 CASES = {
     "mpncov_resnet18": Case(mpncov, {"backbone": "resnet18", "representation": "mpncov"}, 48, 0.01),
+    # As fast MPN-COV fine-tunes in two stages.
+    "mpncov_resnet18_stages": Case(
+        mpncov,
+        {"backbone": "resnet18", "representation": "mpncov"},
+        48,
+        0.001,
+        (Stage(5, True, 20.0, 0.0), Stage(15, False, 5.0, 0.0)),
+    ),
     "gsop_resnet50": Case(gsop, {"backbone": "resnet50", "attention": "gsop"}, 48, 3e-5),
     "gfgp_resnet18": Case(gfgp, {"backbone": "resnet18", "pool": "gfgp"}, 48, 0.001),
     "cgd_preresnet8": Case(cgd, {"backbone": "preresnet8_cifar", "attention": "cgd"}, 32, 0.01),
@@ -171,22 +198,44 @@ def train_original(name: str, originals: Path) -> dict[str, np.ndarray]:
         if value.is_floating_point()
     }
     network.load_state_dict(start, strict=False)
-    sgd = torch.optim.SGD(
-        network.parameters(), case.learning_rate, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
-    )
+    is_classifier = {key: key.startswith("fc.") for key, _ in network.named_parameters()}
+
+    def optimizer(stage, before):
+        groups = [], []
+        for key, value in network.named_parameters():
+            groups[is_classifier[key]].append(
+                value.requires_grad_(is_classifier[key] or not stage.only)
+            )
+        rate, decay = case.learning_rate, WEIGHT_DECAY
+        sgd = torch.optim.SGD(
+            [
+                {"params": groups[False], "lr": rate, "weight_decay": decay},
+                {
+                    "params": groups[True],
+                    "lr": rate * stage.factor,
+                    "weight_decay": stage.weight_decay,
+                },
+            ],
+            momentum=MOMENTUM,
+        )
+        if before is not None:
+            sgd.load_state_dict({**sgd.state_dict(), "state": before.state_dict()["state"]})
+        return sgd
 
     def run(step):
         images, labels = batch(name, step)
         logits = network(torch.tensor(images.transpose(0, 3, 1, 2)))
         return logits, functional.cross_entropy(logits, torch.tensor(labels))
 
-    losses = []
-    for step in range(STEPS):
-        _, loss = run(step)
-        sgd.zero_grad()
-        loss.backward()
-        sgd.step()
-        losses.append(loss.item())
+    losses, sgd = [], None
+    for stage in case.stages:
+        sgd = optimizer(stage, sgd)
+        for _ in range(stage.steps):
+            _, loss = run(len(losses))
+            sgd.zero_grad()
+            loss.backward()
+            sgd.step()
+            losses.append(loss.item())
     network.eval()
     logits, _ = run(STEPS)
     unread = {key for key, value in network.named_parameters() if value.grad is None}
@@ -209,25 +258,37 @@ def train(name: str, shapes: dict[str, list[int]]) -> tuple[np.ndarray, np.ndarr
     from sop.config import get_config
     from sop.models import create_model
     from sop.torch_weights import convert, to_state_dict
-    from sop.training.optimizer import make_optimizer
+    from sop.training.optimizer import keep_momentum, make_optimizer
     from sop.training.state import init_state
     from sop.training.step import data_parallel, make_mesh, make_train_step, to_devices
 
     config = {**CASES[name].config, "num_classes": CLASSES}
     variables = convert({key: weight(name, key, shape) for key, shape in shapes.items()}, config)
     variables = jax.tree.map(np.float64, variables)
-    options = get_config().optimizer
-    options.update(momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
     with jax.enable_x64(True):
         model = create_model(config, dtype=np.float64)
-        tx = make_optimizer(options, lambda _: CASES[name].learning_rate, variables["params"])
         mesh = make_mesh(jax.devices()[:1])
-        step = data_parallel(make_train_step(model, tx, normalize=lambda images: images), mesh)
-        state, losses = init_state(variables, tx), []
-        for number in range(STEPS):
-            images, labels = batch(name, number)
-            state, metrics = step(state, to_devices(mesh, {"image": images, "label": labels}))
-            losses.append(float(metrics["loss"]))
+        state, losses = None, []
+        for stage in CASES[name].stages:
+            options = get_config().optimizer
+            options.update(
+                momentum=MOMENTUM,
+                weight_decay=WEIGHT_DECAY,
+                frozen=("^features/", "^representation/") if stage.only else (),
+                lr_multipliers=(("^classifier/", stage.factor),),
+                weight_decays=(("^classifier/", stage.weight_decay),),
+            )
+            tx = make_optimizer(options, lambda _: CASES[name].learning_rate, variables["params"])
+            step = data_parallel(make_train_step(model, tx, normalize=lambda images: images), mesh)
+            if state is None:
+                state = init_state(variables, tx)
+            else:
+                momentum = keep_momentum(state.opt_state, tx.init(state.params))
+                state = state.replace(opt_state=momentum)
+            for _ in range(stage.steps):
+                images, labels = batch(name, len(losses))
+                state, metrics = step(state, to_devices(mesh, {"image": images, "label": labels}))
+                losses.append(float(metrics["loss"]))
         images, _ = batch(name, STEPS)
         logits = jax.jit(model.apply, static_argnames="train")(state.variables, images, train=False)
         end = to_state_dict(jax.device_get(state.variables), config)
@@ -268,12 +329,12 @@ def main() -> None:
         for name in arguments.names:
             np.savez_compressed(FOLDER / name, **train_original(name, arguments.originals))
         return
-    print(f"{'case':16} {'rate':>6} loss    parameters means   variances logits  seconds")
+    print(f"{'case':22} {'rate':>6} loss    parameters means   variances logits  seconds")
     for name in arguments.names:
         start = time.perf_counter()
         found = "  ".join(f"{error:7.1e}" for error in errors(name).values())
         seconds = time.perf_counter() - start
-        print(f"{name:16} {CASES[name].learning_rate:6} {found} {seconds:6.0f}", flush=True)
+        print(f"{name:22} {CASES[name].learning_rate:6} {found} {seconds:6.0f}", flush=True)
 
 
 if __name__ == "__main__":
