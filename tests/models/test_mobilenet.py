@@ -63,7 +63,7 @@ def test_initialisation_is_pytorchs():
 
 
 def test_refuses_a_multiplier_that_leaves_nothing():
-    with pytest.raises(UsageError, match=r"'multiplier' .* at least 0\.03125"):
+    with pytest.raises(UsageError, match=r"'multiplier' .* from 0\.03125 to 32"):
         tracing.trace({"backbone": "mobilenet", "multiplier": 0.0}, 32)
 
 
