@@ -94,5 +94,5 @@ def create_model(
     backbone = get_backbone(config)
     options = {key: value for key, value in config.items() if key not in _PARTS}
     check_options(f"backbone {show(config['backbone'])}", backbone.make, options, also=_PARTS)
-    axes = (axis_name, representation_axis or axis_name)
-    return backbone.make(make_parts(config, backbone, dtype, *axes), **options)
+    parts = make_parts(config, backbone, dtype, axis_name, representation_axis)
+    return backbone.make(parts, **options)

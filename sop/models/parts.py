@@ -113,7 +113,7 @@ def make_parts(
     backbone: Backbone,
     dtype: Any,
     axis_name: str | None,
-    representation_axis: str | None,
+    representation_axis: str | None = None,
 ) -> Parts:
     """Looks up and checks `num_classes`, `attention`, `pool` and `representation`.
 
@@ -145,7 +145,11 @@ def make_parts(
         pool=pool,
         pool_name=pool_name,
         representation=configure(
-            "representation", name, module, options, **{**context, "axis_name": representation_axis}
+            "representation",
+            name,
+            module,
+            options,
+            **{**context, "axis_name": representation_axis or axis_name},
         )(),
         representation_name=name,
         asks=getattr(module, "published", Published()),

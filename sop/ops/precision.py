@@ -18,6 +18,9 @@ def einsum(subscripts: str, *operands: Any) -> jax.Array:
     """`jnp.einsum` with factors as they are.
 
     On accelerators the default would round those of a float32 product to bfloat16 or TF32.
+
+    >>> einsum("bc,c->b", jnp.ones((1, 2)), jnp.ones(2)).tolist()
+    [2.0]
     """
     return jnp.einsum(subscripts, *operands, precision=lax.Precision.HIGHEST)
 
@@ -54,7 +57,11 @@ def widen(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 def at_least_float32(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """x in float32, or unchanged where it is wider."""
+    """x in float32, or unchanged where it is wider.
+
+    >>> at_least_float32(jnp.ones(2, jnp.bfloat16)).dtype
+    dtype('float32')
+    """
     x = widen(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 

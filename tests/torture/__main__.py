@@ -22,7 +22,7 @@ from tests.torture.trial import Bench, Trial
 _PATIENCE = 600  # seconds, the longest trials take a minute
 
 
-def main() -> None:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tests.torture",
         description=__doc__,
@@ -32,7 +32,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", default=",".join(KINDS), help="those to draw from")
     parser.add_argument("--trial", metavar="KIND:SEED", help="this one alone")
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    options = make_parser().parse_args()
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder))
         if options.trial:
