@@ -19,7 +19,7 @@ import input_pipeline
 from sop.config import check_batches, flatten, stage_configs
 from sop.config.validation import as_json
 from sop.errors import UsageError
-from sop.models import create_model
+from sop.models import create_model, resolve
 from sop.models.network import Network
 from sop.training import distributed, loop
 from sop.training.checkpoints import find_variables, refuse_converted, steps_in
@@ -27,6 +27,7 @@ from sop.training.durable import refuse_full_disk
 from sop.training.memory import check_memory
 from sop.training.optimizer import make_optimizer
 from sop.training.partners import Partners, ends_told
+from sop.training.provenance import recorded
 from sop.training.reporting import Reporter, report_evaluation
 from sop.training.stages import identities, make_stages
 from sop.training.state import init_state, init_variables
@@ -59,6 +60,7 @@ def train(config: ConfigDict, workdir: str) -> None:
     Raises:
       UsageError: config, data, model, devices or work folder do not fit together.
     """
+    config = _written_out(config)
     _refuse_unlike(config, mode="train")
     check_batches(config, jax.device_count())
     model, configs = _make_model(config), stage_configs(config)
@@ -91,6 +93,8 @@ def train(config: ConfigDict, workdir: str) -> None:
         distributed.together(settle)
         distributed.together(partial(refuse_another_folder, workdir, token))
         held.enter_context(_removal_refused(workdir))
+        if jax.process_index() == 0:
+            held.enter_context(recorded(workdir, _PACKAGES))
         reporter = Reporter(
             workdir,
             stages,
@@ -130,6 +134,14 @@ def evaluate(config: ConfigDict, workdir: str, checkpoint: str) -> None:
     if jax.process_index() == 0:
         with refuse_full_disk(workdir):
             report_evaluation(workdir, scores, config)
+
+
+def _written_out(config: ConfigDict) -> ConfigDict:
+    """The config with all that `config.model` means: what the run writes down and compares."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.model = ConfigDict(resolve(config.model))
+    return config
 
 
 def _refuse_unlike(config: ConfigDict, **flags: Any) -> None:

@@ -1,5 +1,6 @@
 """Trains or evaluates an experiment of a config file, in a work folder."""
 
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ def make_parser() -> Parser:
     from sop.config.command_line import add_config
 
     parser = Parser(prog="main.py", description=__doc__)
-    add_config(parser, default=str(_DIGITS))
+    add_config(parser, default="")
     parser.add_argument(
         "--workdir", type=folder, metavar="DIR", help="folder of the run; must be given"
     )
@@ -36,11 +37,22 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def own_config(options: Namespace):
+    """What stands for `--config`: in training the digits, else the config of the run itself."""
+    from sop.config.command_line import load
+
+    if options.mode == "train" or options.workdir is None:
+        return load(str(_DIGITS))
+    from sop.training.workdir import run_config
+
+    return run_config(options.workdir)
+
+
 def main(arguments: Sequence[str]) -> None:
     from sop.config.command_line import parse
     from sop.errors import UsageError
 
-    options, config = parse(make_parser(), arguments)
+    options, config = parse(make_parser(), arguments, own_config)
     if options.workdir is None:  # not argparse's first: a file without :NAME lists its experiments
         raise UsageError("Name the folder of the run: --workdir=DIR.")
     import launch

@@ -39,6 +39,7 @@ PAGES = [
     ROOT / "CHANGELOG.md",
     *(page for folder in FOLDERS for page in sorted((ROOT / folder).glob("*.md"))),
 ]
+DIGITS = f"{ROOT}/configs/digits.py"  # stands for the run that a command names
 LITTLE = ("--config.num_epochs=1", "--config.batch_size=360")
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 TARGETS = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
@@ -142,7 +143,7 @@ def check_python(arguments):
         case ["main.py", "--help"]:
             pass
         case ["main.py", *flags]:
-            _, config = parse(main.make_parser(), flags)
+            _, config = parse(main.make_parser(), flags, lambda options: load(DIGITS))
             check_config(config)
         case ["-m", "sop.torch_weights", *flags]:
             _, config = parse(make_weights_parser(), flags)
