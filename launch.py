@@ -19,7 +19,7 @@ import input_pipeline
 from sop.config import check_batches, flatten, stage_configs
 from sop.config.validation import as_json
 from sop.errors import UsageError
-from sop.models import create_model, resolve
+from sop.models import create_model
 from sop.models.network import Network
 from sop.training import distributed, loop
 from sop.training.checkpoints import find_variables, refuse_converted, steps_in
@@ -37,6 +37,7 @@ from sop.training.workdir import (
     refuse_another_folder,
     refuse_another_model,
     refuse_moved_classes,
+    with_whole_model,
 )
 
 __all__ = ["ends_told", "evaluate", "join", "train"]
@@ -60,7 +61,7 @@ def train(config: ConfigDict, workdir: str) -> None:
     Raises:
       UsageError: config, data, model, devices or work folder do not fit together.
     """
-    config = _written_out(config)
+    config = with_whole_model(config)
     _refuse_unlike(config, mode="train")
     check_batches(config, jax.device_count())
     model, configs = _make_model(config), stage_configs(config)
@@ -134,14 +135,6 @@ def evaluate(config: ConfigDict, workdir: str, checkpoint: str) -> None:
     if jax.process_index() == 0:
         with refuse_full_disk(workdir):
             report_evaluation(workdir, scores, config)
-
-
-def _written_out(config: ConfigDict) -> ConfigDict:
-    """The config with all that `config.model` means: what the run writes down and compares."""
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.model = ConfigDict(resolve(config.model))
-    return config
 
 
 def _refuse_unlike(config: ConfigDict, **flags: Any) -> None:

@@ -232,6 +232,14 @@ def refuse_another_model(path: str | os.PathLike, config: Mapping[str, Any]) -> 
         _refuse(path, {key: pair for key, pair in changed.items() if key.startswith("model.")})
 
 
+def with_whole_model(config: ConfigDict) -> ConfigDict:
+    """A config with all that its model means, see `sop.models.resolve`: what a run writes down."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.model = ConfigDict(resolve(config.model))
+    return config
+
+
 def _changes(saved: Mapping[str, Any], present: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """See `differences`; of models, what remains when all that they mean is written out."""
     changed = differences(saved, present)
