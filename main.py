@@ -1,4 +1,12 @@
-"""Trains or evaluates an experiment of a config file, in a work folder."""
+"""Trains an experiment of a config file in a work folder, evaluates it and uses what was trained.
+
+  --mode=train      trains in --workdir, or goes on where it stopped; --config names the experiment
+  --mode=eval       evaluates a checkpoint of --workdir on the evaluation split
+  --mode=predict    says what --images show: a table, files and, with labels, where it is wrong
+  --mode=visualize  draws where the network of --workdir looks in --images, and why
+
+All but train take the config of the run in --workdir; --config.KEY=VALUE changes it.
+"""
 
 from argparse import Namespace
 from collections.abc import Sequence
@@ -7,6 +15,13 @@ from pathlib import Path
 from sop.command import Parser, folder, run
 
 # All else is imported when it is needed: a flag is refused without JAX, and `run` answers signals.
+MODES = ("train", "eval", "predict", "visualize")
+# What only some modes take.
+_FLAGS_OF = {
+    "images": ("predict", "visualize"),
+    "out": ("predict", "visualize"),
+    "top": ("predict",),
+}
 _DIGITS = Path(__file__).with_name("configs") / "digits.py"
 
 
@@ -19,8 +34,18 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--workdir", type=folder, metavar="DIR", help="folder of the run; must be given"
     )
-    parser.add_argument("--mode", choices=["train", "eval"], default="train")
-    parser.add_argument("--checkpoint", default="best", help="to evaluate: best, latest or a step")
+    parser.add_argument("--mode", choices=MODES, default="train", help="see above")
+    parser.add_argument("--checkpoint", default="best", help="to use: best, latest or a step")
+    parser.add_argument(
+        "--images",
+        nargs="+",
+        metavar="NAME",
+        help="files, folders, globs ('photos/**/*.jpg'), or a split of the data set ('split:test')",
+    )
+    parser.add_argument("--out", type=folder, metavar="DIR", help="folder of the results")
+    parser.add_argument(
+        "--top", type=_count, metavar="K", help="likeliest classes that predict writes; default: 5"
+    )
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
     parser.add_argument("--num_processes", type=int, metavar="N", help="processes of this run")
     parser.add_argument("--process_id", type=int, metavar="I", help="which of them, from 0")
@@ -28,6 +53,13 @@ def make_parser() -> Parser:
         "--timeout", type=_seconds, default=300, metavar="S", help="seconds to wait for the others"
     )
     return parser
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if not 1 <= count <= 10**6:
+        raise ValueError
+    return count
 
 
 def _seconds(text: str) -> float:
@@ -55,16 +87,36 @@ def main(arguments: Sequence[str]) -> None:
     options, config = parse(make_parser(), arguments, own_config)
     if options.workdir is None:  # not argparse's first: a file without :NAME lists its experiments
         raise UsageError("Name the folder of the run: --workdir=DIR.")
+    _refuse_flags_of_other_modes(options)
     import launch
 
     partners = launch.join(
         options.coordinator, options.num_processes, options.process_id, options.timeout
     )
     with launch.ends_told(partners):
-        if options.mode == "train":
-            launch.train(config, options.workdir)
-        else:
-            launch.evaluate(config, options.workdir, options.checkpoint)
+        match options.mode:
+            case "train":
+                launch.train(config, options.workdir)
+            case "eval":
+                launch.evaluate(config, options.workdir, options.checkpoint)
+            case "predict":
+                from sop.using.predict import predict
+
+                asked = options.images, options.top or 5, options.out
+                predict(config, options.workdir, options.checkpoint, *asked)
+
+
+def _refuse_flags_of_other_modes(options: Namespace) -> None:
+    from sop.errors import UsageError
+
+    for flag, modes in _FLAGS_OF.items():
+        if getattr(options, flag) is not None and options.mode not in modes:
+            raise UsageError(
+                f"--{flag} belongs to --mode={' and --mode='.join(modes)}: leave it out of "
+                f"--mode={options.mode}."
+            )
+    if options.mode in _FLAGS_OF["images"] and not options.images:
+        raise UsageError("Name the images: --images='photos/**/*.jpg', a folder or 'split:test'.")
 
 
 if __name__ == "__main__":

@@ -120,6 +120,31 @@ def named(
     return Given(list(files), list(files.values()), class_names), None
 
 
+class _Renumbered:
+    """Pictures whose labels are other numbers."""
+
+    def __init__(self, pictures: Pictures, class_names: Sequence[str], numbers: Sequence[int]):
+        self._pictures, self._numbers = pictures, numbers
+        self.class_names = class_names
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def __getitem__(self, index: int) -> tuple[bytes | np.ndarray, int]:
+        image, label = self._pictures[index]
+        return image, self._numbers[label] if label >= 0 else UNLABELLED
+
+    def describe(self, index: int) -> str:
+        return self._pictures.describe(index)
+
+
+def by_name(pictures: Pictures, class_names: Sequence[str]) -> Pictures:
+    """Pictures with numbers of `class_names` as labels; none for a class not among them."""
+    numbers = {name: number for number, name in enumerate(class_names)}
+    theirs = [numbers.get(name, UNLABELLED) for name in pictures.class_names]
+    return _Renumbered(pictures, class_names, theirs)
+
+
 def _files(name: str) -> list[tuple[Path, str]]:
     """The files that a name or glob leads to, each with the folder that may be its class."""
     path = Path(os.path.expanduser(name))
@@ -129,7 +154,7 @@ def _files(name: str) -> list[tuple[Path, str]]:
         if path.exists():
             return [(path, "")]
         found = [Path(each) for each in sorted(glob.glob(str(path), recursive=True))]
-    except (OSError, ValueError) as error:  # a name that no file can have
+    except OSError as error:  # a name that no file can have
         raise UsageError(f"There is no image {shorten(name)}: check --images.") from error
     files = [(each, each.parent.name) for each in found if each.is_file()]
     if not files:

@@ -115,6 +115,11 @@ class Run:
     class_names: tuple[str, ...]
     mesh: Mesh
 
+    @property
+    def names_are_numbers(self) -> bool:
+        """Whether nothing is known of the classes but how many there are."""
+        return self.class_names == tuple(map(str, range(len(self.class_names))))
+
     def __repr__(self) -> str:
         what = f"{self.config.model.backbone}, step {self.step}, {len(self.class_names)} classes"
         return f"<Run {self.workdir}: {what}>"
