@@ -98,8 +98,9 @@ def named(
     """What `--images` names, and what tells its data where it is a split.
 
     Args:
-      names: files, globs and folders; or one 'split:NAME' of `config.input.dataset`. What lies in a
-        folder below one that is called like a class has that label.
+      names: files, globs and folders; or one 'split:NAME' of `config.input.dataset`. A file in a
+        folder that is called like a class has that label; so has all that lies below such a folder
+        in one that is named here.
       config: says of which data set a split is.
       class_names: of the run.
     Raises:
@@ -152,7 +153,7 @@ def _files(name: str) -> list[tuple[Path, str]]:
         if path.is_dir():
             return _in_folder(path)
         if path.exists():
-            return [(path, "")]
+            return [(path, path.absolute().parent.name)]
         found = [Path(each) for each in sorted(glob.glob(str(path), recursive=True))]
     except OSError as error:  # a name that no file can have
         raise UsageError(f"There is no image {shorten(name)}: check --images.") from error
@@ -164,13 +165,13 @@ def _files(name: str) -> list[tuple[Path, str]]:
 
 
 def _in_folder(folder: Path) -> list[tuple[Path, str]]:
-    files = []
+    files, own = [], folder.absolute().name
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(each for each in folders if each[0] != ".")
         inside = Path(place).relative_to(folder).parts
         for name in sorted(names):
             if name[0] != "." and os.path.splitext(name)[1].lower() in image_suffixes():
-                files.append((Path(place) / name, inside[0] if inside else ""))
+                files.append((Path(place) / name, inside[0] if inside else own))
     if not files:
         raise UsageError(
             f"Folder {folder} has no images: name one that holds .jpg, .png, .webp or others."

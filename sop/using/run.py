@@ -160,7 +160,7 @@ class Run:
         for batch in self.batches(pictures):
             _refuse_bad(pictures, batch)
             path = layers.find(at, self.layers(batch.images.shape[-3:]))
-            found.append(self._by_device(self._features(path), batch.images))
+            found.append(self.by_device(self._features(path), batch.images))
         return np.concatenate(found)
 
     def layers(self, image_shape: tuple[int, ...]) -> dict[str, tuple[type, Any]]:
@@ -173,7 +173,7 @@ class Run:
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Of at most `eval_batch_size` transformed images, uint8 [n, (V,) H, W, 3] → [n, K]."""
-        return self._by_device(self._forward, images)
+        return self.by_device(self._forward, images)
 
     def normalize(self, images: jax.Array) -> jax.Array:
         """uint8 images → what `model` takes."""
@@ -202,13 +202,18 @@ class Run:
     def _layers(self) -> Callable[[tuple[int, ...]], dict[str, tuple[type, Any]]]:
         return functools.cache(functools.partial(layers.trace, self.model, self.variables))
 
-    def _by_device(self, step: Callable, images: np.ndarray) -> np.ndarray:
-        """A step's result for images that are padded to a batch which the devices share."""
-        count, size = len(images), self._padded(len(images))
-        padded = np.zeros((size, *images.shape[1:]), np.uint8)
-        padded[:count] = images
-        on_devices = jax.device_put(padded, NamedSharding(self.mesh, P(AXIS)))
-        return np.asarray(step(self.variables, on_devices))[:count]
+    def by_device(self, step: Callable, batch: Any) -> Any:
+        """A step's results for a batch that is filled up so that the devices share it.
+
+        Args:
+          step: (variables, batch) → results, see `sop.training.step.data_parallel`.
+          batch: a tree of arrays with n rows each, and so are the results.
+        """
+        count = len(jax.tree.leaves(batch)[0])
+        missing = self._padded(count) - count
+        full = jax.tree.map(lambda x: np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)), batch)
+        on_devices = jax.device_put(full, NamedSharding(self.mesh, P(AXIS)))
+        return jax.tree.map(lambda x: np.asarray(x)[:count], step(self.variables, on_devices))
 
     def _padded(self, count: int) -> int:
         """The size of evaluation's batches; for few images, devices times a power of two.
