@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -27,7 +26,9 @@ Image = np.ndarray | str | os.PathLike
 class Pictures(Protocol):
     """Some images in order."""
 
-    class_names: Sequence[str]  # that labels are numbers of
+    @property
+    def class_names(self) -> Sequence[str]:
+        """What labels are numbers of."""
 
     def __len__(self) -> int: ...
 
@@ -71,12 +72,9 @@ def given(images: Image | Sequence[Image]) -> Given:
     Raises:
       UsageError: it is something else, or nothing.
     """
-    one_array = isinstance(images, np.ndarray | jax.Array) and images.ndim == 3
-    if isinstance(images, str | os.PathLike) or one_array:
-        images = [images]
-    found: list[np.ndarray | Path] = []
-    for image in images:
-        found.append(Path(image) if isinstance(image, str | os.PathLike) else _pixels(image))
+    one = isinstance(images, str | os.PathLike) or getattr(images, "ndim", 0) == 3
+    each: Any = [images] if one else images
+    found = [Path(x) if isinstance(x, str | os.PathLike) else _pixels(x) for x in each]
     if not found:
         raise UsageError("There are no images: give at least one.")
     return Given(found)

@@ -140,9 +140,9 @@ def _curves(kind: str, values: Mapping[str, np.ndarray], axes: Axes) -> None:
     for number, (path, value) in enumerate(values.items()):
         color = _color(number / max(len(values) - 1, 1))
         place = np.linspace(0, 1, len(value)) if len(value) > 1 else np.array([0.5])
-        style = {"marker": "o"} if len(value) == 1 else {}
+        marker = "o" if len(value) == 1 else None
         name = _brief(path) if len(values) <= _MOST_NAMED else None
-        axes.plot(place, np.sort(value), color=color, label=name, linewidth=1.2, **style)
+        axes.plot(place, np.sort(value), color=color, label=name, linewidth=1.2, marker=marker)
     title(axes, heading, fontsize=9)
     axes.set_xlabel("channels in rising order, as a share", fontsize=8)
     axes.set_ylabel(label, fontsize=8)

@@ -73,7 +73,7 @@ def visualize(
                 stem = folder / f"{first.first + row:04}-{_stem(name)}"
                 seen = [each[place] for each in found]
                 draw(f"{stem}.png", _heading(name, first.labels[row], run), seen)
-                np.savez_compressed(f"{stem}.npz", **_arrays(seen))
+                np.savez_compressed(f"{stem}.npz", **_arrays(seen))  # type: ignore[arg-type]
             drawn += 1
     if not drawn:
         name, reason = next(iter(bad.items()))
