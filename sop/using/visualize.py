@@ -1,7 +1,7 @@
 """`main.py --mode=visualize`: pictures of where a network looks and what its methods say."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from sop.errors import UsageError, did_you_mean, show
 from sop.training.durable import refuse_full_disk
 from sop.training.workdir import run_config
 from sop.using.figures import caption, first_view, short
-from sop.using.images import UNLABELLED, Batch, Loader, Pictures
+from sop.using.images import UNLABELLED, Loader
 from sop.using.inside import Look
 from sop.using.pictures import Seen, draw
 from sop.using.predict import open_both
@@ -41,7 +41,7 @@ def visualize(
 
     Args:
       config, workdir, checkpoint, images: see `sop.using.predict.predict`.
-      against: work folder of a second run, of which the best checkpoint is taken.
+      against: work folder of a second run, whose best checkpoint is given the same images.
       layer: see `Look`.
       explained: name or number of the class of Grad-CAM; None: the likeliest of each image.
       out: folder for the files; None: `WORKDIR/pictures`.
@@ -58,21 +58,20 @@ def visualize(
     viewers = [_Viewer(each, layer, explained) for each in runs]
     folder = Path(out) if out else Path(workdir) / FOLDER
     bad: dict[str, str] = {}
-    sized = ((len(batches[0].images), batches) for batches in _side_by_side(runs, pictures))
+    batches = Loader.of(run.config).batches(pictures, _BATCH)
     drawn = 0
-    for batches in shown(sized, len(pictures), "drawing"):
-        first = batches[0]
-        for row, reason in first.bad.items():
-            bad[pictures.describe(first.first + row)] = reason
-        good = [row for row in range(len(first.images)) if row not in first.bad]
-        found = [v(b.images[good]) for v, b in zip(viewers, batches, strict=True)] if good else []
+    for batch in shown(((len(each.images), each) for each in batches), len(pictures), "drawing"):
+        for row, reason in batch.bad.items():
+            bad[pictures.describe(batch.first + row)] = reason
+        good = [row for row in range(len(batch.images)) if row not in batch.bad]
+        found = [viewer(batch.images[good]) for viewer in viewers] if good else []
         for place, row in enumerate(good):
-            name = pictures.describe(first.first + row)
+            name = pictures.describe(batch.first + row)
             with refuse_full_disk(folder):
                 folder.mkdir(parents=True, exist_ok=True)
-                stem = folder / f"{first.first + row:04}-{_stem(name)}"
+                stem = folder / f"{batch.first + row:04}-{_stem(name)}"
                 seen = [each[place] for each in found]
-                draw(f"{stem}.png", _heading(name, first.labels[row], run), seen)
+                draw(f"{stem}.png", _heading(name, batch.labels[row], run), seen)
                 np.savez_compressed(f"{stem}.npz", **_arrays(seen))  # type: ignore[arg-type]
             drawn += 1
     if not drawn:
@@ -82,12 +81,6 @@ def visualize(
         say(f"{name} cannot be decoded, {reason}")
     say(f"{drawn} picture{'s' if drawn > 1 else ''} of layer {viewers[0].layer}: {folder}/*.png")
     return folder
-
-
-def _side_by_side(runs: Sequence[Run], pictures: Pictures) -> Iterator[tuple[Batch, ...]]:
-    """The same pictures as each run takes them."""
-    loaders = [Loader.of(run.config).batches(pictures, _BATCH) for run in runs]
-    return zip(*loaders, strict=True)
 
 
 class _Viewer:

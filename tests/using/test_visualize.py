@@ -44,9 +44,10 @@ def test_each_image_has_a_picture_and_its_arrays(visualize, photos, digits_run, 
 
 
 def test_a_layer_may_be_named(visualize, photos):
-    output, out = visualize(f"--images={photos}/5/05.png", "--layer=layer2")
+    larger = "--config.input.test_transforms=resize_short(12) | center_crop(12)"
+    output, out = visualize("--images", f"{photos}/5/05.png", larger, "--layer=layer2")
     assert "1 picture of layer features/layer2_0" in output
-    assert np.load(out / "0000-05.npz")["grad_cam"].shape == (4, 4)
+    assert np.load(out / "0000-05.npz")["grad_cam"].shape == (6, 6)
 
 
 REFUSALS = {
