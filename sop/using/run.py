@@ -21,6 +21,7 @@ from sop.errors import UsageError
 from sop.models import create_model
 from sop.models.network import Network
 from sop.training.checkpoints import Checkpoints, saved_progress
+from sop.training.memory import check_compiled
 from sop.training.step import AXIS, data_parallel, make_forward, make_mesh, replicated
 from sop.training.workdir import run_config, with_whole_model
 from sop.using import layers
@@ -172,7 +173,12 @@ class Run:
         return Loader.of(self.config).batches(pictures, self.config.eval_batch_size)
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """Of at most `eval_batch_size` transformed images, uint8 [n, (V,) H, W, 3] → [n, K]."""
+        """Of at most `eval_batch_size` transformed images, uint8 [n, (V,) H, W, 3] → [n, K].
+
+        Raises:
+          UsageError: a device cannot hold so many.
+        """
+        self._compile((self._padded(len(images)), *images.shape[1:]))
         return self.by_device(self._forward, images)
 
     def normalize(self, images: jax.Array) -> jax.Array:
@@ -184,6 +190,16 @@ class Run:
     def _forward(self) -> Callable:
         step = make_forward(self.model, normalize=self.normalize)
         return data_parallel(step, self.mesh, by_example=True)
+
+    @functools.cached_property
+    def _compile(self) -> Callable[[tuple[int, ...]], None]:
+        def check(shape: tuple[int, ...]) -> None:
+            sharding = NamedSharding(self.mesh, P(AXIS))
+            images = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=sharding)
+            arguments = self.variables, images
+            check_compiled("eval_batch_size", shape[0], self._forward, arguments, self.mesh)
+
+        return functools.cache(check)
 
     @functools.cached_property
     def _features(self) -> Callable[[str], Callable]:
