@@ -28,6 +28,7 @@ from sop.training.durable import refuse_full_disk
 from sop.training.memory import check_memory
 from sop.training.optimizer import make_optimizer
 from sop.training.partners import Partners, ends_told
+from sop.training.provenance import recorded
 from sop.training.reporting import Reporter, report_evaluation
 from sop.training.stages import identities, make_stages
 from sop.training.state import init_state, init_variables
@@ -37,6 +38,7 @@ from sop.training.workdir import (
     refuse_another_folder,
     refuse_another_model,
     refuse_moved_classes,
+    with_whole_model,
 )
 
 __all__ = ["ends_told", "evaluate", "join", "train"]
@@ -62,6 +64,7 @@ def train(config: ConfigDict, workdir: str) -> None:
     Raises:
       UsageError: config, data, model, devices or work folder do not fit together.
     """
+    config = with_whole_model(config)
     _refuse_unlike(config, mode="train")
     check_batches(config, jax.device_count())
     model, configs = _make_model(config), stage_configs(config)
@@ -94,6 +97,8 @@ def train(config: ConfigDict, workdir: str) -> None:
         distributed.together(settle)
         distributed.together(partial(refuse_another_folder, workdir, token))
         held.enter_context(_removal_refused(workdir))
+        if jax.process_index() == 0:
+            held.enter_context(recorded(workdir, _PACKAGES))
         reporter = Reporter(
             workdir,
             stages,

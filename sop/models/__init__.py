@@ -15,7 +15,7 @@ places attention with `attend(attention, 'conv', …)` after the convolution its
 last norm of the stage), and local pooling with `pool(window=…, strides=…, name=…)(x, train)`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -36,7 +36,8 @@ from sop.models import (
 from sop.models.backbone import Backbone, find_backbone
 from sop.models.lookup import given
 from sop.models.network import Network
-from sop.models.parts import make_parts
+from sop.models.parts import Parts, make_parts
+from sop.models.resolution import written_out
 
 BACKBONES = {
     **resnet.BACKBONES,
@@ -90,9 +91,27 @@ def create_model(
     Raises:
       UsageError: for unknown names and options, ill-typed values, and parts that do not fit.
     """
+    make, parts, options = _take_apart(config, dtype, axis_name, representation_axis)
+    return make(parts, **options)
+
+
+def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.model with every option written out: it makes the same network.
+
+    What a method or a network was published with takes the place of what the config leaves open.
+    Two configs of one network, spelled differently, resolve to the same.
+
+    Raises:
+      UsageError: as `create_model`.
+    """
+    make, parts, options = _take_apart(config, jnp.float32)
+    return written_out(parts, options, make, make(parts, **options))
+
+
+def _take_apart(config, *context) -> tuple[Callable[..., Network], Parts, dict[str, Any]]:
+    """The constructor of a config.model and its arguments, all checked."""
     config = given(config)
     backbone = get_backbone(config)
     options = {key: value for key, value in config.items() if key not in _PARTS}
     check_options(f"backbone {show(config['backbone'])}", backbone.make, options, also=_PARTS)
-    parts = make_parts(config, backbone, dtype, axis_name, representation_axis)
-    return backbone.make(parts, **options)
+    return backbone.make, make_parts(config, backbone, *context), options

@@ -21,6 +21,7 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,12 +173,15 @@ class Checkpoints:
             )
         return None
 
-    def restore_variables(self, which: str, template: Mapping[str, Any]) -> tuple[Any, int, float]:
+    def restore_variables(
+        self, which: str, template: Mapping[str, Any] | jax.sharding.Sharding
+    ) -> tuple[Any, int, float]:
         """The variables of one checkpoint, for evaluation.
 
         Args:
           which: 'best' (the latest where nothing was evaluated), 'latest', or a step.
-          template: variables to fill: `jax.ShapeDtypeStruct`s with shardings.
+          template: variables to fill: `jax.ShapeDtypeStruct`s with shardings; or the sharding of
+            whatever was saved.
         Returns:
           (variables, step, epoch).
         Raises:
@@ -207,11 +211,16 @@ class Checkpoints:
         self._manager.wait_until_finished()
         self._manager.close()
 
-    def _restore_variables(self, step: int, template: Mapping[str, Any]) -> Any:
+    def _restore_variables(
+        self, step: int, template: Mapping[str, Any] | jax.sharding.Sharding
+    ) -> Any:
         self._verify(step, ["variables"])
         saved = self._manager.item_metadata(step)["variables"]
         if saved is None:
             raise FileNotFoundError("its item 'variables' is missing")
+        if isinstance(template, jax.sharding.Sharding):
+            on_devices = partial(jax.ShapeDtypeStruct, sharding=template)
+            template = jax.tree.map(lambda x: on_devices(x.shape, x.dtype), saved.tree)
         refuse_other_shapes(template, saved.tree, f"checkpoint {step} in {self.directory}")
         args = ocp.args.Composite(variables=ocp.args.StandardRestore(dict(template)))
         return self._manager.restore(step, args=args)["variables"]
