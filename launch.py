@@ -24,6 +24,7 @@ from sop.models import create_model
 from sop.models.network import Network
 from sop.training import distributed, loop
 from sop.training.checkpoints import find_variables, refuse_converted, steps_in
+from sop.training.compiling import keep_compiled
 from sop.training.durable import refuse_full_disk
 from sop.training.memory import check_memory
 from sop.training.optimizer import make_optimizer
@@ -41,7 +42,7 @@ from sop.training.workdir import (
     with_whole_model,
 )
 
-__all__ = ["ends_told", "evaluate", "join", "train"]
+__all__ = ["ends_told", "evaluate", "join", "keep_compiled", "train"]
 
 # Whose versions decide about numbers.
 _PACKAGES = ("sop", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
