@@ -58,11 +58,16 @@ def _names(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def main(arguments: Sequence[str]) -> None:
+def make_parser() -> Parser:
+    """The flags of this command."""
     parser = Parser(prog="python -m sop.plots", description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="work folders")
     parser.add_argument("--out", default="curves.png", metavar="FILE", help="the picture, a PNG")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> None:
+    options = make_parser().parse_args(arguments)
     groups = group(options.runs)
     if len(groups) == 1:
         [histories] = groups.values()

@@ -21,6 +21,7 @@ import pytest
 
 import main
 import sop.layers
+from sop import plots
 from sop.config import stage_configs
 from sop.config.command_line import load, parse
 from sop.data import prepare, transforms
@@ -155,6 +156,8 @@ def check_python(arguments):
             prepare.main(flags)
         case ["-m", "tests.torture", *flags]:
             torture.make_parser().parse_args(flags)
+        case ["-m", "sop.plots", *flags]:
+            plots.make_parser().parse_args(flags)
         case ["-m", module]:
             assert importlib.util.find_spec(module)
         case [script, *flags]:

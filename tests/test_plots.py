@@ -23,11 +23,13 @@ def make_run(path, seed, rate=0.1, top5=1.0):
 
 
 def entries(seed, rate, top5):
+    """Two windows and two evaluations."""
+    more = {"train": {"learning_rate": rate}, "eval": {}}
     values = {"loss": 1.0 + seed, "top1": 0.5, "top5": top5}
     return [
-        {"split": split, "step": step, "epoch": float(step), "learning_rate": rate, **values}
+        {"split": split, "step": step, "epoch": float(step), **values, **more[split]}
         for step in (1, 2)
-        for split in ("train", "eval")
+        for split in more
     ]
 
 
@@ -61,13 +63,13 @@ def test_no_panel_where_the_best_five_are_always_right(tmp_path):
 
 def test_a_rate_that_drops_is_drawn_as_a_step(tmp_path):
     history = entries(0, 0.5, 1.0)
-    for entry in history[2:]:
-        entry["learning_rate"] = 0.1
+    history[2]["learning_rate"] = 0.1
     draw_curves(tmp_path / "curves.png", history, title="")
     panel = cv2.imread(str(tmp_path / "curves.png"))[400:700, 80:540]
     blue = (panel == np.array([176, 114, 76])).all(2)
     # Level from epoch 0 to 1, down at once, and level again.
-    assert sorted(np.sort(blue.sum(1))[-2:] > 150) == [True, True]
+    levels = blue.sum(1) > 150
+    assert levels[:50].any() and levels[-100:].any()
     assert blue.sum(0).max() > 150
 
 
