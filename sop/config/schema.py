@@ -106,6 +106,12 @@ KEYS = {
         resume=True,
     ),
     "batch_size": Key(256, Count, "examples of a step, over all devices"),
+    "accumulation": Key(
+        1,
+        Annotated[int, within(1, 2**20)],
+        "parts that a device cuts its examples of a step into, to save memory",
+        resume=True,
+    ),
     "eval_batch_size": Key(256, Count, "examples of an evaluation batch", resume=True),
     "num_epochs": Key(
         100,

@@ -79,6 +79,8 @@ def check_batches(
 ) -> None:
     """Refuses batch sizes that `device_count` devices, of all processes, cannot share evenly.
 
+    In training each device cuts its share into `config.accumulation` parts.
+
     Args:
       keys: the batch sizes that will be used, in any stage.
     Raises:
@@ -86,13 +88,14 @@ def check_batches(
     """
     for stage in stage_configs(config):
         for key in keys:
-            size = stage[key]
-            if rest := size % device_count:
-                nearest = [size - rest, size - rest + device_count]
+            size, parts = stage[key], stage.accumulation if key == "batch_size" else 1
+            if rest := size % (device_count * parts):
+                nearest = [size - rest, size - rest + device_count * parts]
                 choices = " or ".join(str(each) for each in nearest if each)
+                cut = f" in {parts} parts each (config.accumulation)" if parts > 1 else ""
                 raise UsageError(
-                    f"config.{key} is {size}, which {device_count} devices cannot share evenly: "
-                    f"set --config.{key}={choices}."
+                    f"config.{key} is {size}, which {device_count} devices cannot share evenly"
+                    f"{cut}: set --config.{key}={choices}."
                 )
 
 

@@ -148,6 +148,7 @@ class _StageRun:
             seed=config.seed,
             label_smoothing=config.label_smoothing,
             frozen_batch_norm=matches_any(frozen),
+            accumulation=config.accumulation,
         )
         self._train_step = data_parallel(step, mesh, donate=True)
         evaluation = make_eval_step(model, normalize=_normalization(config))

@@ -85,6 +85,21 @@ def _frozen_batch_norm(is_frozen: Callable[[str], bool]):
     return nn.intercept_methods(interceptor)
 
 
+def _mean_over_parts(function: Callable[[Any, Batch], Any], batch: Batch, parts: int) -> Any:
+    """The mean of `function(i, part i)` over equal parts of a batch, one after another."""
+    if parts == 1:
+        return function(0, batch)
+    cut = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+
+    def add(total, part):
+        return jax.tree.map(jnp.add, total, function(*part)), None
+
+    first = jax.tree.map(lambda x: x[0], cut)
+    zeros = optax.tree.zeros_like(jax.eval_shape(function, 0, first))
+    total, _ = lax.scan(add, zeros, (jnp.arange(parts), cut))
+    return jax.tree.map(lambda x: x / parts, total)
+
+
 def make_train_step(
     model: nn.Module,
     tx: optax.GradientTransformation,
@@ -93,6 +108,7 @@ def make_train_step(
     seed: int = 0,
     label_smoothing: float = 0.0,
     frozen_batch_norm: Callable[[str], bool] = lambda name: False,
+    accumulation: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The per-device training step; map it over axis `AXIS`.
 
@@ -100,21 +116,25 @@ def make_train_step(
     (1 − ε) one-hot + ε/K where ε = `label_smoothing`. Gradients, metrics and BatchNorm's running
     statistics are averaged over the axis.
 
+    With `accumulation` = a the device's examples are cut into a equal parts, which follow one
+    another as if each were on a device of its own: n devices take the step of n·a devices, dropout
+    and the statistics of a BatchNorm per device included. Only the memory of one part is needed.
+
     Args:
       model: called as `model.apply(variables, images, train=True)`.
       tx: see `sop.training.optimizer.make_optimizer`.
       normalize: batch images as they arrive (uint8) → what the model takes.
       seed: of dropout; its key depends on the step and on the device as well.
       frozen_batch_norm: path of a BatchNorm's scale → whether its statistics stand still.
+      accumulation: parts of the device's examples; must divide their number.
     Returns:
       (state, {'image': [b, H, W, 3], 'label': int32 [b]}) → (new state, float32 scalars 'loss',
       'top1', 'top5', 'grad_norm').
     """
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def gradient(state: TrainState, batch: Batch, key: jax.Array) -> tuple[Any, Any, Metrics]:
+        """Gradients, new model state and metrics of some examples; `key` is that of dropout."""
         images, labels = normalize(batch["image"]), batch["label"]
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        key = jax.random.fold_in(key, lax.axis_index(AXIS))
 
         def loss_fn(params):
             with _frozen_batch_norm(frozen_batch_norm):
@@ -130,20 +150,30 @@ def make_train_step(
             loss = optax.softmax_cross_entropy(logits, targets).mean()
             return loss, (logits, new_model_state)
 
-        gradient = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, (logits, new_model_state)), grads = gradient(state.params)
-        grads = lax.pmean(grads, AXIS)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, (logits, new_model_state)), grads = value_and_grad(state.params)
         metrics = {
             "loss": loss,
             "top1": hits(logits, labels, 1).mean(),
             "top5": hits(logits, labels, 5).mean(),
         }
-        metrics = {**lax.pmean(metrics, AXIS), "grad_norm": optax.tree.norm(grads)}
+        return grads, new_model_state, metrics
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        first = lax.axis_index(AXIS) * accumulation
+
+        def part_of_step(index, part):
+            return gradient(state, part, jax.random.fold_in(key, first + index))
+
+        found = _mean_over_parts(part_of_step, batch, accumulation)
+        grads, new_model_state, metrics = lax.pmean(found, AXIS)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
         new_state = TrainState(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
-            model_state={**state.model_state, **lax.pmean(new_model_state, AXIS)},
+            model_state={**state.model_state, **new_model_state},
             opt_state=opt_state,
         )
         return new_state, metrics

@@ -127,6 +127,14 @@ def test_batches_are_shared_evenly():
         check_batches(changed(eval_batch_size=3), 8)
 
 
+def test_the_parts_of_a_device_are_equal():
+    check_batches(changed(batch_size=64, eval_batch_size=8, accumulation=4), 8)
+    with pytest.raises(
+        UsageError, match=r"8 devices .* in 4 parts each \(config\.accumulation\): .*=32 or 64\."
+    ):
+        check_batches(changed(batch_size=56, accumulation=4), 8)
+
+
 def test_flatten():
     nested = ConfigDict({"a": {"b": 1, "c": {"d": (2,)}}, "e": None})
     assert flatten(nested) == {"a.b": 1, "a.c.d": (2,), "e": None}

@@ -95,6 +95,36 @@ def test_synchronised_batch_norm_makes_one_device_and_eight_agree():
     assert_close(eight_metrics, one_metrics, 1e-5)
 
 
+@pytest.mark.parametrize("devices", [1, 2])
+def test_few_devices_with_parts_take_the_step_of_many(devices):
+    """Dropout, and the statistics of a batch norm of each device, included."""
+    rng = np.random.default_rng(9)
+    model, batches = Network(dropout=0.2), [batch_of(rng) for _ in range(2)]
+    state = initial(model, TX)
+    make = partial(make_train_step, model, TX, normalize=PREPARE, label_smoothing=0.1)
+    eight, eight_metrics = run(make(), make_mesh(), state, batches)
+    mesh = make_mesh(jax.devices()[:devices])
+    few, few_metrics = run(make(accumulation=8 // devices), mesh, state, batches)
+    assert_close(few, eight, 1e-5)
+    assert_close(few_metrics, eight_metrics, 1e-5)
+
+
+def test_parts_need_the_memory_of_one():
+    model, mesh = Network(), make_mesh(jax.devices()[:1])
+    state = jax.eval_shape(lambda: initial(model, TX))
+    batch = {"image": ((512, 16, 16, 3), jnp.uint8), "label": ((512,), jnp.int32)}
+    batch = {name: jax.ShapeDtypeStruct(*each) for name, each in batch.items()}
+    whole, cut = (
+        data_parallel(make_train_step(model, TX, normalize=PREPARE, accumulation=parts), mesh)
+        .lower(state, batch)
+        .compile()
+        .memory_analysis()
+        .temp_size_in_bytes
+        for parts in (1, 8)
+    )
+    assert cut < whole / 4
+
+
 def test_batch_norm_per_device_averages_running_statistics():
     rng = np.random.default_rng(3)
     model, batch = Network(), batch_of(rng)
