@@ -127,9 +127,14 @@ KEYS = {
         False, bool, "the same for the representation's batch norm alone", stage=False
     ),
     "optimizer.learning_rate": Key(0.1, _LearningRate, "η, at its highest"),
-    "optimizer.momentum": Key(0.9, Rate, "μ"),
-    "optimizer.nesterov": Key(False, bool, "Nesterov's momentum"),
-    "optimizer.weight_decay": Key(1e-4, _Factor, "λ, added to the gradient as λp"),
+    "optimizer.rule.name": Key(
+        "sgd",
+        str | None,
+        "'sgd', 'adamw', 'lamb', or an optax factory by import path; further keys: its options",
+    ),
+    "optimizer.momentum": Key(0.9, Rate, "μ, of 'sgd'"),
+    "optimizer.nesterov": Key(False, bool, "Nesterov's momentum, of 'sgd'"),
+    "optimizer.weight_decay": Key(1e-4, _Factor, "λ; of 'sgd': added to the gradient as λp"),
     "optimizer.clip_norm": Key(
         None,
         Annotated[float, within(1e-12, 1e12)] | None,
@@ -191,8 +196,8 @@ KEYS = {
     ),
 }
 
-# Groups that take further keys: the options of what is named in them, which `sop.models` checks.
-OPEN = ("model", "model.attention", "model.pool", "model.representation")
+# Groups that take further keys: the options of what is named in them, checked where it is made.
+OPEN = ("model", "model.attention", "model.pool", "model.representation", "optimizer.rule")
 
 # Keys of earlier versions.
 RENAMED = {

@@ -30,7 +30,7 @@ def check(config: ConfigDict) -> None:
     """Refuses a config that cannot be meant, its stages included.
 
     The options of the backbone in `model`, and those in `model.attention`, `model.pool` and
-    `model.representation`, are left to `sop.models`.
+    `model.representation`, are left to `sop.models`, those in `optimizer.rule` to `sop.training`.
 
     Raises:
       UsageError: for the first unknown or missing key, or value that the schema does not allow.
@@ -61,7 +61,7 @@ def stage_configs(config: ConfigDict) -> list[ConfigDict]:
                 check_key(key, value)
         except UsageError as error:
             raise UsageError(f"In config.stages[{index}]: {error}") from None
-        fixed = [key for key in flat if key not in KEYS or not KEYS[key].stage]
+        fixed = [key for key in flat if not _of_a_stage(key)]
         if fixed:
             raise UsageError(
                 f"config.stages[{index}] sets '{fixed[0]}', which belongs to the whole run; "
@@ -72,6 +72,10 @@ def stage_configs(config: ConfigDict) -> list[ConfigDict]:
             stage.update_from_flattened_dict({**flat, "stages": ()})
         stages.append(stage)
     return stages
+
+
+def _of_a_stage(key: str) -> bool:
+    return KEYS[key].stage if key in KEYS else key.startswith("optimizer.rule.")
 
 
 def check_batches(
@@ -134,7 +138,8 @@ def check_key(key: str, value: Any, text: str | None = None) -> None:
     if key in KEYS:
         check_value(f"config.{key}", value, KEYS[key].hint, text)
     elif key in GROUPS and not _may_be_group(key, value):
-        names = [known.rpartition(".")[2] for known in KEYS if known.startswith(f"{key}.")]
+        inner = (known.removeprefix(f"{key}.") for known in KEYS if known.startswith(f"{key}."))
+        names = dict.fromkeys(name.partition(".")[0] for name in inner)
         raise UsageError(
             f"config.{key} is {text or show(value)} but must hold the keys {', '.join(names)}."
         )

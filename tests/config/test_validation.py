@@ -36,6 +36,8 @@ def test_the_default_passes():
         {"model__last_stride": 1},  # an option of the backbone
         {"optimizer__lr_multipliers": (("^head/", 10), (".*bias", 2.0))},
         {"checkpoint__every_steps": 100},
+        {"optimizer__rule": ConfigDict({"name": "adamw", "b2": 0.95})},
+        {"stages": ({"optimizer": {"rule": {"name": "lamb", "b1": 0.8}}},)},
         {"stages": ({"optimizer": {"learning_rate": 1}}, {"num_epochs": 3})},
     ],
 )
