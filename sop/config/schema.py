@@ -120,6 +120,12 @@ KEYS = {
         resume=_lengthens,
     ),
     "label_smoothing": Key(0.0, Rate, "ε in targets (1 − ε) one-hot + ε/K"),
+    "ema_decay": Key(
+        None,
+        Rate | None,
+        "of a moving average of the parameters, evaluated and saved beside them; None: none",
+        stage=False,
+    ),
     "sync_batch_norm": Key(
         False, bool, "batch norm's statistics are those of all devices", stage=False
     ),

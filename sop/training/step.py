@@ -109,6 +109,7 @@ def make_train_step(
     label_smoothing: float = 0.0,
     frozen_batch_norm: Callable[[str], bool] = lambda name: False,
     accumulation: int = 1,
+    ema_decay: float = 0.0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The per-device training step; map it over axis `AXIS`.
 
@@ -127,6 +128,8 @@ def make_train_step(
       seed: of dropout; its key depends on the step and on the device as well.
       frozen_batch_norm: path of a BatchNorm's scale → whether its statistics stand still.
       accumulation: parts of the device's examples; must divide their number.
+      ema_decay: of the averages, where the state has them: a ← d a + (1 − d) new after each step,
+        d = min(ema_decay, (1 + step) / (10 + step)), so that the start is soon forgotten.
     Returns:
       (state, {'image': [b, H, W, 3], 'label': int32 [b]}) → (new state, float32 scalars 'loss',
       'top1', 'top5', 'grad_norm').
@@ -170,11 +173,17 @@ def make_train_step(
         grads, new_model_state, metrics = lax.pmean(found, AXIS)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
+        params, ema = optax.apply_updates(state.params, updates), None
+        if state.ema is not None:
+            decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+            new = {"params": params, **new_model_state}
+            ema = {**state.ema, **optax.incremental_update(new, state.ema, 1 - decay)}
         new_state = TrainState(
             step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
+            params=params,
             model_state={**state.model_state, **new_model_state},
             opt_state=opt_state,
+            ema=ema,
         )
         return new_state, metrics
 

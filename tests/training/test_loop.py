@@ -463,6 +463,37 @@ def test_starting_from_another_runs_weights(tmp_path, whole):
     )
 
 
+def test_averages_are_kept_evaluated_and_taken_up_again(tmp_path, whole):
+    """By an interrupted run too, bit for bit; the run itself goes on as without them."""
+    config = make_config(ema_decay=0.9)
+
+    def interrupt(step):
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert run(tmp_path / "whole", config)[0]
+    assert not run(tmp_path / "run", config, on_step=interrupt)[0]
+    assert run(tmp_path / "run", config)[0]
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    newest_of = "checkpoints/15"
+    averages = [load_variables(tmp_path / each / newest_of / "ema") for each in ("whole", "run")]
+    jax.tree.map(np.testing.assert_array_equal, *averages)
+    plain = variables_of(whole)
+    jax.tree.map(np.testing.assert_array_equal, variables_of(tmp_path / "run"), plain)
+    assert jax.tree.map(np.shape, averages[0]) == jax.tree.map(np.shape, plain)
+
+    save_variables(tmp_path / "average", averages[0])
+    alone, both = evaluate(tmp_path / "average", "best"), evaluate(tmp_path / "run", "15")
+    assert {key: both[f"ema_{key}"] for key in ("loss", "top1", "top5")} == {
+        key: alone[key] for key in ("loss", "top1", "top5")
+    }
+    entry = [e for e in read_history(tmp_path / "run") if e["split"] == "eval"][-1]
+    assert entry["ema_loss"] == both["ema_loss"] != both["loss"]
+    assert find_variables(tmp_path / "run" / "ema")
+    with pytest.raises(UsageError, match=r"No averages were saved in .*leave '/ema' out"):
+        find_variables(whole / "ema")
+
+
 def test_weights_are_taken_from_the_next_checkpoint_where_the_best_is_damaged(tmp_path, whole):
     shutil.copytree(whole, tmp_path / "run")
     best = tmp_path / "run" / "checkpoints" / str(best_step(whole))

@@ -181,6 +181,19 @@ def test_a_donated_step_compiles_once():
     assert kept.is_deleted()
 
 
+def test_averages_forget_the_start_and_then_decay():
+    rng = np.random.default_rng(10)
+    model, mesh = Network(), make_mesh(jax.devices()[:1])
+    state = init_state(init_variables(model, 0, (8, 8, 3)), TX, ema=True)
+    step = make_train_step(model, TX, normalize=PREPARE, ema_decay=0.3)
+    expected = jax.device_get(state.ema)
+    for decay in (1 / 10, 2 / 11, 3 / 12, 0.3, 0.3):
+        state, _ = run(step, mesh, state, [batch_of(rng)])
+        new = {"params": state.params, "batch_stats": state.model_state["batch_stats"]}
+        expected = jax.tree.map(lambda a, p, d=decay: d * a + (1 - d) * p, expected, new)
+    assert_close(state.ema, expected, 1e-6)
+
+
 def test_hits_break_ties_by_index():
     logits = jnp.array([[1.0, 1.0, 0.0], [0.0, 2.0, 2.0]])
     labels = jnp.array([1, 1])
