@@ -159,6 +159,7 @@ def _make_model(config: ConfigDict) -> Network:
         dtype=jnp.dtype(config.dtype),
         axis_name=AXIS if config.sync_batch_norm else None,
         representation_axis=AXIS if config.sync_representation else None,
+        remat=config.remat,
     )
 
 

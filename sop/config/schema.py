@@ -120,6 +120,13 @@ KEYS = {
         resume=_lengthens,
     ),
     "label_smoothing": Key(0.0, Rate, "ε in targets (1 − ε) one-hot + ε/K"),
+    "remat": Key(
+        False,
+        bool,
+        "compute the inside of blocks again in the backward pass, to save memory",
+        resume=True,
+        stage=False,
+    ),
     "ema_decay": Key(
         None,
         Rate | None,

@@ -6,13 +6,14 @@ A network file holds the features module of its family, a constructor
 
 and `BACKBONES`, which binds the sizes that make each member of the family and says what it is
 called in PyTorch (`sop.models.backbone`). The constructor reads what the config puts in from
-`parts` (`sop.models.parts.Parts`: `parts.stages(sizes)`, `parts.pool`, `parts.conv()`,
-`parts.norm()`, …) and returns `parts.network(features, …)`; its keyword-only arguments (`dropout`)
-are options of config.model. A new network is a new file, and a line in `BACKBONES` below.
-Modules are named as in PyTorch, with '_' before a number ('layer1_0', 'downsample_0'). A block
-places attention with `attend(attention, 'conv', …)` after the convolution its paper names and
-`attend(attention, 'branch', …)` at the end of the residual branch (in a plain network: after the
-last norm of the stage), and local pooling with `pool(window=…, strides=…, name=…)(x, train)`.
+`parts` (`sop.models.parts.Parts`: `parts.stages(sizes)`, `parts.block(…)`, `parts.pool`,
+`parts.conv()`, `parts.norm()`, …) and returns `parts.network(features, …)`; its keyword-only
+arguments (`dropout`) are options of config.model. A new network is a new file, and a line in
+`BACKBONES` below. Modules are named as in PyTorch, with '_' before a number ('layer1_0',
+'downsample_0'). A block places attention with `attend(attention, 'conv', …)` after the convolution
+its paper names and `attend(attention, 'branch', …)` at the end of the residual branch (in a plain
+network: after the last norm of the stage), and local pooling with
+`pool(window=…, strides=…, name=…)(x, train)`.
 """
 
 from collections.abc import Mapping
@@ -76,6 +77,7 @@ def create_model(
     dtype: Any = jnp.float32,
     axis_name: str | None = None,
     representation_axis: str | None = None,
+    remat: bool = False,
 ) -> Network:
     """The network of a config.model, called as `network.apply(variables, images, train=bool)`.
 
@@ -86,6 +88,8 @@ def create_model(
       dtype: compute type of the activations; parameters are float32.
       axis_name: mapped axis that batch norm's statistics are taken over, if any.
       representation_axis: the same for the representation alone; None: `axis_name`.
+      remat: of each block only the input is kept for the backward pass, which computes the inside
+        again; the parameters are the same.
 
     Raises:
       UsageError: for unknown names and options, ill-typed values, and parts that do not fit.
@@ -94,5 +98,5 @@ def create_model(
     backbone = get_backbone(config)
     options = {key: value for key, value in config.items() if key not in _PARTS}
     check_options(f"backbone {show(config['backbone'])}", backbone.make, options, also=_PARTS)
-    parts = make_parts(config, backbone, dtype, axis_name, representation_axis)
+    parts = make_parts(config, backbone, dtype, axis_name, representation_axis, remat)
     return backbone.make(parts, **options)

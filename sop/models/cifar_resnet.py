@@ -99,7 +99,7 @@ def cifar_resnet(
     conv, norm = parts.conv(kernel_init=KERNELS[initialization]), parts.norm()
     features = CifarResNet(
         attention=parts.stages((stage_size,) * 3),
-        block=partial(
+        block=parts.block(
             module,
             conv=conv,
             norm=norm,

@@ -85,7 +85,7 @@ def resnet(
     conv, norm = parts.conv(kernel_init=KERNELS[initialization]), parts.norm()
     features = ResNet(
         attention=parts.stages(stage_sizes),
-        block=partial(
+        block=parts.block(
             block,
             conv=conv,
             norm=norm,

@@ -107,7 +107,7 @@ def wide_resnet(
         attention=parts.stages((stage_size,) * 3),
         widening=widening,
         last_stride=last_stride or parts.last_stride,
-        block=partial(WideBlock, conv=conv, norm=norm, pool=pool, dropout=dropout),
+        block=parts.block(WideBlock, conv=conv, norm=norm, pool=pool, dropout=dropout),
         conv=conv,
         norm=norm,
     )
