@@ -68,6 +68,7 @@ def draw(rng: random.Random) -> list[str]:
         case "backbone":
             name = rng.choice(list(BACKBONES)).format(depth=8, widening=1)
             names = ["dropout", "stage_size", "last_stride", "block", "hidden", "multiplier"]
+            names.append("stochastic_depth")
             option = f"--config.model.{rng.choice(names)}={value}"
             return [f"--config.model.backbone={name}", option]
         case "rule":

@@ -1,11 +1,12 @@
 """What acts on every block of a network: rematerialisation and stochastic depth."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sop.models import create_model
+from sop.models import create_model, residual
 from sop.training.state import init_variables
 from tests.models.tracing import small_size
 
@@ -79,3 +80,46 @@ def test_gradients_are_the_same(changes):
     largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(found[0]))
     for a, b in zip(*map(jax.tree.leaves, found), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * largest)
+
+
+@pytest.mark.parametrize("backbone", ["resnet8_cifar", "preresnet8_cifar", "wrn10_1_cifar"])
+def test_stochastic_depth_leaves_out_branches_of_examples_in_training(backbone):
+    config = SMALL | {"backbone": backbone}
+    plain, random = (create_model(config | {"stochastic_depth": p}) for p in (0.0, 0.5))
+    variables = init_variables(plain, 0, IMAGES.shape[1:])
+    same = jax.eval_shape(lambda: init_variables(random, 0, IMAGES.shape[1:]))
+    assert jax.tree.structure(same) == jax.tree.structure(variables)
+    logits = [model.apply(variables, IMAGES, train=False) for model in (plain, random)]
+    np.testing.assert_array_equal(*logits)
+
+    def dropped(key):
+        # Which examples lost their branch, by block.
+        found = random.apply(
+            variables,
+            np.repeat(IMAGES, 16, 0),
+            train=True,
+            mutable=["batch_stats", "intermediates"],
+            rngs={"dropout": jax.random.key(key)},
+            capture_intermediates=lambda module, _: module.name == "stochastic_depth",
+        )[1]["intermediates"]["features"]
+        blocks = [found[name]["stochastic_depth"]["__call__"][0] for name in sorted(found)]
+        return [np.asarray((each == 0).all((1, 2, 3))) for each in blocks]
+
+    first, again, other = dropped(1), dropped(1), dropped(2)
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+    rates = [each.mean() for each in first]
+    np.testing.assert_allclose(rates, [0.5 / 3, 1 / 3, 0.5], atol=0.18)
+    assert rates == sorted(rates)
+
+
+def test_what_stays_of_a_branch_makes_up_for_what_is_left_out():
+    class Branch(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return residual.drop_branch(x, 0.2, True)
+
+    y = Branch().apply({}, jnp.ones((4096, 2, 2, 3)), rngs={"dropout": jax.random.key(0)})
+    assert set(np.unique(y)) == {0.0, np.float32(1 / 0.8)}
+    assert (np.asarray(y) == np.asarray(y)[:, :1, :1, :1]).all()
+    np.testing.assert_allclose(y.mean(), 1, atol=0.02)
