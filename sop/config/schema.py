@@ -12,6 +12,7 @@ from sop.checks import Condition, Count, Pattern, Rate, describe, within
 _Epochs = Annotated[float, within(0.0, 1e6)]
 _LearningRate = Annotated[float, within(1e-12, 1e6)]
 _Factor = Annotated[float, within(0.0, 1e6)]
+_Alpha = Annotated[float, within(0.0, 100.0)]
 _AscendingEpochs = Annotated[
     tuple[Annotated[float, within(1e-6, 1e6)], ...],
     Condition(lambda value: list(value) == sorted(set(value)), "in ascending order"),
@@ -120,6 +121,8 @@ KEYS = {
         resume=_lengthens,
     ),
     "label_smoothing": Key(0.0, Rate, "ε in targets (1 − ε) one-hot + ε/K"),
+    "mixup": Key(0.0, _Alpha, "α of mixup, λ ~ Beta(α, α); 0: none"),
+    "cutmix": Key(0.0, _Alpha, "α of CutMix; with mixup, each batch has one of the two; 0: none"),
     "remat": Key(
         False,
         bool,

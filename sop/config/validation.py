@@ -83,7 +83,8 @@ def check_batches(
 ) -> None:
     """Refuses batch sizes that `device_count` devices, of all processes, cannot share evenly.
 
-    In training each device cuts its share into `config.accumulation` parts.
+    In training each device cuts its share into `config.accumulation` parts, and mixup and CutMix
+    take the examples of a part in pairs.
 
     Args:
       keys: the batch sizes that will be used, in any stage.
@@ -92,11 +93,17 @@ def check_batches(
     """
     for stage in stage_configs(config):
         for key in keys:
-            size, parts = stage[key], stage.accumulation if key == "batch_size" else 1
-            if rest := size % (device_count * parts):
-                nearest = [size - rest, size - rest + device_count * parts]
-                choices = " or ".join(str(each) for each in nearest if each)
-                cut = f" in {parts} parts each (config.accumulation)" if parts > 1 else ""
+            size, parts, cut = stage[key], device_count, ""
+            if key == "batch_size" and stage.accumulation > 1:
+                parts *= stage.accumulation
+                cut += f" in {stage.accumulation} parts each (config.accumulation)"
+            if key == "batch_size" and (stage.mixup or stage.cutmix):
+                parts *= 2
+                cut += " in pairs, which mixup and CutMix need"
+            if rest := size % parts:
+                choices = " or ".join(
+                    str(each) for each in (size - rest, size - rest + parts) if each
+                )
                 raise UsageError(
                     f"config.{key} is {size}, which {device_count} devices cannot share evenly"
                     f"{cut}: set --config.{key}={choices}."

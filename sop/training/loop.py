@@ -21,6 +21,7 @@ from sop.training import pretrained
 from sop.training.checkpoints import Checkpoints, load_variables, steps_in
 from sop.training.evaluation import evaluate, is_finite
 from sop.training.memory import check_compiled
+from sop.training.mixing import make_mixing
 from sop.training.optimizer import keep_momentum, matches_any
 from sop.training.reporting import Reporter
 from sop.training.signals import StopRequest
@@ -152,6 +153,7 @@ class _StageRun:
             frozen_batch_norm=matches_any(frozen),
             accumulation=config.accumulation,
             ema_decay=config.ema_decay or 0.0,
+            mixing=make_mixing(config.mixup, config.cutmix),
         )
         self._train_step = data_parallel(step, mesh, donate=True)
         evaluation = make_eval_step(model, normalize=_normalization(config))

@@ -15,9 +15,11 @@ from jaxtyping import Bool, Float, Int
 
 from sop.layers import BatchNorm
 from sop.ops.annotations import Array
+from sop.training.mixing import Mixing, partners
 from sop.training.state import TrainState
 
 AXIS = "batch"
+_NO_DEVICE = 2**32 - 1  # in the place of a device's number, for what is drawn alike on all
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -110,6 +112,7 @@ def make_train_step(
     frozen_batch_norm: Callable[[str], bool] = lambda name: False,
     accumulation: int = 1,
     ema_decay: float = 0.0,
+    mixing: Mixing | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The per-device training step; map it over axis `AXIS`.
 
@@ -128,6 +131,8 @@ def make_train_step(
       seed: of dropout; its key depends on the step and on the device as well.
       frozen_batch_norm: path of a BatchNorm's scale → whether its statistics stand still.
       accumulation: parts of the device's examples; must divide their number.
+      mixing: of the examples in pairs, see `sop.training.mixing.make_mixing`; its key depends on
+        the step alone. The targets are mixed as the images are, and so are 'top1' and 'top5'.
       ema_decay: of the averages, where the state has them: a ← d a + (1 − d) new after each step,
         d = min(ema_decay, (1 + step) / (10 + step)), so that the start is soon forgotten.
     Returns:
@@ -135,9 +140,17 @@ def make_train_step(
       'top1', 'top5', 'grad_norm').
     """
 
-    def gradient(state: TrainState, batch: Batch, key: jax.Array) -> tuple[Any, Any, Metrics]:
+    def gradient(
+        state: TrainState, batch: Batch, key: jax.Array, mixing_key: jax.Array
+    ) -> tuple[Any, Any, Metrics]:
         """Gradients, new model state and metrics of some examples; `key` is that of dropout."""
-        images, labels = normalize(batch["image"]), batch["label"]
+        images, labels = batch["image"], batch["label"]
+        if mixing is not None:
+            images, share = mixing(mixing_key, images)
+        images = normalize(images)
+
+        def mixed(x: jax.Array) -> jax.Array:
+            return x if mixing is None else share * x + (1 - share) * partners(x)
 
         def loss_fn(params):
             with _frozen_batch_norm(frozen_batch_norm):
@@ -148,26 +161,32 @@ def make_train_step(
                     mutable=["batch_stats"],
                     rngs={"dropout": key},
                 )
-            targets = jax.nn.one_hot(labels, logits.shape[-1])
+            targets = mixed(jax.nn.one_hot(labels, logits.shape[-1]))
             targets = optax.smooth_labels(targets, label_smoothing)
             loss = optax.softmax_cross_entropy(logits, targets).mean()
             return loss, (logits, new_model_state)
+
+        def mixed_hits(k: int) -> jax.Array:
+            if mixing is None:
+                return hits(logits, labels, k)
+            return share * hits(logits, labels, k) + (1 - share) * hits(logits, partners(labels), k)
 
         value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
         (loss, (logits, new_model_state)), grads = value_and_grad(state.params)
         metrics = {
             "loss": loss,
-            "top1": hits(logits, labels, 1).mean(),
-            "top5": hits(logits, labels, 5).mean(),
+            "top1": mixed_hits(1).mean(),
+            "top5": mixed_hits(5).mean(),
         }
         return grads, new_model_state, metrics
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
+        mixing_key = jax.random.fold_in(key, _NO_DEVICE)
         first = lax.axis_index(AXIS) * accumulation
 
         def part_of_step(index, part):
-            return gradient(state, part, jax.random.fold_in(key, first + index))
+            return gradient(state, part, jax.random.fold_in(key, first + index), mixing_key)
 
         found = _mean_over_parts(part_of_step, batch, accumulation)
         grads, new_model_state, metrics = lax.pmean(found, AXIS)

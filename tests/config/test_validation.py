@@ -74,6 +74,9 @@ def test_what_can_be_meant_passes(changes):
         ),
         ({"num_epochs": 0}, "config.num_epochs is 0 but must be a whole number from 1 to "),
         ({"batch_size": 0}, "config.batch_size is 0 but must be a whole number from 1 to "),
+        ({"mixup": -0.1}, "config.mixup is -0.1 but must be a number from 0 to 100"),
+        ({"ema_decay": 1.0}, "number of at least 0 and below 1 or None"),
+        ({"accumulation": 0}, "config.accumulation is 0 but must be a whole number from 1 to"),
         ({"label_smoothing": 1.0}, "must be a number of at least 0 and below 1"),
         ({"optimizer__clip_norm": 0.0}, "must be a number from 1e-12 to"),
         ({"optimizer__frozen": ("(",)}, "must be a tuple, each item a string that is a regular"),
@@ -135,6 +138,15 @@ def test_the_parts_of_a_device_are_equal():
         UsageError, match=r"8 devices .* in 4 parts each \(config\.accumulation\): .*=32 or 64\."
     ):
         check_batches(changed(batch_size=56, accumulation=4), 8)
+
+
+def test_examples_are_mixed_in_pairs():
+    config = changed(batch_size=24, accumulation=3, cutmix=1.0)
+    check_batches(config, 4, ["batch_size"])
+    with pytest.raises(
+        UsageError, match=r"4 devices .* in 5 parts each .* in pairs, which mixup .*=40 or 80\."
+    ):
+        check_batches(changed(batch_size=60, accumulation=5, mixup=0.2), 4)
 
 
 def test_flatten():

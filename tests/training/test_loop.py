@@ -211,6 +211,20 @@ def test_a_signal_before_the_first_step_ends_the_process(tmp_path, monkeypatch, 
     assert "Stopped by SIGTERM: nothing to save." in capfd.readouterr().err
 
 
+def test_what_is_mixed_is_the_same_after_a_crash(tmp_path):
+    config = make_config(batch_size=16, mixup=0.4, cutmix=1.0)
+
+    def crash(step):
+        if step == 3:
+            raise KeyError("crash")
+
+    assert run(tmp_path / "whole", config)[0]
+    with pytest.raises(KeyError, match="crash"):
+        run(tmp_path / "run", config, on_step=crash)
+    assert run(tmp_path / "run", config)[0]
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
 def test_a_crash_between_checkpoints_changes_nothing(tmp_path, whole):
     def crash(step):
         if step == 11:

@@ -12,6 +12,7 @@ import pytest
 from sop.data.normalization import normalize
 from sop.layers import BatchNorm
 from sop.training.evaluation import evaluate
+from sop.training.mixing import make_mixing, partners
 from sop.training.state import init_state, init_variables
 from sop.training.step import (
     AXIS,
@@ -95,13 +96,13 @@ def test_synchronised_batch_norm_makes_one_device_and_eight_agree():
     assert_close(eight_metrics, one_metrics, 1e-5)
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-def test_few_devices_with_parts_take_the_step_of_many(devices):
-    """Dropout, and the statistics of a batch norm of each device, included."""
+@pytest.mark.parametrize(("devices", "mixing"), [(1, None), (2, make_mixing(0.4, 1.0))])
+def test_few_devices_with_parts_take_the_step_of_many(devices, mixing):
+    """Dropout, what is mixed, and the statistics of a batch norm of each device, included."""
     rng = np.random.default_rng(9)
     model, batches = Network(dropout=0.2), [batch_of(rng) for _ in range(2)]
     state = initial(model, TX)
-    make = partial(make_train_step, model, TX, normalize=PREPARE, label_smoothing=0.1)
+    make = partial(make_train_step, model, TX, normalize=PREPARE, mixing=mixing)
     eight, eight_metrics = run(make(), make_mesh(), state, batches)
     mesh = make_mesh(jax.devices()[:devices])
     few, few_metrics = run(make(accumulation=8 // devices), mesh, state, batches)
@@ -167,6 +168,29 @@ def test_label_smoothing_is_pytorchs():
     right = logp[np.arange(16), batch["label"]]
     expected = -(0.9 * right + 0.1 * logp.mean(axis=1)).mean()
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
+
+
+def test_targets_are_mixed_as_the_images_are():
+    rng = np.random.default_rng(11)
+    model, batch, share = Network(), batch_of(rng), 0.7
+    others = {name: value.reshape(8, 2, *value.shape[1:])[:, ::-1] for name, value in batch.items()}
+    others = {name: value.reshape(batch[name].shape) for name, value in others.items()}
+
+    def mixing(key, images):
+        return share * images + (1 - share) * partners(images), share
+
+    step = make_train_step(
+        model, TX, normalize=PREPARE, mixing=mixing, frozen_batch_norm=lambda name: True
+    )
+    state = initial(model, TX)
+    _, metrics = run(step, make_mesh(), state, [batch])
+    images = share * batch["image"] + (1 - share) * others["image"]
+    logits = model.apply(state.variables, PREPARE(images.astype(np.float32)), train=False)
+    entropy = optax.softmax_cross_entropy_with_integer_labels
+    loss = share * entropy(logits, batch["label"]) + (1 - share) * entropy(logits, others["label"])
+    np.testing.assert_allclose(metrics["loss"], loss.mean(), rtol=1e-5)
+    right = share * hits(logits, batch["label"], 1) + (1 - share) * hits(logits, others["label"], 1)
+    np.testing.assert_allclose(metrics["top1"], right.mean(), rtol=1e-5)
 
 
 def test_a_donated_step_compiles_once():
