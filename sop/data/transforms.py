@@ -21,11 +21,13 @@ from PIL import Image
 from sop.checks import Condition, check, options_of, within
 from sop.data import images as codec
 from sop.data.images import Region
+from sop.data.randaugment import CHANGES
 from sop.errors import UsageError, shorten, show
 
 Size = tuple[int, int]  # height, width
 Side = Annotated[int, within(1, 8192)]  # pixels of an image
 Strength = Annotated[float, within(0.0, 100.0)]
+_Level = Annotated[int, within(0, 255)]
 _Ratio = Annotated[float, within(0.001, 1000.0)]
 Range = Annotated[
     tuple[_Ratio, _Ratio], Condition(lambda pair: pair[0] <= pair[1], "in ascending order")
@@ -84,12 +86,7 @@ class RandomResizedCrop(Sampling):
     num_draws: ClassVar[int] = 2 * attempts + 2
 
     def region(self, height: int, width: int, draws: np.ndarray) -> Region:
-        areas, ratios = draws[: 2 * self.attempts].reshape(2, self.attempts)
-        areas = height * width * (self.area[0] + areas * (self.area[1] - self.area[0]))
-        low, high = np.log(self.ratio)
-        ratios = np.exp(low + ratios * (high - low))
-        widths = np.rint(np.sqrt(areas * ratios)).astype(int)
-        heights = np.rint(np.sqrt(areas / ratios)).astype(int)
+        heights, widths = _rectangles(height, width, self.area, self.ratio, draws[:-2])
         inside = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
         if not inside.any():
             return self._central(height, width)
@@ -115,6 +112,16 @@ class RandomResizedCrop(Sampling):
 
     def output_size(self, size: Size | None) -> Size:
         return self.size, self.size
+
+
+def _rectangles(height, width, area, ratio, draws):
+    """[n] heights and widths in pixels of [2n] draws: uniform area, log-uniform width/height."""
+    areas, ratios = draws.reshape(2, -1)
+    areas = height * width * (area[0] + areas * (area[1] - area[0]))
+    low, high = np.log(ratio)
+    ratios = np.exp(low + ratios * (high - low))
+    widths, heights = np.sqrt(areas * ratios), np.sqrt(areas / ratios)
+    return np.rint(heights).astype(int), np.rint(widths).astype(int)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -322,6 +329,71 @@ class Lighting(Transform):
 
 
 @dataclasses.dataclass(frozen=True)
+class RandAugment(Transform):
+    """Changes drawn from `sop.data.randaugment.CHANGES`, one after another, all of one strength.
+
+    Cubuk et al. (2020), §3; sizes, signs and the magnitude of at most 30 are torchvision's.
+    """
+
+    num_changes: Annotated[int, within(1, 16)] = 2
+    magnitude: Annotated[float, within(0.0, 30.0)] = 9
+
+    @property
+    def num_draws(self) -> int:
+        return 2 * self.num_changes
+
+    def __call__(self, images: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        return np.stack([self._one(image, row) for image, row in zip(images, draws, strict=True)])
+
+    def _one(self, image: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        picture = Image.fromarray(image)
+        changes = list(CHANGES.values())
+        for which, sign in draws.reshape(-1, 2):
+            change = changes[int(which * len(changes))]
+            picture = change(picture, self.magnitude / 30, 1 if sign < 0.5 else -1)
+        return np.asarray(picture)
+
+    def output_size(self, size: Size | None) -> Size | None:
+        return size
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomErasing(Transform):
+    """With `probability`, fills a rectangle of random area, aspect ratio (log-uniform) and place.
+
+    Zhong et al. (2020), algorithm 1; areas and ratios as in torchvision: ten attempts at a
+    rectangle that fits in, else the image stays as it is.
+    """
+
+    probability: Annotated[float, within(0.0, 1.0)] = 0.5
+    area: Range = (0.02, 1 / 3)
+    ratio: Range = (0.3, 3.3)
+    fill: tuple[_Level, _Level, _Level] = (124, 116, 104)  # ImageNet's mean
+    attempts: ClassVar[int] = 10
+    num_draws: ClassVar[int] = 2 * attempts + 3
+
+    def __call__(self, images: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        images = images.copy()
+        for image, row in zip(images, draws, strict=True):
+            if row[-1] < self.probability:
+                self._erase(image, row[:-1])
+        return images
+
+    def _erase(self, image: np.ndarray, draws: np.ndarray) -> None:
+        height, width = image.shape[:2]
+        heights, widths = _rectangles(height, width, self.area, self.ratio, draws[:-2])
+        inside = (widths > 0) & (widths < width) & (heights > 0) & (heights < height)
+        if inside.any():
+            first = int(inside.argmax())
+            top = int(draws[-2] * (height - heights[first] + 1))
+            left = int(draws[-1] * (width - widths[first] + 1))
+            image[top : top + heights[first], left : left + widths[first]] = self.fill
+
+    def output_size(self, size: Size | None) -> Size | None:
+        return size
+
+
+@dataclasses.dataclass(frozen=True)
 class TenCrop(Transform):
     """Four corners and centre, size × size each, of the image and of its mirror image."""
 
@@ -386,6 +458,8 @@ TRANSFORMS = {
     "lighting": Lighting,
     "mirror_views": MirrorViews,
     "pad_crop": PadCrop,
+    "randaugment": RandAugment,
+    "random_erasing": RandomErasing,
     "random_resized_crop": RandomResizedCrop,
     "resize": Resize,
     "resize_short": ResizeShort,
