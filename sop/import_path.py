@@ -6,12 +6,12 @@ from typing import Any
 
 from sop.errors import UsageError, show
 
-_PATTERN = r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*"
+IMPORT_PATH = r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*"
 
 
 def is_import_path(name: str) -> bool:
     """Whether a name is written as 'package.module:name'."""
-    return re.fullmatch(_PATTERN, name) is not None
+    return re.fullmatch(IMPORT_PATH, name) is not None
 
 
 def import_object(what: str, name: str) -> Any:

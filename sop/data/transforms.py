@@ -9,9 +9,10 @@ import ast
 import dataclasses
 import functools
 import inspect
+import re
 from abc import ABC, abstractmethod
 from statistics import NormalDist
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import cv2
 import numpy as np
@@ -23,6 +24,7 @@ from sop.data import images as codec
 from sop.data.images import Region
 from sop.data.randaugment import CHANGES
 from sop.errors import UsageError, shorten, show
+from sop.import_path import IMPORT_PATH, import_object, is_import_path
 
 Size = tuple[int, int]  # height, width
 Side = Annotated[int, within(1, 8192)]  # pixels of an image
@@ -484,6 +486,11 @@ class Pipeline:
         for transform in self.transforms:
             images = transform(images, draws[:, used : used + transform.num_draws])
             used += transform.num_draws
+            if images.dtype != np.uint8:
+                raise UsageError(
+                    f"The transform {_name(transform)} makes {images.dtype} of images of uint8; "
+                    "let it round and return uint8."
+                )
         return images
 
     def decode(self, data: bytes, draws: np.ndarray) -> np.ndarray:
@@ -518,6 +525,9 @@ class Pipeline:
         return self.transforms[-1].num_views if self.transforms else None
 
 
+_STEP = re.compile(rf"(?:^|\|)\s*{IMPORT_PATH}")
+
+
 def parse(text: str, *, training: bool, name: str | None = None) -> Pipeline:
     """ "a(1) | b" → Pipeline. In training no test-time views, in evaluation nothing random.
 
@@ -530,8 +540,10 @@ def parse(text: str, *, training: bool, name: str | None = None) -> Pipeline:
     key = f"config.input.{name or ('train' if training else 'eval') + '_transforms'}"
     if not text.strip():
         return Pipeline(())
+    # An import path is no Python; with a dot in the place of its colon it is, of the same length.
+    readable = _STEP.sub(lambda found: found[0].replace(":", "."), text.strip())
     try:
-        node = ast.parse(text.strip(), mode="eval").body
+        node = ast.parse(readable, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise UsageError(
             f"{key} is {show(text)}, which cannot be read; write transforms joined by '|', such as "
@@ -560,27 +572,54 @@ def _steps(node: ast.expr) -> list[ast.expr]:
 def _build(node: ast.expr, text: str, key: str) -> Transform:
     call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
     name = ast.get_source_segment(text, call.func) or ""
-    if name not in TRANSFORMS:
-        known = ", ".join(_signature(each) for each in TRANSFORMS)
-        raise UsageError(f"{key}: there is no transform {show(name)}; there are {known}.")
+    kind = _find(name, key)
     try:
         positional = [ast.literal_eval(value) for value in call.args]
         named = {each.arg: ast.literal_eval(each.value) for each in call.keywords}
-        arguments = inspect.signature(TRANSFORMS[name]).bind(*positional, **named).arguments
+        arguments = inspect.signature(kind).bind(*positional, **named).arguments
     except (TypeError, ValueError, RecursionError, MemoryError) as error:
         typed = shorten(ast.get_source_segment(text, node) or "")
-        raise UsageError(f"{key}: {typed} does not fit; write {_signature(name)}.") from error
+        raise UsageError(f"{key}: {typed} does not fit; write {_signature(name, kind)}.") from error
     for argument, value in arguments.items():
-        hint = options_of(TRANSFORMS[name])[argument]
-        check(f"{key}: '{argument}' of {name}", value, hint)
-    return TRANSFORMS[name](**arguments)
+        check(f"{key}: '{argument}' of {name}", value, options_of(kind)[argument])
+    return kind(**{argument: _hashable(value) for argument, value in arguments.items()})
+
+
+def _hashable(value: Any) -> Any:
+    """Lists, which are as good as tuples, as these."""
+    return tuple(map(_hashable, value)) if isinstance(value, tuple | list) else value
+
+
+def _find(name: str, key: str) -> type[Transform]:
+    """The transform of a name or an import path."""
+    if name in TRANSFORMS:
+        return TRANSFORMS[name]
+    if not is_import_path(name):
+        known = ", ".join(_signature(*each) for each in TRANSFORMS.items())
+        raise UsageError(
+            f"{key}: there is no transform {show(name)}; there are {known}, or "
+            "'package.module:Class' of your own."
+        )
+    found = import_object(f"{key}: transform", name)
+    if not (isinstance(found, type) and issubclass(found, Transform)):
+        raise UsageError(
+            f"{key}: {name} is no transform; name a subclass of sop.data.transforms.Transform."
+        )
+    frozen = dataclasses.is_dataclass(found) and found.__dataclass_params__.frozen
+    if inspect.isabstract(found) or not frozen:
+        raise UsageError(
+            f"{key}: {name} must be a frozen dataclass with __call__ and output_size, as those of "
+            "sop.data.transforms are."
+        )
+    return found
 
 
 def _name(transform: Transform) -> str:
-    return next(name for name, kind in TRANSFORMS.items() if kind is type(transform))
+    kind = type(transform)
+    return next((name for name, each in TRANSFORMS.items() if each is kind), kind.__name__)
 
 
-def _signature(name: str) -> str:
-    fields = dataclasses.fields(TRANSFORMS[name])
+def _signature(name: str, kind: type[Transform]) -> str:
+    fields = dataclasses.fields(kind)
     required = [field.name for field in fields if field.default is dataclasses.MISSING]
     return f"{name}({', '.join(required)})" if required else name

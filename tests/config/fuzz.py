@@ -84,7 +84,7 @@ def draw(rng: random.Random) -> list[str]:
             return [f"--config.stages=({inner},)"]
         case "transform":
             key = rng.choice(["train", "eval"])
-            name = rng.choice(list(transforms.TRANSFORMS))
+            name = rng.choice([*transforms.TRANSFORMS, "sop.data.transforms:Flip", "os:getcwd"])
             return [f"--config.input.{key}_transforms={name}({value})"]
         case _:
             return [f"--config.{rng.choice(groups)}={value}"]

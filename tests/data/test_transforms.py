@@ -1,6 +1,8 @@
 import collections
+import dataclasses
 import io
 import math
+from typing import Annotated, ClassVar
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageOps
 
+from sop.checks import within
 from sop.data import images as codec
 from sop.data import randomness, transforms
 from sop.data.randaugment import CHANGES
@@ -403,6 +406,76 @@ def test_ill_formed_transforms_are_refused_in_a_sentence(text, training, message
     assert "\n" not in str(refusal.value) and str(refusal.value).endswith(".")
 
 
+@dataclasses.dataclass(frozen=True)
+class Brighten(transforms.Transform):
+    """Adds up to `most` levels."""
+
+    most: Annotated[int, within(0, 100)] = 10
+    num_draws: ClassVar[int] = 1
+
+    def __call__(self, images, draws):
+        return images + (self.most * draws[:, :, None, None]).astype(np.uint8)
+
+    def output_size(self, size):
+        return size
+
+
+class Float(Brighten):
+    def __call__(self, images, draws):
+        return images / 2
+
+
+class Abstract(transforms.Transform):
+    pass
+
+
+def test_own_transforms_stand_among_the_others():
+    pipeline = transforms.parse(
+        f"pad_crop(6, 1) | {__name__}:Brighten(most=20)|flip", training=True
+    )
+    pad, own, flip = pipeline.transforms
+    assert own == Brighten(20) and pipeline.num_draws == 4
+    images, draws = batch(6, 6) // 2, draws_for(pipeline, 5)
+    expected = flip(own(pad(images, draws[:, :2]), draws[:, 2:3]), draws[:, 3:])
+    np.testing.assert_array_equal(pipeline(images, draws), expected)
+    assert transforms.parse(f"{__name__}:Brighten", training=True).transforms == (Brighten(),)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"flip | {__name__}:Brighten(200)", r"'most' of tests.*:Brighten is 200 but must be a"),
+        (
+            f"{__name__}:Brighten(1, 2)",
+            r"tests.*:Brighten\(1, 2\) does not fit; write tests.*:Brig",
+        ),
+        (f"{__name__}:Nothing", "train_transforms: transform 'tests.*:Nothing' cannot be imported"),
+        ("no_such:Blur | flip", "transform 'no_such:Blur' cannot be imported: No module named"),
+        (
+            "os:getcwd",
+            "os:getcwd is no transform; name a subclass of sop.data.transforms.Transform",
+        ),
+        (f"{__name__}:Abstract", "must be a frozen dataclass with __call__ and output_size"),
+        ("a:b:c | flip", "cannot be read"),
+        ("flip(a:b)", "cannot be read"),
+    ],
+)
+def test_own_transforms_that_cannot_be_used_are_refused(text, message):
+    with pytest.raises(UsageError, match=message) as refusal:
+        transforms.parse(text, training=True)
+    assert "\n" not in str(refusal.value) and str(refusal.value).endswith(".")
+
+
+def test_own_transforms_are_random_or_not_as_they_say():
+    with pytest.raises(UsageError, match="eval_transforms: Brighten is random"):
+        transforms.parse(f"{__name__}:Brighten", training=False)
+    pipeline = transforms.parse(f"{__name__}:Float", training=True)
+    with pytest.raises(UsageError, match="The transform Float makes float64 of images of uint8"):
+        pipeline(batch(), np.zeros((5, 1)))
+
+
 def test_arguments_may_be_named():
     named = transforms.parse("random_resized_crop(size=8, area=(0.2, 1))", training=True)
     assert named.transforms == (transforms.RandomResizedCrop(8, (0.2, 1)),)
+    listed = transforms.parse("random_resized_crop(8, [0.2, 1])", training=True)
+    assert listed == named and hash(listed) == hash(named)
