@@ -19,6 +19,12 @@ _AscendingEpochs = Annotated[
 ]
 
 
+def _three(condition: Condition) -> Any:
+    """Three numbers that fulfil a condition."""
+    number = Annotated[float, condition]
+    return tuple[number, number, number]
+
+
 def _lengthens(config: Mapping[str, Any]) -> bool:
     """Whether more epochs leave those that were trained as they are."""
     return config["schedule"]["name"] in ("constant", "step") and not config["stages"]
@@ -93,6 +99,12 @@ KEYS = {
         None, str | None, "of those of --mode=eval; None: as eval_transforms", resume=True
     ),
     "input.normalization": Key("imagenet", str, "mean and deviation: 'imagenet', 'cifar10', …"),
+    "input.mean": Key(
+        None,
+        _three(within(0.0, 1.0)) | None,
+        "of red, green, blue in [0, 1]; None: that of normalization",
+    ),
+    "input.deviation": Key(None, _three(within(1e-3, 1e3)) | None, "as mean"),
     "input.exif": Key(
         "obey", Literal["obey", "ignore"], "'obey' or 'ignore' the EXIF orientation of a JPEG"
     ),

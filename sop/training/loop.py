@@ -295,7 +295,14 @@ def _compile_evaluation(config, eval_step, variables, evaluation, mesh):
 
 def _normalization(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
     """uint8 images → what the model takes."""
-    return partial(normalize, name=config.input.normalization, dtype=jnp.dtype(config.dtype))
+    options, dtype = config.input, jnp.dtype(config.dtype)
+    return partial(
+        normalize,
+        name=options.normalization,
+        dtype=dtype,
+        mean=options.mean,
+        deviation=options.deviation,
+    )
 
 
 def _on_mesh(shapes: Any, mesh: Mesh) -> Any:

@@ -303,6 +303,8 @@ def report_evaluation(
       config: says on which data.
     """
     data = {**_data(config), "normalization": config.input.normalization}
+    given = {name: config.input.get(name) for name in ("mean", "deviation")}
+    data |= {name: list(value) for name, value in given.items() if value is not None}
     digest = f"{zlib.crc32(json.dumps(data).encode()):08x}"
     words = data["dataset"], data["eval_split"], f"step{scores['step']}", digest
     name = "-".join(re.sub(r"[^\w.]+", "_", word).strip("_")[-60:] for word in words)

@@ -31,6 +31,7 @@ def test_the_default_passes():
         {"schedule__boundaries": [1, 2.5]},  # a list is as good as a tuple
         {"optimizer__clip_norm": 1.0},
         {"input__data_dir": None},
+        {"input__mean": (0.5, 0.5, 0), "input__deviation": [1, 0.5, 0.2]},
         {"model__attention": ConfigDict({"name": "gsop", "reduction": 128})},
         {"model__representation": None},
         {"model__last_stride": 1},  # an option of the backbone
@@ -74,6 +75,15 @@ def test_what_can_be_meant_passes(changes):
         ),
         ({"num_epochs": 0}, "config.num_epochs is 0 but must be a whole number from 1 to "),
         ({"batch_size": 0}, "config.batch_size is 0 but must be a whole number from 1 to "),
+        (
+            {"input__mean": (0.5, 0.5)},
+            "config.input.mean is (0.5, 0.5) but must be (a number from 0",
+        ),
+        (
+            {"input__mean": (124, 116, 104)},
+            "must be (a number from 0 to 1, a number from 0 to 1, a",
+        ),
+        ({"input__deviation": (0, 1, 1)}, "must be (a number from 0.001 to 1000, a number from"),
         ({"mixup": -0.1}, "config.mixup is -0.1 but must be a number from 0 to 100"),
         ({"ema_decay": 1.0}, "number of at least 0 and below 1 or None"),
         ({"accumulation": 0}, "config.accumulation is 0 but must be a whole number from 1 to"),
