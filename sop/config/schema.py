@@ -61,7 +61,12 @@ KEYS = {
         "'float32' or 'bfloat16', of activations; parameters stay float32",
         stage=False,
     ),
-    "model.backbone": Key("resnet50", str, "see docs/networks.md", stage=False),
+    "model.backbone": Key(
+        "resnet50",
+        str,
+        "see docs/networks.md, or by import path; model.…: its options",
+        stage=False,
+    ),
     "model.num_classes": Key(
         1000,
         Annotated[int, within(1, 10**6)],

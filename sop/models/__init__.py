@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from sop.checks import check, check_options, quote
 from sop.errors import UsageError, did_you_mean, show
+from sop.import_path import is_import_path
 from sop.models import (
     alexnet,
     cifar_resnet,
@@ -34,8 +35,8 @@ from sop.models import (
     vgg,
     wide_resnet,
 )
-from sop.models.backbone import Backbone, find_backbone
-from sop.models.lookup import given
+from sop.models.backbone import Backbone, find_backbone, import_backbone
+from sop.models.lookup import configure, given
 from sop.models.network import Network
 from sop.models.parts import make_parts
 
@@ -64,10 +65,15 @@ def get_backbone(config: Mapping[str, Any]) -> Backbone:
     if name is None:
         raise UsageError(f"config.model needs a backbone: one of {quote(BACKBONES)}.")
     check("config.model.backbone", name, str)
+    if is_import_path(name):
+        return import_backbone(name)
     backbone = find_backbone(name, BACKBONES)
     if backbone is None:
         hint = did_you_mean(name, BACKBONES)
-        raise UsageError(f"There is no backbone {show(name)}.{hint} There are {quote(BACKBONES)}.")
+        raise UsageError(
+            f"There is no backbone {show(name)}.{hint} There are {quote(BACKBONES)}, or "
+            "'package.module:name' of your own."
+        )
     return backbone
 
 
@@ -97,6 +103,19 @@ def create_model(
     config = given(config)
     backbone = get_backbone(config)
     options = {key: value for key, value in config.items() if key not in _PARTS}
+    if isinstance(backbone.make, type):
+        context = {"dtype": dtype, "axis_name": axis_name}
+        module = configure(
+            "backbone", config["backbone"], backbone.make, options, also=_PARTS, **context
+        )
+        parts = make_parts(config, backbone, dtype, axis_name, representation_axis)
+        if parts.attention or parts.pool or remat:
+            raise UsageError(
+                f"backbone {show(config['backbone'])} is a module of features, into which nothing "
+                "else can be put: leave out config.model.attention, config.model.pool and "
+                "config.remat, or name a sop.models.backbone.Backbone."
+            )
+        return parts.network(module())
     check_options(f"backbone {show(config['backbone'])}", backbone.make, options, also=_PARTS)
     parts = make_parts(config, backbone, dtype, axis_name, representation_axis, remat)
     return backbone.make(parts, **options)

@@ -57,7 +57,11 @@ def find(
             f"There is no {role} {show(name)}; there are {quote(known)}, or 'package.module:Class' "
             f"of your own."
         )
-    found = import_object(role, name)
+    return called_as_module(role, name, import_object(role, name))
+
+
+def called_as_module(role: str, name: str, found: Any) -> Callable[..., nn.Module]:
+    """What a user's import path led to, if it is a Flax module that is called with (x, train)."""
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise UsageError(
             f"{role} {show(name)} is no Flax module; name a subclass of flax.linen.Module."

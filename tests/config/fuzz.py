@@ -66,7 +66,8 @@ def draw(rng: random.Random) -> list[str]:
             option = rng.choice([*options, "blocks", "after", "none_such"])
             return [f"--config.model.{role}={name}", f"--config.model.{role}.{option}={value}"]
         case "backbone":
-            name = rng.choice(list(BACKBONES)).format(depth=8, widening=1)
+            own = ("sop.models.resnet:ResNet", "sop.layers:MaxPool", "os:getcwd")
+            name = rng.choice([*BACKBONES, *own]).format(depth=8, widening=1)
             names = ["dropout", "stage_size", "last_stride", "block", "hidden", "multiplier"]
             names.append("stochastic_depth")
             option = f"--config.model.{rng.choice(names)}={value}"
