@@ -12,7 +12,8 @@ import io
 import os
 import stat
 import sys
-from collections.abc import Iterable, Iterator
+import types
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -73,7 +74,7 @@ def open_source(dataset: str, split: str, data_dir: str | None = None) -> Source
     Args:
       dataset: 'folder:/path', or a TFDS name with or without config and version ('cifar10:3.0.2').
         'digits' is prepared on first use.
-      split: Its name; for TFDS also parts and sums, 'train[:90%]', 'train+validation'.
+      split: Its name, or parts and sums, 'train[:90%]', 'train+validation'.
       data_dir: Of TFDS; None means TFDS's own default.
 
     Raises:
@@ -294,18 +295,19 @@ def _supervised_keys(builder: tfds.core.DatasetBuilder, dataset: str) -> tuple[s
 
 
 class FolderSource:
-    """The tree split/class/image of a user; classes are numbered in the order of their names."""
+    """The tree split/class/image of a user; classes are numbered in the order of their names.
+
+    A split is a folder, or parts and sums of some as in TFDS. A part is one of the images in the
+    order of a hash of their names, so that it holds some of every class, the same on every machine.
+    """
 
     image_size = None
 
     def __init__(self, root: Path, split: str):
         splits, left_out = _images_by_split(root)
-        if split not in splits:
-            raise UsageError(
-                f"Folder {root} has no split {split!r}; set config.input.train_split and "
-                f"config.input.eval_split to one of {', '.join(splits)}."
-            )
         self.class_names = sorted({name for classes in splits.values() for name in classes})
+        whole = split in splits
+        parts = [(split, slice(None))] if whole else _parts(root, split, splits)
         for each, classes in splits.items():
             if missing := [name for name in self.class_names if not classes.get(name)]:
                 raise UsageError(
@@ -313,14 +315,21 @@ class FolderSource:
                     "another split has; add some, or remove the class from the other."
                 )
         files = [
-            (f"{name}/{file}", size, label)
-            for label, name in enumerate(self.class_names)
-            for file, size in splits[split][name].items()
+            (name if whole else f"{each}/{name}", size, label)
+            for each, part in parts
+            for name, size, label in _files(splits[each], self.class_names, part)
         ]
-        self._folder = root / split
+        if not files:
+            raise UsageError(
+                f"Split {split!r} of folder {root} holds no image; take a larger part in "
+                "config.input.train_split and config.input.eval_split."
+            )
+        self._folder = root / split if whole else root
         self._examples = [(name, label) for name, _, label in files]
         self.identity = _identity(split, self, ((name, size) for name, size, _ in files))
-        _say_left_out(self._folder, len(files), left_out[split])
+        for each in dict(parts):
+            count = sum(map(len, splits[each].values()))
+            _say_left_out(root / each, count, left_out[each])
 
     def __len__(self) -> int:
         return len(self._examples)
@@ -331,6 +340,42 @@ class FolderSource:
 
     def describe(self, index: int) -> str:
         return str(self._folder / self._examples[index][0])
+
+
+def _parts(root: Path, split: str, splits: Mapping[str, Any]) -> list[tuple[str, slice]]:
+    """'train[:10%]+test' → [('train', slice(0, …)), ('test', slice(None))]."""
+    known = {
+        name: types.SimpleNamespace(num_examples=sum(map(len, classes.values())), shard_lengths=())
+        for name, classes in splits.items()
+    }
+    try:
+        found = tfds.core.ReadInstruction.from_spec(split).to_absolute(known)
+    except (ValueError, AssertionError) as error:
+        raise UsageError(
+            f"Folder {root} has no split {split!r}; set config.input.train_split and "
+            f"config.input.eval_split to one of {', '.join(splits)}, or to parts or sums of these, "
+            "'train[:90%]'."
+        ) from error
+    return [(each.splitname, slice(each.from_, each.to)) for each in found]
+
+
+def _files(
+    classes: Mapping[str, "_Images"], names: Sequence[str], part: slice
+) -> list[tuple[str, int, int]]:
+    """(name, size, label) of each image of a part of a split, in the order of labels and names."""
+    files = [
+        (f"{name}/{file}", size, label)
+        for label, name in enumerate(names)
+        for file, size in classes[name].items()
+    ]
+    if part == slice(None):
+        return files
+    drawn = sorted(range(len(files)), key=lambda index: _digest(files[index][0]))
+    return [files[index] for index in sorted(drawn[part])]
+
+
+def _digest(name: str) -> bytes:
+    return hashlib.sha256(name.encode(errors="surrogateescape")).digest()
 
 
 def _read(path: Path) -> bytes:

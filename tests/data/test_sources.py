@@ -59,6 +59,51 @@ def test_a_folder_that_cannot_be_used_is_refused(folder, tmp_path):
     refuse("test has no images of class 'dog'", folder, "test")
 
 
+def test_parts_of_a_folder_share_its_images_and_hold_all_classes(tmp_path):
+    files = {name: [f"{name}{i}.png" for i in range(40)] for name in ("ant", "bee", "cat")}
+    few = {name: [f"{name}.png"] for name in files}
+    folder = make_folder(tmp_path / "own", {"train": files, "test": few})
+
+    def names(split):
+        source = sources.open_source(folder, split)
+        labels = [source[index][1] for index in range(len(source))]
+        assert len(labels) == source.identity["examples"]
+        assert source.identity["split"] == split
+        found = [source.describe(index) for index in range(len(source))]
+        assert [os.path.basename(name)[:3] for name in found] == [
+            source.class_names[label] for label in labels
+        ]
+        return found
+
+    whole, first, rest = names("train"), names("train[:25%]"), names("train[25%:]")
+    assert len(first) == 30 and len(rest) == 90
+    assert sorted(first + rest) == sorted(whole)
+    assert first == sorted(first)
+    shares = [sum(f"/{name}/" in each for each in first) for name in files]
+    assert min(shares) >= 4
+    assert names("train[:30]") == first and names("train[-90:]") == rest
+    assert names("test+train[:25%]") == names("test") + first
+    assert len(names("train[10:20]")) == 10
+    (tmp_path / "own" / "train" / "bee" / "another.png").write_bytes(
+        (tmp_path / "own" / "train" / "bee" / "bee0.png").read_bytes()
+    )
+    assert (
+        len(
+            set(sources.open_source(folder, "train[:30]")._examples)
+            & {
+                (os.path.relpath(name, tmp_path / "own"), "abc".index(os.path.basename(name)[0]))
+                for name in first
+            }
+        )
+        >= 29
+    )  # a new image moves one at most
+    for split in ("train[:1000]", "train[", "train[:0x1]", "none[:10%]"):
+        refuse("has no split .* or to parts or sums of these", folder, split)
+    refuse(
+        "Split 'train.:0%.' of folder .* holds no image; take a larger part", folder, "train[:0%]"
+    )
+
+
 def test_unknown_names_are_refused_with_names_like_them(tmp_path):
     refuse("no data set 'cifar11' .*did you mean cifar10", "cifar11", data_dir=str(tmp_path))
     refuse("no data set 'digist' .*did you mean digits", "digist", data_dir=str(tmp_path))
