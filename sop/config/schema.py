@@ -89,7 +89,9 @@ KEYS = {
         None, str | None, "None: the backbone's; further keys: its options", stage=False
     ),
     "input.dataset": Key(
-        "imagenet2012", str, "a TFDS name ('cifar10:3.0.2'), 'digits' or 'folder:/path'"
+        "imagenet2012",
+        str,
+        "a TFDS name ('cifar10:3.0.2'), 'digits', 'folder:/path' or an import path",
     ),
     "input.data_dir": Key(None, str | None, "of TFDS; None: TFDS's own default", resume=True),
     "input.train_split": Key("train", str, "also parts and sums: 'train[:90%]'"),

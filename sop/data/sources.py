@@ -17,14 +17,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.core import file_adapters, naming, registered
 
 from sop.data.aircraft import FgvcAircraft
 from sop.data.digits import Digits
-from sop.data.images import BadImageError, without_orientation
+from sop.data.images import BadImageError, encode, without_orientation
 from sop.errors import UsageError, shorten
+from sop.import_path import import_object, is_import_path
 
 # Names that importing the builders has made known to TFDS; they are prepared without TensorFlow.
 OWN_BUILDERS = (Digits.name, FgvcAircraft.name)
@@ -72,8 +74,9 @@ def open_source(dataset: str, split: str, data_dir: str | None = None) -> Source
     """Opens a split of a data set.
 
     Args:
-      dataset: 'folder:/path', or a TFDS name with or without config and version ('cifar10:3.0.2').
-        'digits' is prepared on first use.
+      dataset: 'folder:/path', a TFDS name with or without config and version ('cifar10:3.0.2'), or
+        the import path of a class of sources or of a TFDS builder. 'digits' is prepared on first
+        use.
       split: Its name, or parts and sums, 'train[:90%]', 'train+validation'.
       data_dir: Of TFDS; None means TFDS's own default.
 
@@ -83,7 +86,66 @@ def open_source(dataset: str, split: str, data_dir: str | None = None) -> Source
     """
     if dataset.startswith(_FOLDER):
         return FolderSource(Path(os.path.expanduser(dataset.removeprefix(_FOLDER))), split)
+    if is_import_path(dataset):
+        found = import_object("data set", dataset)
+        if not _is_builder(found):
+            return OwnSource(dataset, found, split)
     return TFDSSource(dataset, split, data_dir)
+
+
+def _is_builder(found: Any) -> bool:
+    return isinstance(found, type) and issubclass(found, tfds.core.DatasetBuilder)
+
+
+class OwnSource:
+    """A split of a user's own: a class, or function, called with the name of the split.
+
+    What it gives has `class_names`, a length, and by index (encoded image, label), or a uint8 array
+    [H,W,3] in the place of the first. It may have what else a `Source` has; `identity` holds the
+    split and the classes if it does not say more.
+
+    Raises:
+      UsageError: it has not, or the user's code raises ValueError or KeyError for the split.
+    """
+
+    def __init__(self, dataset: str, make: Any, split: str):
+        self._dataset = dataset
+        if not callable(make):
+            raise UsageError(
+                f"Data set {dataset!r} is no class or function of the name of a split."
+            )
+        try:
+            self._source = make(split)
+        except (ValueError, KeyError) as error:
+            raise UsageError(
+                f"Data set {dataset!r} does not open the split {split!r} ({error}); set "
+                "config.input.train_split and config.input.eval_split to splits that it has."
+            ) from error
+        for name in ("class_names", "__len__", "__getitem__"):
+            if not hasattr(self._source, name):
+                raise UsageError(
+                    f"Data set {dataset!r} gives a {type(self._source).__name__} without {name}; "
+                    "see docs/data.md for what a source has."
+                )
+        self.class_names = list(self._source.class_names)
+        self.image_size = getattr(self._source, "image_size", None)
+        own = getattr(self._source, "identity", None)
+        self.identity = {**_identity(split, self, []), **(own or {})}
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> tuple[bytes, int]:
+        image, label = self._source[index]
+        if isinstance(image, bytes):
+            return image, int(label)
+        if getattr(image, "dtype", None) != np.uint8 or image.shape[2:] != (3,):
+            raise BadImageError("it is neither bytes nor an array uint8 [H, W, 3]")
+        return encode(image), int(label)
+
+    def describe(self, index: int) -> str:
+        own = getattr(self._source, "describe", None)
+        return own(index) if own else f"example {index} of {self._dataset}"
 
 
 class Unturned:
@@ -183,18 +245,35 @@ def prepare_command(dataset: str, data_dir: str | None, *options: str) -> str:
     return " ".join(["python -m sop.data.prepare", dataset, *where, *options])
 
 
+def _tfds_name(dataset: str) -> str:
+    """The name that TFDS has for a data set: that of the builder behind an import path, or itself.
+
+    Importing a builder makes it known to TFDS.
+    """
+    if not is_import_path(dataset):
+        return dataset
+    found = import_object("data set", dataset)
+    if not _is_builder(found):
+        raise UsageError(
+            f"Data set {dataset!r} is no TFDS builder: it needs no preparation; name it in "
+            "config.input.dataset."
+        )
+    return found.name
+
+
 def builder_name(dataset: str) -> str:
     """'name/config:1.2.3' → 'name'.
 
     Raises:
       UsageError: It is no name, or one that TFDS does not know (other names close to it are given).
     """
+    name = _tfds_name(dataset)
     try:
-        name = naming.parse_builder_name_kwargs(dataset)[0].name
+        name = naming.parse_builder_name_kwargs(name)[0].name
     except ValueError as error:
         raise UsageError(
             f"Data set {dataset!r} cannot be read as a name; write 'name', 'name/config', "
-            "'name:1.2.3' or 'folder:/path' in config.input.dataset."
+            "'name:1.2.3', 'folder:/path' or 'package.module:Class' in config.input.dataset."
         ) from error
     known = tfds.list_builders(with_community_datasets=False)
     if name in known:
@@ -212,7 +291,7 @@ def new_builder(dataset: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     """
     name = builder_name(dataset)
     try:
-        return tfds.builder(dataset, data_dir=data_dir)
+        return tfds.builder(_tfds_name(dataset), data_dir=data_dir)
     except (ValueError, AssertionError) as error:
         builder_class = tfds.builder_cls(name)
         configs = ", ".join(builder_class.builder_configs) or "none"
@@ -228,8 +307,9 @@ def find_prepared(dataset: str, data_dir: str | None) -> tfds.core.DatasetBuilde
     Raises:
       UsageError: It is unknown or not prepared.
     """
+    name = _tfds_name(dataset)
     try:
-        return tfds.core.read_only_builder.builder_from_files(dataset, data_dir=data_dir)
+        return tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
     except (registered.DatasetNotFoundError, ValueError) as error:
         builder_name(dataset)
         raise UsageError(
