@@ -79,7 +79,8 @@ def train(config: ConfigDict, workdir: str) -> None:
     mesh, cached = make_mesh(), input_pipeline.cached_bytes(chain.from_iterable(data))
     for stage, tx in zip(stages, optimizers, strict=True):
         batches = {"batch_size": stage.train, "eval_batch_size": stage.evaluation}
-        state = jax.eval_shape(partial(init_state, tx=tx), shapes)
+        begin = partial(init_state, tx=tx, ema=config.ema_decay is not None)
+        state = jax.eval_shape(begin, shapes)
         check_memory(stage.config, batches, model, shapes, state, mesh, cached)
     refuse_converted(workdir)
     if config.init_from and not steps_in(workdir):
@@ -167,6 +168,7 @@ def _make_model(config: ConfigDict) -> Network:
         dtype=jnp.dtype(config.dtype),
         axis_name=AXIS if config.sync_batch_norm else None,
         representation_axis=AXIS if config.sync_representation else None,
+        remat=config.remat,
     )
 
 
