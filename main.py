@@ -22,6 +22,9 @@ _FLAGS_OF = {
     "images": ("predict", "visualize"),
     "out": ("predict", "visualize"),
     "top": ("predict",),
+    "against": ("visualize",),
+    "layer": ("visualize",),
+    "class": ("visualize",),
 }
 _DIGITS = Path(__file__).with_name("configs") / "digits.py"
 
@@ -46,6 +49,15 @@ def make_parser() -> Parser:
     parser.add_argument("--out", type=folder, metavar="DIR", help="folder of the results")
     parser.add_argument(
         "--top", type=_count, metavar="K", help="likeliest classes that predict writes; default: 5"
+    )
+    parser.add_argument(
+        "--against", type=folder, metavar="DIR", help="a second run that visualize draws beside it"
+    )
+    parser.add_argument(
+        "--layer", metavar="NAME", help="that visualize looks at; default: see docs/using.md"
+    )
+    parser.add_argument(
+        "--class", metavar="NAME", help="that visualize explains; default: the likeliest"
     )
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
     parser.add_argument("--num_processes", type=int, metavar="N", help="processes of this run")
@@ -108,13 +120,18 @@ def main(arguments: Sequence[str]) -> None:
 
                 asked = options.images, options.top or 5, options.out
                 predict(config, options.workdir, options.checkpoint, *asked)
+            case "visualize":
+                from sop.using.visualize import visualize
+
+                looked = options.against, options.layer, vars(options)["class"], options.out
+                visualize(config, options.workdir, options.checkpoint, options.images, *looked)
 
 
 def _refuse_flags_of_other_modes(options: Namespace) -> None:
     from sop.errors import UsageError
 
     for flag, modes in _FLAGS_OF.items():
-        if getattr(options, flag) is not None and options.mode not in modes:
+        if vars(options)[flag] is not None and options.mode not in modes:
             raise UsageError(
                 f"--{flag} belongs to --mode={' and --mode='.join(modes)}: leave it out of "
                 f"--mode={options.mode}."

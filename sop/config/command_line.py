@@ -49,8 +49,10 @@ def parse(
     Raises:
       UsageError: for unknown flags, keys and experiments, and values that cannot be meant.
     """
-    options, rest = parser.parse_known_args(arguments)
-    overrides = _overrides(parser, rest)
+    # For argparse one with a space in it would be a value of the flag before.
+    whole = [each for each in arguments if each.startswith(_PREFIX) and "=" in each]
+    options, rest = parser.parse_known_args([each for each in arguments if each not in whole])
+    overrides = _overrides(parser, [*whole, *rest])
     if options.config or without_file is None:
         config = load(options.config)
     else:

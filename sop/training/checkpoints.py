@@ -21,6 +21,7 @@ A checkpoint that holds only `variables`, at step 0, is what weight conversion w
 import contextlib
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -73,7 +74,7 @@ class Checkpoints:
 
     def __init__(
         self,
-        workdir: str | Path,
+        workdir: str | os.PathLike,
         *,
         keep: int = 3,
         read_only: bool = False,
@@ -299,7 +300,7 @@ class Checkpoints:
             set_aside(self.directory / str(step))
 
 
-def steps_in(workdir: str | Path) -> list[int]:
+def steps_in(workdir: str | os.PathLike) -> list[int]:
     """The steps of a work folder's whole checkpoints, in ascending order."""
     folders = (Path(workdir) / FOLDER).glob("*")
     return sorted(int(path.name) for path in folders if is_step(path.name) and path.is_dir())
@@ -327,7 +328,7 @@ def best_step(workdir: str | Path) -> int | None:
     return max(scored)[1] if scored else None
 
 
-def saved_progress(workdir: str | Path) -> dict[str, Any]:
+def saved_progress(workdir: str | os.PathLike) -> dict[str, Any]:
     """The progress of the newest checkpoint of which it can be read; {}: there is none."""
     for step in reversed(steps_in(workdir)):
         folder = Path(workdir) / FOLDER / str(step)

@@ -43,7 +43,7 @@ def recorded(workdir: str | os.PathLike, packages: Iterable[str]) -> Iterator[No
     'platform', 'devices', 'start' (UTC) and 'seconds'; these are null where the process was killed.
     """
     began = time.monotonic()
-    entry = {
+    entry: dict[str, Any] = {
         "command": shlex.join(sys.orig_argv),
         "directory": os.getcwd(),
         "git": git_state(Path(__file__).parent),

@@ -249,7 +249,13 @@ def _changes(saved: Mapping[str, Any], present: Mapping[str, Any]) -> dict[str, 
                 {**each, "model": resolve(from_json(each).model)} for each in (saved, present)
             )
             changed = differences(*map(as_json, configs))
-    return changed
+    # Of a part that is another the options say nothing more.
+    renamed = {key.removesuffix("name") for key in changed if key.endswith(".name")}
+    return {
+        key: pair
+        for key, pair in changed.items()
+        if key.endswith(".name") or key.rpartition(".")[0] + "." not in renamed
+    }
 
 
 def _refuse(path: str | os.PathLike, changed: Mapping[str, tuple[Any, Any]]) -> None:

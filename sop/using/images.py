@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -27,7 +26,9 @@ Image = np.ndarray | str | os.PathLike
 class Pictures(Protocol):
     """Some images in order."""
 
-    class_names: Sequence[str]  # that labels are numbers of
+    @property
+    def class_names(self) -> Sequence[str]:
+        """What labels are numbers of."""
 
     def __len__(self) -> int: ...
 
@@ -71,12 +72,9 @@ def given(images: Image | Sequence[Image]) -> Given:
     Raises:
       UsageError: it is something else, or nothing.
     """
-    one_array = isinstance(images, np.ndarray | jax.Array) and images.ndim == 3
-    if isinstance(images, str | os.PathLike) or one_array:
-        images = [images]
-    found: list[np.ndarray | Path] = []
-    for image in images:
-        found.append(Path(image) if isinstance(image, str | os.PathLike) else _pixels(image))
+    one = isinstance(images, str | os.PathLike) or getattr(images, "ndim", 0) == 3
+    each: Any = [images] if one else images
+    found = [Path(x) if isinstance(x, str | os.PathLike) else _pixels(x) for x in each]
     if not found:
         raise UsageError("There are no images: give at least one.")
     return Given(found)
@@ -98,8 +96,9 @@ def named(
     """What `--images` names, and what tells its data where it is a split.
 
     Args:
-      names: files, globs and folders; or one 'split:NAME' of `config.input.dataset`. What lies in a
-        folder below one that is called like a class has that label.
+      names: files, globs and folders; or one 'split:NAME' of `config.input.dataset`. A file has the
+        class that its folder is called like; in a folder that is named here, the class of the
+        nearest folder above it, up to that one.
       config: says of which data set a split is.
       class_names: of the run.
     Raises:
@@ -115,8 +114,9 @@ def named(
     numbers = {name: number for number, name in enumerate(class_names)}
     files: dict[Path, int] = {}
     for name in names:
-        for file, label in _files(name):
-            files.setdefault(file, numbers.get(label, UNLABELLED))
+        for file, folders in _files(name):
+            labels = (numbers[each] for each in reversed(folders) if each in numbers)
+            files.setdefault(file, next(labels, UNLABELLED))
     return Given(list(files), list(files.values()), class_names), None
 
 
@@ -145,32 +145,32 @@ def by_name(pictures: Pictures, class_names: Sequence[str]) -> Pictures:
     return _Renumbered(pictures, class_names, theirs)
 
 
-def _files(name: str) -> list[tuple[Path, str]]:
-    """The files that a name or glob leads to, each with the folder that may be its class."""
+def _files(name: str) -> Sequence[tuple[Path, tuple[str, ...]]]:
+    """The files that a name or glob leads to, each with the folders that may be its class."""
     path = Path(os.path.expanduser(name))
     try:
         if path.is_dir():
             return _in_folder(path)
         if path.exists():
-            return [(path, "")]
+            return [(path, (path.absolute().parent.name,))]
         found = [Path(each) for each in sorted(glob.glob(str(path), recursive=True))]
     except OSError as error:  # a name that no file can have
         raise UsageError(f"There is no image {shorten(name)}: check --images.") from error
-    files = [(each, each.parent.name) for each in found if each.is_file()]
+    files = [(each, (each.absolute().parent.name,)) for each in found if each.is_file()]
     if not files:
         what = "No file matches" if glob.has_magic(name) else "There is no file or folder"
         raise UsageError(f"{what} {shorten(name)}: check --images.")
     return files
 
 
-def _in_folder(folder: Path) -> list[tuple[Path, str]]:
-    files = []
+def _in_folder(folder: Path) -> list[tuple[Path, tuple[str, ...]]]:
+    files, own = [], folder.absolute().name
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(each for each in folders if each[0] != ".")
         inside = Path(place).relative_to(folder).parts
         for name in sorted(names):
             if name[0] != "." and os.path.splitext(name)[1].lower() in image_suffixes():
-                files.append((Path(place) / name, inside[0] if inside else ""))
+                files.append((Path(place) / name, (own, *inside)))
     if not files:
         raise UsageError(
             f"Folder {folder} has no images: name one that holds .jpg, .png, .webp or others."

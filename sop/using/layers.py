@@ -51,15 +51,14 @@ def trace(
             order.append(("/".join(module.path), type(module)))
         return method == "__call__"
 
-    def forward(images):
+    def forward(variables, images):
         _, found = model.apply(
             variables, images, train=False, capture_intermediates=note, mutable=["intermediates"]
         )
         return found["intermediates"]
 
-    shapes = flatten_dict(
-        jax.eval_shape(forward, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
-    )
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    shapes = flatten_dict(jax.eval_shape(forward, variables, images))
     values = {"/".join(path[:-1]): value[-1] for path, value in shapes.items()}
     return {name: (kind, values[name]) for name, kind in order if hasattr(values[name], "shape")}
 

@@ -131,10 +131,12 @@ class _Summary:
         for row, label, predicted in zip(rows, labels, best[:, 0], strict=True):
             if label != predicted:
                 place = batch.first + int(row)
-                texts = [f"{short(names[c])} ({shares[row, c]:.1%})" for c in (predicted, label)]
+                wrong, right = (
+                    f"{short(names[c])} ({shares[row, c]:.1%})" for c in (predicted, label)
+                )
                 loss = -float(np.log(max(shares[row, label], 1e-45)))
                 name = caption(self._pictures.describe(place))
-                self._worst.add(Mistake(loss, place, name, *texts, batch.images[row]))
+                self._worst.add(Mistake(loss, place, name, wrong, right, batch.images[row]))
 
     def row(self, batch: Batch, said: Predictions | None, row: int) -> dict[str, Any]:
         """The line of one image."""

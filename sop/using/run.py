@@ -21,6 +21,7 @@ from sop.errors import UsageError
 from sop.models import create_model
 from sop.models.network import Network
 from sop.training.checkpoints import Checkpoints, saved_progress
+from sop.training.memory import check_compiled
 from sop.training.step import AXIS, data_parallel, make_forward, make_mesh, replicated
 from sop.training.workdir import run_config, with_whole_model
 from sop.using import layers
@@ -160,7 +161,7 @@ class Run:
         for batch in self.batches(pictures):
             _refuse_bad(pictures, batch)
             path = layers.find(at, self.layers(batch.images.shape[-3:]))
-            found.append(self._by_device(self._features(path), batch.images))
+            found.append(self.by_device(self._features(path), batch.images))
         return np.concatenate(found)
 
     def layers(self, image_shape: tuple[int, ...]) -> dict[str, tuple[type, Any]]:
@@ -172,8 +173,13 @@ class Run:
         return Loader.of(self.config).batches(pictures, self.config.eval_batch_size)
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """Of at most `eval_batch_size` transformed images, uint8 [n, (V,) H, W, 3] → [n, K]."""
-        return self._by_device(self._forward, images)
+        """Of at most `eval_batch_size` transformed images, uint8 [n, (V,) H, W, 3] → [n, K].
+
+        Raises:
+          UsageError: a device cannot hold so many.
+        """
+        self._compile((self._padded(len(images)), *images.shape[1:]))
+        return self.by_device(self._forward, images)
 
     def normalize(self, images: jax.Array) -> jax.Array:
         """uint8 images → what `model` takes."""
@@ -184,6 +190,16 @@ class Run:
     def _forward(self) -> Callable:
         step = make_forward(self.model, normalize=self.normalize)
         return data_parallel(step, self.mesh, by_example=True)
+
+    @functools.cached_property
+    def _compile(self) -> Callable[[tuple[int, ...]], None]:
+        def check(shape: tuple[int, ...]) -> None:
+            sharding = NamedSharding(self.mesh, P(AXIS))
+            images = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=sharding)
+            arguments = self.variables, images
+            check_compiled("eval_batch_size", shape[0], self._forward, arguments, self.mesh)
+
+        return functools.cache(check)
 
     @functools.cached_property
     def _features(self) -> Callable[[str], Callable]:
@@ -202,13 +218,18 @@ class Run:
     def _layers(self) -> Callable[[tuple[int, ...]], dict[str, tuple[type, Any]]]:
         return functools.cache(functools.partial(layers.trace, self.model, self.variables))
 
-    def _by_device(self, step: Callable, images: np.ndarray) -> np.ndarray:
-        """A step's result for images that are padded to a batch which the devices share."""
-        count, size = len(images), self._padded(len(images))
-        padded = np.zeros((size, *images.shape[1:]), np.uint8)
-        padded[:count] = images
-        on_devices = jax.device_put(padded, NamedSharding(self.mesh, P(AXIS)))
-        return np.asarray(step(self.variables, on_devices))[:count]
+    def by_device(self, step: Callable, batch: Any) -> Any:
+        """A step's results for a batch that is filled up so that the devices share it.
+
+        Args:
+          step: (variables, batch) → results, see `sop.training.step.data_parallel`.
+          batch: a tree of arrays with n rows each, and so are the results.
+        """
+        count = len(jax.tree.leaves(batch)[0])
+        missing = self._padded(count) - count
+        full = jax.tree.map(lambda x: np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)), batch)
+        on_devices = jax.device_put(full, NamedSharding(self.mesh, P(AXIS)))
+        return jax.tree.map(lambda x: np.asarray(x)[:count], step(self.variables, on_devices))
 
     def _padded(self, count: int) -> int:
         """The size of evaluation's batches; for few images, devices times a power of two.

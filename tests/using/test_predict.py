@@ -90,6 +90,11 @@ def test_files_and_globs_without_labels_have_no_pictures(predict, photos, tmp_pa
     assert "label" not in output and len(list(out.iterdir())) == 2
     output, out = predict("--images", f"{photos}/**/*.png")
     assert len(read(out)) == 20 and "Confusion matrix" in output
+    below = tmp_path / "deep" / "train" / "4" / "more" / "a.png"
+    below.parent.mkdir(parents=True)
+    below.write_bytes(one.read_bytes())
+    _, out = predict("--images", f"{tmp_path}/deep")
+    assert read(out)[0]["label"] == "4"
     output, out = predict("--images", str(one))
     assert len(list(out.iterdir())) == 2  # the pictures of before are gone
 

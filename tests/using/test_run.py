@@ -11,6 +11,7 @@ import input_pipeline
 import main
 import sop
 from sop.errors import UsageError
+from sop.training import memory
 from sop.training.step import data_parallel, make_eval_step, to_devices
 
 
@@ -86,6 +87,12 @@ def test_a_run_is_what_it_says(run, digits, digits_run):
     assert repr(run) == f"<Run {digits_run}: resnet8_cifar, step {run.step}, 10 classes>"
     latest = sop.load(digits_run, checkpoint=run.step)
     np.testing.assert_array_equal(latest.predict(digits[0]).logits, run.predict(digits[0]).logits)
+
+
+def test_batches_that_no_device_holds_are_refused(digits_run, digits, monkeypatch):
+    monkeypatch.setattr(memory, "device_memory", lambda devices, host: 1000)
+    with pytest.raises(UsageError, match=r"eval_batch_size = 32 needs .* device has 1 kB"):
+        sop.load(digits_run).predict(digits[0])
 
 
 REFUSALS = {
