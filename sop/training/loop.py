@@ -202,9 +202,7 @@ class _StageRun:
             return
         average = None if state.ema is None else state.averaged_variables
         data, config = self._stage.evaluation, self._stage.config
-        scores = _evaluate_both(
-            self._eval_step, self._mesh, state.variables, average, data, config
-        )
+        scores = _evaluate_both(self._eval_step, self._mesh, state.variables, average, data, config)
         if not is_finite(scores):
             self._checkpoints.discard(step)
             self._refuse(f"in the evaluation after step {step}", scores)
