@@ -24,6 +24,7 @@ from sop.models import create_model
 from sop.models.network import Network
 from sop.training import distributed, loop
 from sop.training.checkpoints import find_variables, refuse_converted, steps_in
+from sop.training.compiling import keep_compiled
 from sop.training.durable import refuse_full_disk
 from sop.training.memory import check_memory
 from sop.training.optimizer import make_optimizer
@@ -41,7 +42,7 @@ from sop.training.workdir import (
     with_whole_model,
 )
 
-__all__ = ["ends_told", "evaluate", "join", "train"]
+__all__ = ["ends_told", "evaluate", "join", "keep_compiled", "train"]
 
 # Whose versions decide about numbers.
 _PACKAGES = ("sop", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -78,7 +79,8 @@ def train(config: ConfigDict, workdir: str) -> None:
     mesh, cached = make_mesh(), input_pipeline.cached_bytes(chain.from_iterable(data))
     for stage, tx in zip(stages, optimizers, strict=True):
         batches = {"batch_size": stage.train, "eval_batch_size": stage.evaluation}
-        state = jax.eval_shape(partial(init_state, tx=tx), shapes)
+        begin = partial(init_state, tx=tx, ema=config.ema_decay is not None)
+        state = jax.eval_shape(begin, shapes)
         check_memory(stage.config, batches, model, shapes, state, mesh, cached)
     refuse_converted(workdir)
     if config.init_from and not steps_in(workdir):
@@ -166,6 +168,7 @@ def _make_model(config: ConfigDict) -> Network:
         dtype=jnp.dtype(config.dtype),
         axis_name=AXIS if config.sync_batch_norm else None,
         representation_axis=AXIS if config.sync_representation else None,
+        remat=config.remat,
     )
 
 

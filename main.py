@@ -8,6 +8,7 @@
 All but train take the config of the run in --workdir; --config.KEY=VALUE changes it.
 """
 
+import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -100,8 +101,11 @@ def main(arguments: Sequence[str]) -> None:
     if options.workdir is None:  # not argparse's first: a file without :NAME lists its experiments
         raise UsageError("Name the folder of the run: --workdir=DIR.")
     _refuse_flags_of_other_modes(options)
+    if sys.stderr.isatty():
+        print("Loading JAX …", file=sys.stderr)
     import launch
 
+    launch.keep_compiled(config.compilation_cache)
     partners = launch.join(
         options.coordinator, options.num_processes, options.process_id, options.timeout
     )

@@ -20,6 +20,11 @@ CHECKED = ("sop.ops", "sop.layers", "sop.training.step")
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
 
 
+def pytest_collection_modifyitems(items):
+    """The longest first, so that the workers end together."""
+    items.sort(key=lambda item: "trajectories" not in item.nodeid)
+
+
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory):
     """The work folder of a run on the digits, short but no longer blind."""

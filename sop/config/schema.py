@@ -12,10 +12,17 @@ from sop.checks import Condition, Count, Pattern, Rate, describe, within
 _Epochs = Annotated[float, within(0.0, 1e6)]
 _LearningRate = Annotated[float, within(1e-12, 1e6)]
 _Factor = Annotated[float, within(0.0, 1e6)]
+_Alpha = Annotated[float, within(0.0, 100.0)]
 _AscendingEpochs = Annotated[
     tuple[Annotated[float, within(1e-6, 1e6)], ...],
     Condition(lambda value: list(value) == sorted(set(value)), "in ascending order"),
 ]
+
+
+def _three(condition: Condition) -> Any:
+    """Three numbers that fulfil a condition."""
+    number = Annotated[float, condition]
+    return tuple[number, number, number]
 
 
 def _lengthens(config: Mapping[str, Any]) -> bool:
@@ -54,7 +61,12 @@ KEYS = {
         "'float32' or 'bfloat16', of activations; parameters stay float32",
         stage=False,
     ),
-    "model.backbone": Key("resnet50", str, "see docs/networks.md", stage=False),
+    "model.backbone": Key(
+        "resnet50",
+        str,
+        "see docs/networks.md, or by import path; model.…: its options",
+        stage=False,
+    ),
     "model.num_classes": Key(
         1000,
         Annotated[int, within(1, 10**6)],
@@ -77,7 +89,9 @@ KEYS = {
         None, str | None, "None: the backbone's; further keys: its options", stage=False
     ),
     "input.dataset": Key(
-        "imagenet2012", str, "a TFDS name ('cifar10:3.0.2'), 'digits' or 'folder:/path'"
+        "imagenet2012",
+        str,
+        "a TFDS name ('cifar10:3.0.2'), 'digits', 'folder:/path' or an import path",
     ),
     "input.data_dir": Key(None, str | None, "of TFDS; None: TFDS's own default", resume=True),
     "input.train_split": Key("train", str, "also parts and sums: 'train[:90%]'"),
@@ -92,6 +106,12 @@ KEYS = {
         None, str | None, "of those of --mode=eval; None: as eval_transforms", resume=True
     ),
     "input.normalization": Key("imagenet", str, "mean and deviation: 'imagenet', 'cifar10', …"),
+    "input.mean": Key(
+        None,
+        _three(within(0.0, 1.0)) | None,
+        "of red, green, blue in [0, 1]; None: that of normalization",
+    ),
+    "input.deviation": Key(None, _three(within(1e-3, 1e3)) | None, "as mean"),
     "input.exif": Key(
         "obey", Literal["obey", "ignore"], "'obey' or 'ignore' the EXIF orientation of a JPEG"
     ),
@@ -106,6 +126,12 @@ KEYS = {
         resume=True,
     ),
     "batch_size": Key(256, Count, "examples of a step, over all devices"),
+    "accumulation": Key(
+        1,
+        Annotated[int, within(1, 2**20)],
+        "parts that a device cuts its examples of a step into, to save memory",
+        resume=True,
+    ),
     "eval_batch_size": Key(256, Count, "examples of an evaluation batch", resume=True),
     "num_epochs": Key(
         100,
@@ -114,6 +140,21 @@ KEYS = {
         resume=_lengthens,
     ),
     "label_smoothing": Key(0.0, Rate, "ε in targets (1 − ε) one-hot + ε/K"),
+    "mixup": Key(0.0, _Alpha, "α of mixup, λ ~ Beta(α, α); 0: none"),
+    "cutmix": Key(0.0, _Alpha, "α of CutMix; with mixup, each batch has one of the two; 0: none"),
+    "remat": Key(
+        False,
+        bool,
+        "compute the inside of blocks again in the backward pass, to save memory",
+        resume=True,
+        stage=False,
+    ),
+    "ema_decay": Key(
+        None,
+        Rate | None,
+        "of a moving average of the parameters, evaluated and saved beside them; None: none",
+        stage=False,
+    ),
     "sync_batch_norm": Key(
         False, bool, "batch norm's statistics are those of all devices", stage=False
     ),
@@ -121,9 +162,14 @@ KEYS = {
         False, bool, "the same for the representation's batch norm alone", stage=False
     ),
     "optimizer.learning_rate": Key(0.1, _LearningRate, "η, at its highest"),
-    "optimizer.momentum": Key(0.9, Rate, "μ"),
-    "optimizer.nesterov": Key(False, bool, "Nesterov's momentum"),
-    "optimizer.weight_decay": Key(1e-4, _Factor, "λ, added to the gradient as λp"),
+    "optimizer.rule.name": Key(
+        "sgd",
+        str | None,
+        "'sgd', 'adamw', 'lamb', or an optax factory by import path; further keys: its options",
+    ),
+    "optimizer.momentum": Key(0.9, Rate, "μ, of 'sgd'"),
+    "optimizer.nesterov": Key(False, bool, "Nesterov's momentum, of 'sgd'"),
+    "optimizer.weight_decay": Key(1e-4, _Factor, "λ; of 'sgd': added to the gradient as λp"),
     "optimizer.clip_norm": Key(
         None,
         Annotated[float, within(1e-12, 1e12)] | None,
@@ -175,6 +221,13 @@ KEYS = {
         None, Count | None, "None: at each epoch's end", resume=True, stage=False
     ),
     "eval_every_epochs": Key(1, Count, "epochs from one evaluation to the next", resume=True),
+    "compilation_cache": Key(
+        "~/.cache/sop",
+        str | None,
+        "folder where compiled programs are kept for later runs; None: nowhere",
+        resume=True,
+        stage=False,
+    ),
     "log_every_steps": Key(50, Count, "steps in a point of the curves", resume=True, stage=False),
     "profile": Key(
         0,
@@ -185,8 +238,8 @@ KEYS = {
     ),
 }
 
-# Groups that take further keys: the options of what is named in them, which `sop.models` checks.
-OPEN = ("model", "model.attention", "model.pool", "model.representation")
+# Groups that take further keys: the options of what is named in them, checked where it is made.
+OPEN = ("model", "model.attention", "model.pool", "model.representation", "optimizer.rule")
 
 # Keys of earlier versions.
 RENAMED = {

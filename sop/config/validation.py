@@ -30,7 +30,7 @@ def check(config: ConfigDict) -> None:
     """Refuses a config that cannot be meant, its stages included.
 
     The options of the backbone in `model`, and those in `model.attention`, `model.pool` and
-    `model.representation`, are left to `sop.models`.
+    `model.representation`, are left to `sop.models`, those in `optimizer.rule` to `sop.training`.
 
     Raises:
       UsageError: for the first unknown or missing key, or value that the schema does not allow.
@@ -61,7 +61,7 @@ def stage_configs(config: ConfigDict) -> list[ConfigDict]:
                 check_key(key, value)
         except UsageError as error:
             raise UsageError(f"In config.stages[{index}]: {error}") from None
-        fixed = [key for key in flat if key not in KEYS or not KEYS[key].stage]
+        fixed = [key for key in flat if not _of_a_stage(key)]
         if fixed:
             raise UsageError(
                 f"config.stages[{index}] sets '{fixed[0]}', which belongs to the whole run; "
@@ -74,10 +74,17 @@ def stage_configs(config: ConfigDict) -> list[ConfigDict]:
     return stages
 
 
+def _of_a_stage(key: str) -> bool:
+    return KEYS[key].stage if key in KEYS else key.startswith("optimizer.rule.")
+
+
 def check_batches(
     config: ConfigDict, device_count: int, keys: Sequence[str] = ("batch_size", "eval_batch_size")
 ) -> None:
     """Refuses batch sizes that `device_count` devices, of all processes, cannot share evenly.
+
+    In training each device cuts its share into `config.accumulation` parts, and mixup and CutMix
+    take the examples of a part in pairs.
 
     Args:
       keys: the batch sizes that will be used, in any stage.
@@ -86,13 +93,20 @@ def check_batches(
     """
     for stage in stage_configs(config):
         for key in keys:
-            size = stage[key]
-            if rest := size % device_count:
-                nearest = [size - rest, size - rest + device_count]
-                choices = " or ".join(str(each) for each in nearest if each)
+            size, parts, cut = stage[key], device_count, ""
+            if key == "batch_size" and stage.accumulation > 1:
+                parts *= stage.accumulation
+                cut += f" in {stage.accumulation} parts each (config.accumulation)"
+            if key == "batch_size" and (stage.mixup or stage.cutmix):
+                parts *= 2
+                cut += " in pairs, which mixup and CutMix need"
+            if rest := size % parts:
+                choices = " or ".join(
+                    str(each) for each in (size - rest, size - rest + parts) if each
+                )
                 raise UsageError(
-                    f"config.{key} is {size}, which {device_count} devices cannot share evenly: "
-                    f"set --config.{key}={choices}."
+                    f"config.{key} is {size}, which {device_count} devices cannot share evenly"
+                    f"{cut}: set --config.{key}={choices}."
                 )
 
 
@@ -131,7 +145,8 @@ def check_key(key: str, value: Any, text: str | None = None) -> None:
     if key in KEYS:
         check_value(f"config.{key}", value, KEYS[key].hint, text)
     elif key in GROUPS and not _may_be_group(key, value):
-        names = [known.rpartition(".")[2] for known in KEYS if known.startswith(f"{key}.")]
+        inner = (known.removeprefix(f"{key}.") for known in KEYS if known.startswith(f"{key}."))
+        names = dict.fromkeys(name.partition(".")[0] for name in inner)
         raise UsageError(
             f"config.{key} is {text or show(value)} but must hold the keys {', '.join(names)}."
         )

@@ -87,6 +87,12 @@ def decode(data: bytes) -> np.ndarray:
     return image
 
 
+def encode(image: np.ndarray) -> bytes:
+    """uint8 [H, W, 3] → PNG, quickly made."""
+    fast = [cv2.IMWRITE_PNG_COMPRESSION, 1]
+    return cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), fast)[1].tobytes()
+
+
 def decode_resized(data: bytes, choose: Callable[[int, int], "Region"]) -> np.ndarray:
     """A JPEG → uint8 [*size, 3], the region that `choose` names; decoded only as large as needed.
 

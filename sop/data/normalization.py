@@ -1,9 +1,13 @@
 """Named statistics of data sets, and the normalisation that runs on the device."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
 from sop.errors import UsageError, show
+
+Channels = Sequence[float]  # three, of red, green and blue
 
 # name → (means, standard deviations) of the channels of images scaled to [0, 1].
 STATISTICS = {
@@ -26,17 +30,28 @@ def check_normalization(name: str) -> None:
         )
 
 
-def normalize(images: jax.Array, name: str, dtype: jnp.dtype = jnp.float32) -> jax.Array:
-    """(images / 255 − mean) / deviation, with the statistics called `name`.
+def normalize(
+    images: jax.Array,
+    name: str,
+    dtype: jnp.dtype = jnp.float32,
+    mean: Channels | None = None,
+    deviation: Channels | None = None,
+) -> jax.Array:
+    """(images / 255 − mean) / deviation, with the statistics called `name` or given.
 
     Args:
       images: [..., 3], uint8 or a float type, values in [0, 255].
       name: A key of `STATISTICS`; 'none' only scales to [0, 1].
       dtype: Of the result; the arithmetic is float32.
+      mean, deviation: Of the channels of images scaled to [0, 1]; None: those of `name`.
 
     Raises:
       UsageError: The name is unknown.
     """
     check_normalization(name)
-    mean, deviation = (jnp.asarray(values, jnp.float32) for values in STATISTICS[name])
+    given = (mean, deviation)
+    mean, deviation = (
+        jnp.asarray(named if own is None else own, jnp.float32)
+        for named, own in zip(STATISTICS[name], given, strict=True)
+    )
     return ((images.astype(jnp.float32) - 255 * mean) / (255 * deviation)).astype(dtype)

@@ -20,6 +20,7 @@ from tensorflow_datasets.core.utils import py_utils
 from sop.command import Parser, run
 from sop.data import sources
 from sop.errors import UsageError
+from sop.import_path import is_import_path
 from sop.interruption import Unwinding
 
 
@@ -27,7 +28,8 @@ def prepare(dataset: str, data_dir: str | None = None, manual_dir: str | None = 
     """Downloads and writes `dataset` as ArrayRecord; returns its folder.
 
     Args:
-      dataset: As in config.input.dataset: 'name', 'name/config', 'name:1.2.3'.
+      dataset: As in config.input.dataset: 'name', 'name/config', 'name:1.2.3', or the import path
+        of a builder of the user's own, which needs TensorFlow if it leaves encoding to TFDS.
       data_dir: The folder of all TFDS data sets; None: TFDS's own default.
       manual_dir: Where files lie that are downloaded by hand; None: DATA_DIR/downloads/manual.
 
@@ -36,7 +38,8 @@ def prepare(dataset: str, data_dir: str | None = None, manual_dir: str | None = 
         set is there already, as TFRecord.
     """
     name = sources.builder_name(dataset)
-    if name not in sources.OWN_BUILDERS and not importlib.util.find_spec("tensorflow"):
+    of_catalogue = name not in sources.OWN_BUILDERS and not is_import_path(dataset)
+    if of_catalogue and not importlib.util.find_spec("tensorflow"):
         raise UsageError(
             f"Preparing {dataset!r} needs TensorFlow; run: pip install -e '.[prepare]'"
         )
@@ -127,7 +130,10 @@ def tfrecords(path: Path) -> Iterator[bytes]:
 
 def main(arguments: Sequence[str]) -> None:
     parser = Parser(prog="python -m sop.data.prepare", description=__doc__)
-    parser.add_argument("dataset", help="name, name/config or name:1.2.3, as config.input.dataset")
+    parser.add_argument(
+        "dataset",
+        help="as config.input.dataset: name, name/config, name:1.2.3, package.module:Builder",
+    )
     parser.add_argument("--data_dir", help="folder of all TFDS data sets")
     parser.add_argument("--manual_dir", help="folder of files that were downloaded by hand")
     parser.add_argument("--convert", action="store_true", help="TFRecord → ArrayRecord")

@@ -12,18 +12,21 @@ import io
 import os
 import stat
 import sys
-from collections.abc import Iterable, Iterator
+import types
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.core import file_adapters, naming, registered
 
 from sop.data.aircraft import FgvcAircraft
 from sop.data.digits import Digits
-from sop.data.images import BadImageError, without_orientation
+from sop.data.images import BadImageError, encode, without_orientation
 from sop.errors import UsageError, shorten
+from sop.import_path import import_object, is_import_path
 
 # Names that importing the builders has made known to TFDS; they are prepared without TensorFlow.
 OWN_BUILDERS = (Digits.name, FgvcAircraft.name)
@@ -71,9 +74,10 @@ def open_source(dataset: str, split: str, data_dir: str | None = None) -> Source
     """Opens a split of a data set.
 
     Args:
-      dataset: 'folder:/path', or a TFDS name with or without config and version ('cifar10:3.0.2').
-        'digits' is prepared on first use.
-      split: Its name; for TFDS also parts and sums, 'train[:90%]', 'train+validation'.
+      dataset: 'folder:/path', a TFDS name with or without config and version ('cifar10:3.0.2'), or
+        the import path of a class of sources or of a TFDS builder. 'digits' is prepared on first
+        use.
+      split: Its name, or parts and sums, 'train[:90%]', 'train+validation'.
       data_dir: Of TFDS; None means TFDS's own default.
 
     Raises:
@@ -82,7 +86,66 @@ def open_source(dataset: str, split: str, data_dir: str | None = None) -> Source
     """
     if dataset.startswith(_FOLDER):
         return FolderSource(Path(os.path.expanduser(dataset.removeprefix(_FOLDER))), split)
+    if is_import_path(dataset):
+        found = import_object("data set", dataset)
+        if not _is_builder(found):
+            return OwnSource(dataset, found, split)
     return TFDSSource(dataset, split, data_dir)
+
+
+def _is_builder(found: Any) -> bool:
+    return isinstance(found, type) and issubclass(found, tfds.core.DatasetBuilder)
+
+
+class OwnSource:
+    """A split of a user's own: a class, or function, called with the name of the split.
+
+    What it gives has `class_names`, a length, and by index (encoded image, label), or a uint8 array
+    [H,W,3] in the place of the first. It may have what else a `Source` has; `identity` holds the
+    split and the classes if it does not say more.
+
+    Raises:
+      UsageError: it has not, or the user's code raises ValueError or KeyError for the split.
+    """
+
+    def __init__(self, dataset: str, make: Any, split: str):
+        self._dataset = dataset
+        if not callable(make):
+            raise UsageError(
+                f"Data set {dataset!r} is no class or function of the name of a split."
+            )
+        try:
+            self._source = make(split)
+        except (ValueError, KeyError) as error:
+            raise UsageError(
+                f"Data set {dataset!r} does not open the split {split!r} ({error}); set "
+                "config.input.train_split and config.input.eval_split to splits that it has."
+            ) from error
+        for name in ("class_names", "__len__", "__getitem__"):
+            if not hasattr(self._source, name):
+                raise UsageError(
+                    f"Data set {dataset!r} gives a {type(self._source).__name__} without {name}; "
+                    "see docs/data.md for what a source has."
+                )
+        self.class_names = list(self._source.class_names)
+        self.image_size = getattr(self._source, "image_size", None)
+        own = getattr(self._source, "identity", None)
+        self.identity = {**_identity(split, self, []), **(own or {})}
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> tuple[bytes, int]:
+        image, label = self._source[index]
+        if isinstance(image, bytes):
+            return image, int(label)
+        if getattr(image, "dtype", None) != np.uint8 or image.shape[2:] != (3,):
+            raise BadImageError("it is neither bytes nor an array uint8 [H, W, 3]")
+        return encode(image), int(label)
+
+    def describe(self, index: int) -> str:
+        own = getattr(self._source, "describe", None)
+        return own(index) if own else f"example {index} of {self._dataset}"
 
 
 class Unturned:
@@ -182,18 +245,35 @@ def prepare_command(dataset: str, data_dir: str | None, *options: str) -> str:
     return " ".join(["python -m sop.data.prepare", dataset, *where, *options])
 
 
+def _tfds_name(dataset: str) -> str:
+    """The name that TFDS has for a data set: that of the builder behind an import path, or itself.
+
+    Importing a builder makes it known to TFDS.
+    """
+    if not is_import_path(dataset):
+        return dataset
+    found = import_object("data set", dataset)
+    if not _is_builder(found):
+        raise UsageError(
+            f"Data set {dataset!r} is no TFDS builder: it needs no preparation; name it in "
+            "config.input.dataset."
+        )
+    return found.name
+
+
 def builder_name(dataset: str) -> str:
     """'name/config:1.2.3' → 'name'.
 
     Raises:
       UsageError: It is no name, or one that TFDS does not know (other names close to it are given).
     """
+    name = _tfds_name(dataset)
     try:
-        name = naming.parse_builder_name_kwargs(dataset)[0].name
+        name = naming.parse_builder_name_kwargs(name)[0].name
     except ValueError as error:
         raise UsageError(
             f"Data set {dataset!r} cannot be read as a name; write 'name', 'name/config', "
-            "'name:1.2.3' or 'folder:/path' in config.input.dataset."
+            "'name:1.2.3', 'folder:/path' or 'package.module:Class' in config.input.dataset."
         ) from error
     known = tfds.list_builders(with_community_datasets=False)
     if name in known:
@@ -211,7 +291,7 @@ def new_builder(dataset: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     """
     name = builder_name(dataset)
     try:
-        return tfds.builder(dataset, data_dir=data_dir)
+        return tfds.builder(_tfds_name(dataset), data_dir=data_dir)
     except (ValueError, AssertionError) as error:
         builder_class = tfds.builder_cls(name)
         configs = ", ".join(builder_class.builder_configs) or "none"
@@ -227,8 +307,9 @@ def find_prepared(dataset: str, data_dir: str | None) -> tfds.core.DatasetBuilde
     Raises:
       UsageError: It is unknown or not prepared.
     """
+    name = _tfds_name(dataset)
     try:
-        return tfds.core.read_only_builder.builder_from_files(dataset, data_dir=data_dir)
+        return tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
     except (registered.DatasetNotFoundError, ValueError) as error:
         builder_name(dataset)
         raise UsageError(
@@ -294,18 +375,19 @@ def _supervised_keys(builder: tfds.core.DatasetBuilder, dataset: str) -> tuple[s
 
 
 class FolderSource:
-    """The tree split/class/image of a user; classes are numbered in the order of their names."""
+    """The tree split/class/image of a user; classes are numbered in the order of their names.
+
+    A split is a folder, or parts and sums of some as in TFDS. A part is one of the images in the
+    order of a hash of their names, so that it holds some of every class, the same on every machine.
+    """
 
     image_size = None
 
     def __init__(self, root: Path, split: str):
         splits, left_out = _images_by_split(root)
-        if split not in splits:
-            raise UsageError(
-                f"Folder {root} has no split {split!r}; set config.input.train_split and "
-                f"config.input.eval_split to one of {', '.join(splits)}."
-            )
         self.class_names = sorted({name for classes in splits.values() for name in classes})
+        whole = split in splits
+        parts = [(split, slice(None))] if whole else _parts(root, split, splits)
         for each, classes in splits.items():
             if missing := [name for name in self.class_names if not classes.get(name)]:
                 raise UsageError(
@@ -313,14 +395,21 @@ class FolderSource:
                     "another split has; add some, or remove the class from the other."
                 )
         files = [
-            (f"{name}/{file}", size, label)
-            for label, name in enumerate(self.class_names)
-            for file, size in splits[split][name].items()
+            (name if whole else f"{each}/{name}", size, label)
+            for each, part in parts
+            for name, size, label in _files(splits[each], self.class_names, part)
         ]
-        self._folder = root / split
+        if not files:
+            raise UsageError(
+                f"Split {split!r} of folder {root} holds no image; take a larger part in "
+                "config.input.train_split and config.input.eval_split."
+            )
+        self._folder = root / split if whole else root
         self._examples = [(name, label) for name, _, label in files]
         self.identity = _identity(split, self, ((name, size) for name, size, _ in files))
-        _say_left_out(self._folder, len(files), left_out[split])
+        for each in dict(parts):
+            count = sum(map(len, splits[each].values()))
+            _say_left_out(root / each, count, left_out[each])
 
     def __len__(self) -> int:
         return len(self._examples)
@@ -331,6 +420,42 @@ class FolderSource:
 
     def describe(self, index: int) -> str:
         return str(self._folder / self._examples[index][0])
+
+
+def _parts(root: Path, split: str, splits: Mapping[str, Any]) -> list[tuple[str, slice]]:
+    """'train[:10%]+test' → [('train', slice(0, …)), ('test', slice(None))]."""
+    known = {
+        name: types.SimpleNamespace(num_examples=sum(map(len, classes.values())), shard_lengths=())
+        for name, classes in splits.items()
+    }
+    try:
+        found = tfds.core.ReadInstruction.from_spec(split).to_absolute(known)
+    except (ValueError, AssertionError) as error:
+        raise UsageError(
+            f"Folder {root} has no split {split!r}; set config.input.train_split and "
+            f"config.input.eval_split to one of {', '.join(splits)}, or to parts or sums of these, "
+            "'train[:90%]'."
+        ) from error
+    return [(each.splitname, slice(each.from_, each.to)) for each in found]
+
+
+def _files(
+    classes: Mapping[str, "_Images"], names: Sequence[str], part: slice
+) -> list[tuple[str, int, int]]:
+    """(name, size, label) of each image of a part of a split, in the order of labels and names."""
+    files = [
+        (f"{name}/{file}", size, label)
+        for label, name in enumerate(names)
+        for file, size in classes[name].items()
+    ]
+    if part == slice(None):
+        return files
+    drawn = sorted(range(len(files)), key=lambda index: _digest(files[index][0]))
+    return [files[index] for index in sorted(drawn[part])]
+
+
+def _digest(name: str) -> bytes:
+    return hashlib.sha256(name.encode(errors="surrogateescape")).digest()
 
 
 def read_file(path: Path) -> bytes:

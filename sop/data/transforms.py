@@ -9,9 +9,10 @@ import ast
 import dataclasses
 import functools
 import inspect
+import re
 from abc import ABC, abstractmethod
 from statistics import NormalDist
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import cv2
 import numpy as np
@@ -21,11 +22,14 @@ from PIL import Image
 from sop.checks import Condition, check, options_of, within
 from sop.data import images as codec
 from sop.data.images import Region
+from sop.data.randaugment import CHANGES
 from sop.errors import UsageError, shorten, show
+from sop.import_path import IMPORT_PATH, import_object, is_import_path
 
 Size = tuple[int, int]  # height, width
 Side = Annotated[int, within(1, 8192)]  # pixels of an image
 Strength = Annotated[float, within(0.0, 100.0)]
+_Level = Annotated[int, within(0, 255)]
 _Ratio = Annotated[float, within(0.001, 1000.0)]
 Range = Annotated[
     tuple[_Ratio, _Ratio], Condition(lambda pair: pair[0] <= pair[1], "in ascending order")
@@ -84,12 +88,7 @@ class RandomResizedCrop(Sampling):
     num_draws: ClassVar[int] = 2 * attempts + 2
 
     def region(self, height: int, width: int, draws: np.ndarray) -> Region:
-        areas, ratios = draws[: 2 * self.attempts].reshape(2, self.attempts)
-        areas = height * width * (self.area[0] + areas * (self.area[1] - self.area[0]))
-        low, high = np.log(self.ratio)
-        ratios = np.exp(low + ratios * (high - low))
-        widths = np.rint(np.sqrt(areas * ratios)).astype(int)
-        heights = np.rint(np.sqrt(areas / ratios)).astype(int)
+        heights, widths = _rectangles(height, width, self.area, self.ratio, draws[:-2])
         inside = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
         if not inside.any():
             return self._central(height, width)
@@ -115,6 +114,16 @@ class RandomResizedCrop(Sampling):
 
     def output_size(self, size: Size | None) -> Size:
         return self.size, self.size
+
+
+def _rectangles(height, width, area, ratio, draws):
+    """[n] heights and widths in pixels of [2n] draws: uniform area, log-uniform width/height."""
+    areas, ratios = draws.reshape(2, -1)
+    areas = height * width * (area[0] + areas * (area[1] - area[0]))
+    low, high = np.log(ratio)
+    ratios = np.exp(low + ratios * (high - low))
+    widths, heights = np.sqrt(areas * ratios), np.sqrt(areas / ratios)
+    return np.rint(heights).astype(int), np.rint(widths).astype(int)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -322,6 +331,71 @@ class Lighting(Transform):
 
 
 @dataclasses.dataclass(frozen=True)
+class RandAugment(Transform):
+    """Changes drawn from `sop.data.randaugment.CHANGES`, one after another, all of one strength.
+
+    Cubuk et al. (2020), §3; sizes, signs and the magnitude of at most 30 are torchvision's.
+    """
+
+    num_changes: Annotated[int, within(1, 16)] = 2
+    magnitude: Annotated[float, within(0.0, 30.0)] = 9
+
+    @property
+    def num_draws(self) -> int:
+        return 2 * self.num_changes
+
+    def __call__(self, images: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        return np.stack([self._one(image, row) for image, row in zip(images, draws, strict=True)])
+
+    def _one(self, image: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        picture = Image.fromarray(image)
+        changes = list(CHANGES.values())
+        for which, sign in draws.reshape(-1, 2):
+            change = changes[int(which * len(changes))]
+            picture = change(picture, self.magnitude / 30, 1 if sign < 0.5 else -1)
+        return np.asarray(picture)
+
+    def output_size(self, size: Size | None) -> Size | None:
+        return size
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomErasing(Transform):
+    """With `probability`, fills a rectangle of random area, aspect ratio (log-uniform) and place.
+
+    Zhong et al. (2020), algorithm 1; areas and ratios as in torchvision: ten attempts at a
+    rectangle that fits in, else the image stays as it is.
+    """
+
+    probability: Annotated[float, within(0.0, 1.0)] = 0.5
+    area: Range = (0.02, 1 / 3)
+    ratio: Range = (0.3, 3.3)
+    fill: tuple[_Level, _Level, _Level] = (124, 116, 104)  # ImageNet's mean
+    attempts: ClassVar[int] = 10
+    num_draws: ClassVar[int] = 2 * attempts + 3
+
+    def __call__(self, images: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        images = images.copy()
+        for image, row in zip(images, draws, strict=True):
+            if row[-1] < self.probability:
+                self._erase(image, row[:-1])
+        return images
+
+    def _erase(self, image: np.ndarray, draws: np.ndarray) -> None:
+        height, width = image.shape[:2]
+        heights, widths = _rectangles(height, width, self.area, self.ratio, draws[:-2])
+        inside = (widths > 0) & (widths < width) & (heights > 0) & (heights < height)
+        if inside.any():
+            first = int(inside.argmax())
+            top = int(draws[-2] * (height - heights[first] + 1))
+            left = int(draws[-1] * (width - widths[first] + 1))
+            image[top : top + heights[first], left : left + widths[first]] = self.fill
+
+    def output_size(self, size: Size | None) -> Size | None:
+        return size
+
+
+@dataclasses.dataclass(frozen=True)
 class TenCrop(Transform):
     """Four corners and centre, size × size each, of the image and of its mirror image."""
 
@@ -386,6 +460,8 @@ TRANSFORMS = {
     "lighting": Lighting,
     "mirror_views": MirrorViews,
     "pad_crop": PadCrop,
+    "randaugment": RandAugment,
+    "random_erasing": RandomErasing,
     "random_resized_crop": RandomResizedCrop,
     "resize": Resize,
     "resize_short": ResizeShort,
@@ -410,6 +486,11 @@ class Pipeline:
         for transform in self.transforms:
             images = transform(images, draws[:, used : used + transform.num_draws])
             used += transform.num_draws
+            if images.dtype != np.uint8:
+                raise UsageError(
+                    f"The transform {_name(transform)} makes {images.dtype} of images of uint8; "
+                    "let it round and return uint8."
+                )
         return images
 
     def decode(self, data: bytes, draws: np.ndarray) -> np.ndarray:
@@ -444,6 +525,9 @@ class Pipeline:
         return self.transforms[-1].num_views if self.transforms else None
 
 
+_STEP = re.compile(rf"(?:^|\|)\s*{IMPORT_PATH}")
+
+
 def parse(text: str, *, training: bool, name: str | None = None) -> Pipeline:
     """ "a(1) | b" → Pipeline. In training no test-time views, in evaluation nothing random.
 
@@ -456,8 +540,10 @@ def parse(text: str, *, training: bool, name: str | None = None) -> Pipeline:
     key = f"config.input.{name or ('train' if training else 'eval') + '_transforms'}"
     if not text.strip():
         return Pipeline(())
+    # An import path is no Python; with a dot in the place of its colon it is, of the same length.
+    readable = _STEP.sub(lambda found: found[0].replace(":", "."), text.strip())
     try:
-        node = ast.parse(text.strip(), mode="eval").body
+        node = ast.parse(readable, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise UsageError(
             f"{key} is {show(text)}, which cannot be read; write transforms joined by '|', such as "
@@ -486,27 +572,54 @@ def _steps(node: ast.expr) -> list[ast.expr]:
 def _build(node: ast.expr, text: str, key: str) -> Transform:
     call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
     name = ast.get_source_segment(text, call.func) or ""
-    if name not in TRANSFORMS:
-        known = ", ".join(_signature(each) for each in TRANSFORMS)
-        raise UsageError(f"{key}: there is no transform {show(name)}; there are {known}.")
+    kind = _find(name, key)
     try:
         positional = [ast.literal_eval(value) for value in call.args]
         named = {each.arg: ast.literal_eval(each.value) for each in call.keywords}
-        arguments = inspect.signature(TRANSFORMS[name]).bind(*positional, **named).arguments
+        arguments = inspect.signature(kind).bind(*positional, **named).arguments
     except (TypeError, ValueError, RecursionError, MemoryError) as error:
         typed = shorten(ast.get_source_segment(text, node) or "")
-        raise UsageError(f"{key}: {typed} does not fit; write {_signature(name)}.") from error
+        raise UsageError(f"{key}: {typed} does not fit; write {_signature(name, kind)}.") from error
     for argument, value in arguments.items():
-        hint = options_of(TRANSFORMS[name])[argument]
-        check(f"{key}: '{argument}' of {name}", value, hint)
-    return TRANSFORMS[name](**arguments)
+        check(f"{key}: '{argument}' of {name}", value, options_of(kind)[argument])
+    return kind(**{argument: _hashable(value) for argument, value in arguments.items()})
+
+
+def _hashable(value: Any) -> Any:
+    """Lists, which are as good as tuples, as these."""
+    return tuple(map(_hashable, value)) if isinstance(value, tuple | list) else value
+
+
+def _find(name: str, key: str) -> type[Transform]:
+    """The transform of a name or an import path."""
+    if name in TRANSFORMS:
+        return TRANSFORMS[name]
+    if not is_import_path(name):
+        known = ", ".join(_signature(*each) for each in TRANSFORMS.items())
+        raise UsageError(
+            f"{key}: there is no transform {show(name)}; there are {known}, or "
+            "'package.module:Class' of your own."
+        )
+    found = import_object(f"{key}: transform", name)
+    if not (isinstance(found, type) and issubclass(found, Transform)):
+        raise UsageError(
+            f"{key}: {name} is no transform; name a subclass of sop.data.transforms.Transform."
+        )
+    frozen = dataclasses.is_dataclass(found) and found.__dataclass_params__.frozen
+    if inspect.isabstract(found) or not frozen:
+        raise UsageError(
+            f"{key}: {name} must be a frozen dataclass with __call__ and output_size, as those of "
+            "sop.data.transforms are."
+        )
+    return found
 
 
 def _name(transform: Transform) -> str:
-    return next(name for name, kind in TRANSFORMS.items() if kind is type(transform))
+    kind = type(transform)
+    return next((name for name, each in TRANSFORMS.items() if each is kind), kind.__name__)
 
 
-def _signature(name: str) -> str:
-    fields = dataclasses.fields(TRANSFORMS[name])
+def _signature(name: str, kind: type[Transform]) -> str:
+    fields = dataclasses.fields(kind)
     required = [field.name for field in fields if field.default is dataclasses.MISSING]
     return f"{name}({', '.join(required)})" if required else name

@@ -6,15 +6,17 @@ A network file holds the features module of its family, a constructor
 
 and `BACKBONES`, which binds the sizes that make each member of the family and says what it is
 called in PyTorch (`sop.models.backbone`). The constructor reads what the config puts in from
-`parts` (`sop.models.parts.Parts`: `parts.stages(sizes)`, `parts.pool`, `parts.conv()`,
-`parts.norm()`, …) and returns `parts.network(features, …)`; its keyword-only arguments (`dropout`)
-are options of config.model. A new network is a new file, and a line in `BACKBONES` below.
-Modules are named as in PyTorch, with '_' before a number ('layer1_0', 'downsample_0'). A block
-places attention with `attend(attention, 'conv', …)` after the convolution its paper names and
-`attend(attention, 'branch', …)` at the end of the residual branch (in a plain network: after the
-last norm of the stage), and local pooling with `pool(window=…, strides=…, name=…)(x, train)`.
+`parts` (`sop.models.parts.Parts`: `parts.stages(sizes)`, `parts.block(…)`, `parts.pool`,
+`parts.conv()`, `parts.norm()`, …) and returns `parts.network(features, …)`; its keyword-only
+arguments (`dropout`) are options of config.model. A new network is a new file, and a line in
+`BACKBONES` below. Modules are named as in PyTorch, with '_' before a number ('layer1_0',
+'downsample_0'). A block places attention with `attend(attention, 'conv', …)` after the convolution
+its paper names and `attend(attention, 'branch', …)` at the end of the residual branch (in a plain
+network: after the last norm of the stage), and local pooling with
+`pool(window=…, strides=…, name=…)(x, train)`.
 """
 
+import fnmatch
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,6 +24,7 @@ import jax.numpy as jnp
 
 from sop.checks import check, check_options, quote
 from sop.errors import UsageError, did_you_mean, show
+from sop.import_path import is_import_path
 from sop.models import (
     alexnet,
     cifar_resnet,
@@ -33,8 +36,8 @@ from sop.models import (
     vgg,
     wide_resnet,
 )
-from sop.models.backbone import Backbone, find_backbone
-from sop.models.lookup import given
+from sop.models.backbone import Backbone, find_backbone, import_backbone
+from sop.models.lookup import configure, given
 from sop.models.network import Network
 from sop.models.parts import Parts, make_parts
 from sop.models.resolution import written_out
@@ -54,6 +57,18 @@ BACKBONES = {
 _PARTS = ("backbone", "num_classes", "attention", "pool", "representation")
 
 
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of backbones, sorted; '{depth}' in a name stands for a number.
+
+    Args:
+      pattern: with `*`, `?` and `[…]` as in file names.
+
+    >>> list_models("squeezenet*")
+    ['squeezenet1_0', 'squeezenet1_1']
+    """
+    return sorted(name for name in BACKBONES if fnmatch.fnmatchcase(name, pattern))
+
+
 def get_backbone(config: Mapping[str, Any]) -> Backbone:
     """What is known of the backbone of a config.model.
 
@@ -64,10 +79,15 @@ def get_backbone(config: Mapping[str, Any]) -> Backbone:
     if name is None:
         raise UsageError(f"config.model needs a backbone: one of {quote(BACKBONES)}.")
     check("config.model.backbone", name, str)
+    if is_import_path(name):
+        return import_backbone(name)
     backbone = find_backbone(name, BACKBONES)
     if backbone is None:
         hint = did_you_mean(name, BACKBONES)
-        raise UsageError(f"There is no backbone {show(name)}.{hint} There are {quote(BACKBONES)}.")
+        raise UsageError(
+            f"There is no backbone {show(name)}.{hint} There are {quote(BACKBONES)}, or "
+            "'package.module:name' of your own."
+        )
     return backbone
 
 
@@ -77,6 +97,7 @@ def create_model(
     dtype: Any = jnp.float32,
     axis_name: str | None = None,
     representation_axis: str | None = None,
+    remat: bool = False,
 ) -> Network:
     """The network of a config.model, called as `network.apply(variables, images, train=bool)`.
 
@@ -87,12 +108,13 @@ def create_model(
       dtype: compute type of the activations; parameters are float32.
       axis_name: mapped axis that batch norm's statistics are taken over, if any.
       representation_axis: the same for the representation alone; None: `axis_name`.
+      remat: of each block only the input is kept for the backward pass, which computes the inside
+        again; the parameters are the same.
 
     Raises:
       UsageError: for unknown names and options, ill-typed values, and parts that do not fit.
     """
-    make, parts, options = _take_apart(config, dtype, axis_name, representation_axis)
-    return make(parts, **options)
+    return _assemble(config, dtype, axis_name, representation_axis, remat)[0]
 
 
 def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,14 +126,34 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       UsageError: as `create_model`.
     """
-    make, parts, options = _take_apart(config, jnp.float32)
-    return written_out(parts, options, make, make(parts, **options))
+    network, make, parts, options = _assemble(config)
+    return written_out(parts, options, make, network)
 
 
-def _take_apart(config, *context) -> tuple[Callable[..., Network], Parts, dict[str, Any]]:
-    """The constructor of a config.model and its arguments, all checked."""
+def _assemble(
+    config: Mapping[str, Any],
+    dtype: Any = jnp.float32,
+    axis_name: str | None = None,
+    representation_axis: str | None = None,
+    remat: bool = False,
+) -> tuple[Network, Callable, Parts, dict[str, Any]]:
+    """The network of a config.model, the constructor of its backbone, its parts and options."""
     config = given(config)
     backbone = get_backbone(config)
     options = {key: value for key, value in config.items() if key not in _PARTS}
+    if isinstance(backbone.make, type):
+        context = {"dtype": dtype, "axis_name": axis_name}
+        module = configure(
+            "backbone", config["backbone"], backbone.make, options, also=_PARTS, **context
+        )
+        parts = make_parts(config, backbone, dtype, axis_name, representation_axis)
+        if parts.attention or parts.pool or remat:
+            raise UsageError(
+                f"backbone {show(config['backbone'])} is a module of features, into which nothing "
+                "else can be put: leave out config.model.attention, config.model.pool and "
+                "config.remat, or name a sop.models.backbone.Backbone."
+            )
+        return parts.network(module()), backbone.make, parts, options
     check_options(f"backbone {show(config['backbone'])}", backbone.make, options, also=_PARTS)
-    return backbone.make, make_parts(config, backbone, *context), options
+    parts = make_parts(config, backbone, dtype, axis_name, representation_axis, remat)
+    return backbone.make(parts, **options), backbone.make, parts, options

@@ -30,12 +30,14 @@ class AlexNet(nn.Module):
 
     Attributes:
       attention: of each convolution, in one list for each resolution.
+      layer: of one convolution and ReLU.
       conv: factory of convolutions.
       pool: 3×3/2 after the first, second and, with `last_pool`, fifth convolution.
       last_pool: see there.
     """
 
     attention: Stages
+    layer: Callable[..., nn.Module]
     conv: Callable[..., nn.Module]
     pool: Callable[..., nn.Module]
     last_pool: bool
@@ -46,7 +48,7 @@ class AlexNet(nn.Module):
         attention = [each for stage in self.attention for each in stage]
         for index, (width, size, strides, padding, pooled) in enumerate(LAYERS, 1):
             conv = partial(self.conv, bias_init=torch_uniform(size**2 * x.shape[-1]))
-            layer = partial(ConvLayer, conv=conv, attention=attention[index - 1])
+            layer = partial(self.layer, conv=conv, attention=attention[index - 1])
             x = layer(width, (size, size), strides, padding, name=f"conv{index}")(x, train)
             if pooled and (index < len(LAYERS) or self.last_pool):
                 x = self.pool(window=3, strides=2, name=f"pool{index}")(x, train)
@@ -69,6 +71,7 @@ def alexnet(
     )
     features = AlexNet(
         attention=parts.stages((1, 1, 3)),
+        layer=parts.block(ConvLayer),
         conv=parts.conv(use_bias=True, kernel_init=torch_kernel),
         pool=parts.pool or MaxPool,
         last_pool=parts.representation_name == "flat",

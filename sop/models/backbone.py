@@ -9,6 +9,8 @@ from typing import Any
 import flax.linen as nn
 
 from sop.checks import check, hints_of
+from sop.import_path import import_object
+from sop.models.lookup import called_as_module
 
 Rules = tuple[tuple[str, str], ...]
 
@@ -44,7 +46,8 @@ class Backbone:
     """One network, or a family whose names hold its numbers ('resnet{depth}_cifar').
 
     Attributes:
-      make: (`sop.models.parts.Parts`, options of config.model as keyword-only arguments) → Network.
+      make: (`sop.models.parts.Parts`, options of config.model as keyword-only arguments) → Network;
+        or a module of features alone, called with (images, train), whose fields are the options.
       torch_names: see `TorchNames`.
       published: name of a representation → options that it was published with in this network.
       representation: name of the one that stands where a config names none.
@@ -53,7 +56,7 @@ class Backbone:
     """
 
     make: Callable[..., nn.Module]
-    torch_names: TorchNames
+    torch_names: TorchNames = TorchNames()
     published: Mapping[str, Mapping[str, Any]] = dataclasses.field(
         default_factory=lambda: {"mpncov": {"reduction": 256}}
     )
@@ -80,3 +83,15 @@ def find_backbone(name: str, known: Mapping[str, Backbone]) -> Backbone | None:
                 )
             return dataclasses.replace(backbone, make=partial(backbone.make, **numbers))
     return None
+
+
+def import_backbone(name: str) -> Backbone:
+    """The `Backbone`, or the module of features, behind 'package.module:name'.
+
+    Raises:
+      UsageError: there is nothing of that name, or it is neither.
+    """
+    found = import_object("backbone", name)
+    if isinstance(found, Backbone):
+        return found
+    return Backbone(called_as_module("backbone", name, found))

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import flax.linen as nn
 import jax
 
-from sop.checks import within
+from sop.checks import Rate, within
 from sop.errors import UsageError
 from sop.layers.linear import KERNELS
 from sop.models import residual, resnet
@@ -54,6 +54,7 @@ def cifar_resnet(
     stage_size: Annotated[int, within(1, 700)] | None = None,
     last_stride: Literal[1, 2] | None = None,
     shortcut: Literal["input", "activation"] = "input",
+    stochastic_depth: Rate = 0.0,
     initialization: Initialization = "he",
 ) -> Network:
     """(Pre-activation) ResNet of any depth for 32×32 images.
@@ -68,6 +69,7 @@ def cifar_resnet(
         MPN-COV or GSoP), else 2.
       shortcut: what the 1×1 projections of pre-activation shortcuts take: the block's 'input', as
         in CGD's code, or its 'activation', ReLU(norm(input)), as in fast MPN-COV's TensorFlow code.
+      stochastic_depth: rate at which the last block is left out; others less, linearly.
       initialization: of kernels: 'he'; 'glorot', as in that code, where the classifier starts as
         Keras' Dense; 'lecun'.
 
@@ -99,12 +101,13 @@ def cifar_resnet(
     conv, norm = parts.conv(kernel_init=KERNELS[initialization]), parts.norm()
     features = CifarResNet(
         attention=parts.stages((stage_size,) * 3),
-        block=partial(
+        block=parts.block(
             module,
             conv=conv,
             norm=norm,
             pool=parts.strided_pool,
             project_activation=shortcut == "activation",
+            stochastic_depth=stochastic_depth,
         ),
         last_stride=last_stride or parts.last_stride,
         preactivation=preactivation,

@@ -154,7 +154,7 @@ def densenet(
         width=width,
         stem=stem,
         pool=pool,
-        layer=partial(DenseLayer, growth=growth, dropout=dropout, conv=conv, norm=norm),
+        layer=parts.block(DenseLayer, growth=growth, dropout=dropout, conv=conv, norm=norm),
         transition=partial(
             Transition, pool=pool, skip=parts.pool_name == "skip", conv=conv, norm=norm
         ),

@@ -146,12 +146,14 @@ class InceptionV3(nn.Module):
       attention: for each resolution, the attention of each mixed block.
       transform_input: images are normalised with ImageNet's mean and deviation, while the network
         wants values from −1 to 1 (torchvision's published weights do).
+      block: of mixed blocks.
       layer: of one convolution, norm, ReLU.
       pool: 3×3/2, twice in the stem and in the two blocks that go down.
     """
 
     attention: Stages
     transform_input: bool
+    block: Callable[..., nn.Module]
     layer: Callable[..., nn.Module]
     pool: Callable[..., nn.Module]
 
@@ -169,7 +171,8 @@ class InceptionV3(nn.Module):
                 x = self.pool(window=3, strides=2, name=name)(x, train)
         for blocks, attentions in zip(STAGES, self.attention, strict=True):
             for (name, branches, strides), attention in zip(blocks, attentions, strict=True):
-                x = Mixed(branches, strides, attention, self.layer, self.pool, name=name)(x, train)
+                block = self.block(branches, strides, attention, self.layer, self.pool, name=name)
+                x = block(x, train)
         return x
 
 
@@ -196,6 +199,7 @@ def inception_v3(parts: Parts, *, transform_input: bool = False, dropout: Rate =
     features = InceptionV3(
         attention=parts.stages([len(blocks) for blocks in STAGES]),
         transform_input=transform_input,
+        block=parts.block(Mixed),
         layer=layer,
         pool=parts.pool or MaxPool,
     )

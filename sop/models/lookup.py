@@ -1,8 +1,6 @@
 """Parts of a network by name: `sop`'s own, or a user's by import path, with checked options."""
 
-import importlib
 import inspect
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -11,6 +9,7 @@ import flax.linen as nn
 
 from sop.checks import check, check_options, quote
 from sop.errors import UsageError, show
+from sop.import_path import import_object, is_import_path
 
 # Set by create_model or by the network itself, hence no options of a config.
 RESERVED = ("parent", "name", "dtype", "axis_name", "planes")
@@ -53,16 +52,16 @@ def find(
     """
     if name in known:
         return known[name]
-    if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", name):
+    if not is_import_path(name):
         raise UsageError(
             f"There is no {role} {show(name)}; there are {quote(known)}, or 'package.module:Class' "
             f"of your own."
         )
-    path, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(path), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"{role} {show(name)} cannot be imported: {error}.") from error
+    return called_as_module(role, name, import_object(role, name))
+
+
+def called_as_module(role: str, name: str, found: Any) -> Callable[..., nn.Module]:
+    """What a user's import path led to, if it is a Flax module that is called with (x, train)."""
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise UsageError(
             f"{role} {show(name)} is no Flax module; name a subclass of flax.linen.Module."

@@ -1,7 +1,6 @@
 """MobileNet (Howard et al. 2017, table 1) as in CGD: the first convolution has stride 1."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Annotated
 
 import flax.linen as nn
@@ -96,7 +95,7 @@ def mobilenet(parts: Parts, *, multiplier: Annotated[float, within(1 / 32, 32.0)
     features = MobileNet(
         attention=parts.stages([size for _, size in STAGES]),
         multiplier=multiplier,
-        block=partial(SeparableBlock, pool=parts.strided_pool, conv=conv, norm=norm),
+        block=parts.block(SeparableBlock, pool=parts.strided_pool, conv=conv, norm=norm),
         conv=conv,
         norm=norm,
     )

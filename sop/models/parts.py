@@ -51,6 +51,7 @@ class Parts:
       representation_name: its name, that of the network's own where the config names none.
       asks: what the representation asks of the network.
       dtype, axis_name: compute type; mapped axis that batch norm's statistics are taken over.
+      remat: see `sop.models.create_model`.
     """
 
     backbone: str
@@ -64,6 +65,7 @@ class Parts:
     asks: Published
     dtype: Any
     axis_name: str | None
+    remat: bool = False
 
     @property
     def strided_pool(self) -> Callable[..., nn.Module] | None:
@@ -81,6 +83,10 @@ class Parts:
         if self.attention is None:
             return tuple((None,) * size for size in sizes)
         return self.attention.stages(sizes, self.asks.attention_in_last_stage)
+
+    def block(self, module: Callable[..., nn.Module], **options: Any) -> Callable[..., nn.Module]:
+        """A factory of the blocks that the network is a row of, called with (x, train)."""
+        return partial(nn.remat(module, static_argnums=(2,)) if self.remat else module, **options)
 
     def conv(self, **options: Any) -> Callable[..., nn.Module]:
         """A factory of convolutions."""
@@ -114,6 +120,7 @@ def make_parts(
     dtype: Any,
     axis_name: str | None = None,
     representation_axis: str | None = None,
+    remat: bool = False,
 ) -> Parts:
     """Looks up and checks `num_classes`, `attention`, `pool` and `representation`.
 
@@ -153,5 +160,6 @@ def make_parts(
         )(),
         representation_name=name,
         asks=getattr(module, "published", Published()),
+        remat=remat,
         **context,
     )

@@ -19,15 +19,28 @@ def stages(block, attention, widths, strides, x, train, name="layer{}_{}"):
       x: [B,H,W,C].
       name: of a block, given its stage (from 1) and its place there (from 0).
     """
+    total, done = sum(map(len, attention)), 0
     for stage, (blocks, width, stride) in enumerate(zip(attention, widths, strides, strict=True)):
         for index, each in enumerate(blocks):
+            done += 1
             x = block(
                 width=width,
                 strides=1 if index else stride,
                 attention=each,
+                depth=done / total,
                 name=name.format(stage + 1, index),
             )(x, train)
     return x
+
+
+def drop_branch(y: jax.Array, rate: float, train: bool) -> jax.Array:
+    """Leaves out the residual branch of whole examples in training: [B,H,W,C] → [B,H,W,C].
+
+    Stochastic depth (Huang et al. 2016); what stays is divided by 1 − rate, so that nothing changes
+    in evaluation. Drawn from the stream 'dropout', as submodule 'stochastic_depth'.
+    """
+    dropout = nn.Dropout(rate, (1, 2, 3), deterministic=not train, name="stochastic_depth")
+    return dropout(y)
 
 
 class ResidualBlock(nn.Module):
@@ -41,6 +54,8 @@ class ResidualBlock(nn.Module):
       conv, norm: factories.
       groups, group_width: of the 3×3 convolution, as ResNeXt's "32x4d" (bottleneck alone).
       zero_init: the last norm of the branch starts at scale 0 (without pre-activation alone).
+      stochastic_depth: rate at which the network's last block loses its branch; that of this one is
+        `depth` times it, its place in the network in (0, 1]: see `drop_branch`.
       project_activation: a shortcut that changes the shape projects ReLU(norm(x)), not x (with
         pre-activation alone).
     """
@@ -55,6 +70,8 @@ class ResidualBlock(nn.Module):
     group_width: int = 64
     zero_init: bool = False
     project_activation: bool = False
+    stochastic_depth: float = 0.0
+    depth: float = 1.0
 
     @property
     def last_scale(self) -> Callable[..., jax.Array]:
@@ -81,6 +98,11 @@ class ResidualBlock(nn.Module):
         x = activation if self.project_activation else x
         return self.conv(channels, (1, 1), self.conv_strides, name="downsample_0")(x)
 
+    def branch(self, y: jax.Array, train: bool) -> jax.Array:
+        """The end of the residual branch: attention, stochastic depth."""
+        y = attend(self.attention, "branch", y, train, planes=self.width)
+        return drop_branch(y, self.depth * self.stochastic_depth, train)
+
     def pooled(self, x: jax.Array, train: bool) -> jax.Array:
         if self.pool is None or self.strides == 1:
             return x
@@ -99,7 +121,7 @@ class BasicBlock(ResidualBlock):
         y = nn.relu(self.norm(name="bn1")(y, train))
         y = self.conv(self.width, (3, 3), padding=1, name="conv2")(y)
         y = self.norm(scale_init=self.last_scale, name="bn2")(y, train)
-        y = attend(self.attention, "branch", y, train, planes=self.width)
+        y = self.branch(y, train)
         y = nn.relu(y + self.shortcut(x, self.width, train))
         return self.pooled(y, train)
 
@@ -126,7 +148,7 @@ class Bottleneck(ResidualBlock):
         y = nn.relu(self.norm(name="bn2")(y, train))
         y = self.conv(4 * self.width, (1, 1), name="conv3")(y)
         y = self.norm(scale_init=self.last_scale, name="bn3")(y, train)
-        y = attend(self.attention, "branch", y, train, planes=self.width)
+        y = self.branch(y, train)
         y = nn.relu(y + self.shortcut(x, 4 * self.width, train))
         return self.pooled(y, train)
 
@@ -144,7 +166,7 @@ class PreactivationBasicBlock(ResidualBlock):
         y = attend(self.attention, "conv", y, train, planes=self.width)
         y = nn.relu(self.norm(name="bn2")(y, train))
         y = self.conv(self.width, (3, 3), padding=1, name="conv2")(y)
-        y = attend(self.attention, "branch", y, train, planes=self.width)
+        y = self.branch(y, train)
         return self.pooled(y + x, train)
 
 
@@ -163,5 +185,5 @@ class PreactivationBottleneck(ResidualBlock):
         y = attend(self.attention, "conv", y, train, planes=self.width)
         y = nn.relu(self.norm(name="bn3")(y, train))
         y = self.conv(4 * self.width, (1, 1), name="conv3")(y)
-        y = attend(self.attention, "branch", y, train, planes=self.width)
+        y = self.branch(y, train)
         return self.pooled(y + x, train)

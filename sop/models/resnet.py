@@ -7,6 +7,7 @@ from typing import Literal
 import flax.linen as nn
 import jax
 
+from sop.checks import Rate
 from sop.layers.linear import KERNELS
 from sop.models.attention import Stages
 from sop.models.backbone import Backbone, TorchNames
@@ -66,6 +67,7 @@ def resnet(
     last_stride: Literal[1, 2] | None = None,
     stem: Literal["7x7", "p"] = "7x7",
     zero_init_residual: bool = False,
+    stochastic_depth: Rate = 0.0,
     initialization: Initialization = "he",
 ) -> Network:
     """ResNet or ResNeXt.
@@ -78,6 +80,7 @@ def resnet(
         MPN-COV or GSoP), else 2.
       stem: '7x7', or 'p': GFGP's, which goes down by 4 at once.
       zero_init_residual: the last norm of each branch starts at scale 0 (Goyal et al. 2017, §5.1).
+      stochastic_depth: rate at which the last block is left out; others less, linearly.
       initialization: of kernels: 'he'; 'lecun', as in fast MPN-COV's TensorFlow code, where the
         classifier starts as Keras' Dense; 'glorot'.
     """
@@ -85,7 +88,7 @@ def resnet(
     conv, norm = parts.conv(kernel_init=KERNELS[initialization]), parts.norm()
     features = ResNet(
         attention=parts.stages(stage_sizes),
-        block=partial(
+        block=parts.block(
             block,
             conv=conv,
             norm=norm,
@@ -93,6 +96,7 @@ def resnet(
             groups=groups,
             group_width=group_width,
             zero_init=zero_init_residual,
+            stochastic_depth=stochastic_depth,
         ),
         last_stride=last_stride or parts.last_stride,
         pool=pool,

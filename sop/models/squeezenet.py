@@ -136,7 +136,7 @@ def squeezenet(parts: Parts, version: str, *, dropout: Rate = 0.5) -> Network:
     features = SqueezeNet(
         version=version,
         attention=parts.stages([len(group) for group in VERSIONS[version][2]]),
-        fire=partial(Fire, conv=conv, norm=parts.norm()),
+        fire=parts.block(Fire, conv=conv, norm=parts.norm()),
         pool=parts.pool or MaxPool,
         conv=conv,
     )

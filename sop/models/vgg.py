@@ -123,7 +123,7 @@ def _network(parts, depth, conv, norm, classifier, words=None):
         pool = partial(pool, kernel_init=normal, bias_init=nn.initializers.zeros)
     features = VGG(
         attention=parts.stages(STAGE_SIZES[depth]),
-        layer=partial(ConvLayer, conv=conv, norm=norm),
+        layer=parts.block(ConvLayer, conv=conv, norm=norm),
         pool=pool,
         last_pool=parts.representation_name == "flat",
         words=words,

@@ -14,7 +14,7 @@ from sop.models.backbone import Backbone, TorchNames
 from sop.models.cifar_resnet import PUBLISHED
 from sop.models.network import Linear, Network
 from sop.models.parts import Parts
-from sop.models.residual import stages
+from sop.models.residual import drop_branch, stages
 
 
 class WideBlock(nn.Module):
@@ -29,6 +29,7 @@ class WideBlock(nn.Module):
       pool: local pooling that takes the place of strided convolutions; None: those.
       dropout: rate between the convolutions.
       conv, norm: factories.
+      stochastic_depth, depth: see `sop.models.residual.ResidualBlock`.
     """
 
     width: int
@@ -38,6 +39,8 @@ class WideBlock(nn.Module):
     dropout: float
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
+    stochastic_depth: float = 0.0
+    depth: float = 1.0
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -50,7 +53,8 @@ class WideBlock(nn.Module):
         y = nn.relu(self.norm(name="bn2")(y, train))
         y = nn.Dropout(self.dropout, deterministic=not train)(y)
         y = self.conv(self.width, (3, 3), padding=1, name="conv2")(y)
-        y = attend(self.attention, "branch", y, train) + x
+        y = attend(self.attention, "branch", y, train)
+        y = drop_branch(y, self.depth * self.stochastic_depth, train) + x
         if self.pool and self.strides > 1:
             y = self.pool(window=self.strides, strides=self.strides, name="pooling")(y, train)
         return y
@@ -89,6 +93,7 @@ def wide_resnet(
     widening: Annotated[int, within(1, 64)],
     *,
     dropout: Rate = 0.0,
+    stochastic_depth: Rate = 0.0,
     last_stride: Literal[1, 2] | None = None,
 ) -> Network:
     """Wide ResNet of depth 6n+4 and `widening` k.
@@ -96,6 +101,7 @@ def wide_resnet(
     Args:
       depth, widening: as in the name 'wrn28_10_cifar'.
       dropout: rate between the convolutions of a block.
+      stochastic_depth: rate at which the last block is left out; others less, linearly.
       last_stride: of the third stage; by default what attention or representation ask for (1 with
         MPN-COV or GSoP), else 2.
     """
@@ -107,7 +113,14 @@ def wide_resnet(
         attention=parts.stages((stage_size,) * 3),
         widening=widening,
         last_stride=last_stride or parts.last_stride,
-        block=partial(WideBlock, conv=conv, norm=norm, pool=pool, dropout=dropout),
+        block=parts.block(
+            WideBlock,
+            pool=pool,
+            dropout=dropout,
+            stochastic_depth=stochastic_depth,
+            conv=conv,
+            norm=norm,
+        ),
         conv=conv,
         norm=norm,
     )

@@ -1,9 +1,10 @@
 """Checkpoints of a work folder: written atomically in the background, the good ones found again.
 
-A checkpoint `WORKDIR/checkpoints/STEP/` has three items, so that evaluation and fine-tuning read
-only the first:
+A checkpoint `WORKDIR/checkpoints/STEP/` has these items, so that evaluation and fine-tuning read
+only the first or second:
 
 - `variables`: {'params': …, 'batch_stats': …, …} as `module.apply` takes them,
+- `ema`: the same of `TrainState.averaged_variables`, in runs that take averages,
 - `optimizer`: {'step', 'opt_state'},
 - `progress`: JSON {'epoch', 'evaluates', 'report', 'config', 'data'}: epochs gone by, whether an
   evaluation follows, what `Reporter.state` returned, the run's config, and what tells the data of
@@ -47,7 +48,7 @@ from sop.training.state import TrainState
 
 FOLDER = "checkpoints"
 _SCORES = "scores.json"
-_ITEMS = ("variables", "optimizer", "progress")
+_EMA = "ema"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +97,7 @@ class Checkpoints:
             ),
             item_handlers={
                 "variables": ocp.StandardCheckpointHandler(),
+                "ema": ocp.StandardCheckpointHandler(),
                 "optimizer": ocp.StandardCheckpointHandler(),
                 "progress": ocp.JsonCheckpointHandler(),
             },
@@ -110,7 +112,9 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         optimizer = {"step": state.step, "opt_state": state.opt_state}
+        average = {} if state.ema is None else {_EMA: state.averaged_variables}
         items = ocp.args.Composite(
+            **{name: ocp.args.StandardSave(tree) for name, tree in average.items()},
             variables=ocp.args.StandardSave(state.variables),
             optimizer=ocp.args.StandardSave(optimizer),
             progress=ocp.args.JsonSave(progress),
@@ -207,24 +211,33 @@ class Checkpoints:
             "choose another with --checkpoint."
         )
 
+    def restore_average(self, step: int, template: Mapping[str, Any]) -> Any:
+        """The averaged variables of a checkpoint; None: its run takes no averages."""
+        if not (self.directory / str(step) / _EMA).exists():
+            return None
+        return self._restore_variables(step, template, _EMA)
+
     def close(self) -> None:
         """Waits until what was begun is written."""
         self._manager.wait_until_finished()
         self._manager.close()
 
     def _restore_variables(
-        self, step: int, template: Mapping[str, Any] | jax.sharding.Sharding
+        self,
+        step: int,
+        template: Mapping[str, Any] | jax.sharding.Sharding,
+        item: str = "variables",
     ) -> Any:
-        self._verify(step, ["variables"])
-        saved = self._manager.item_metadata(step)["variables"]
+        self._verify(step, [item])
+        saved = self._manager.item_metadata(step)[item]
         if saved is None:
-            raise FileNotFoundError("its item 'variables' is missing")
+            raise FileNotFoundError(f"its item '{item}' is missing")
         if isinstance(template, jax.sharding.Sharding):
             on_devices = partial(jax.ShapeDtypeStruct, sharding=template)
             template = jax.tree.map(lambda x: on_devices(x.shape, x.dtype), saved.tree)
         refuse_other_shapes(template, saved.tree, f"checkpoint {step} in {self.directory}")
-        args = ocp.args.Composite(variables=ocp.args.StandardRestore(dict(template)))
-        return self._manager.restore(step, args=args)["variables"]
+        args = ocp.args.Composite(**{item: ocp.args.StandardRestore(dict(template))})
+        return self._manager.restore(step, args=args)[item]
 
     def _unscored(self) -> list[int]:
         """Checkpoints that were to be evaluated and have no scores."""
@@ -261,8 +274,16 @@ class Checkpoints:
         optimizer = {"step": like.step, "opt_state": like.opt_state}
         args = ocp.args.Composite(optimizer=ocp.args.StandardRestore(optimizer))
         optimizer = self._manager.restore(step, args=args)["optimizer"]
-        params = variables.pop("params")
-        return TrainState(optimizer["step"], params, variables, optimizer["opt_state"]), report
+        state = like.replace(
+            step=optimizer["step"],
+            params=variables.pop("params"),
+            model_state=variables,
+            opt_state=optimizer["opt_state"],
+        )
+        if like.ema is None:
+            return state, report
+        average = self._restore_variables(step, like.averaged_variables, _EMA)
+        return state.replace(ema={name: average[name] for name in like.ema}), report
 
     def _verify(self, step: int, items: Sequence[str]) -> None:
         if not verify_checksums(self.directory / str(step), items):
@@ -399,14 +420,30 @@ def find_variables(path: str | Path) -> list[Path]:
 
     Args:
       path: a work folder (its best checkpoint, then the latest ones) or one checkpoint's folder
-        `WORKDIR/checkpoints/STEP`.
+        `WORKDIR/checkpoints/STEP`; either with `/ema` behind it for the averages there.
     Raises:
       UsageError: there is none.
     """
-    path = Path(path).absolute()
+    path, item = _without_item(path)
     one = is_step(path.name) and path.parent.name == FOLDER
     directory, which = (path.parent, path.name) if one else (path / FOLDER, "best")
-    return [directory / str(step) for step in _candidates(directory, which)]
+    found = [directory / str(step) for step in _candidates(directory, which)]
+    if item == _EMA and not (found := [each for each in found if (each / _EMA).is_dir()]):
+        raise UsageError(
+            f"No averages were saved in {path}: its run had no config.ema_decay; leave '/{_EMA}' "
+            "out."
+        )
+    return found
+
+
+def _without_item(path: str | Path) -> tuple[Path, str]:
+    """'RUN/ema' → ('RUN', 'ema'), 'RUN' → ('RUN', 'variables')."""
+    path = Path(path).absolute()
+    return (
+        (path.parent, _EMA)
+        if path.name == _EMA and not (path / FOLDER).exists()
+        else (path, "variables")
+    )
 
 
 def load_variables(path: str | Path) -> dict[str, Any]:
@@ -417,14 +454,14 @@ def load_variables(path: str | Path) -> dict[str, Any]:
     Raises:
       UsageError: there is no checkpoint, or none can be read.
     """
+    item = _without_item(path)[1]
     for step in find_variables(path):
         try:
             with ocp.PyTreeCheckpointer() as reader:
-                item = step / "variables"
-                verify_checksums(step, ["variables"])
-                tree = reader.metadata(item).item_metadata.tree
+                verify_checksums(step, [item])
+                tree = reader.metadata(step / item).item_metadata.tree
                 as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-                return reader.restore(item, restore_args=as_numpy)
+                return reader.restore(step / item, restore_args=as_numpy)
         except Exception as caught:  # as in Checkpoints.restore_newest
             error = caught
     raise UsageError(f"No checkpoint of {path} can be read ({_first_line(error)}).") from error

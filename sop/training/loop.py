@@ -1,7 +1,8 @@
 """Training from a config to its results: step, watch, evaluate, checkpoint, stop and go on."""
 
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -17,10 +18,12 @@ from ml_collections import ConfigDict
 from sop.config.validation import as_json
 from sop.data.normalization import normalize
 from sop.errors import UsageError
+from sop.progress import shown
 from sop.training import pretrained
 from sop.training.checkpoints import Checkpoints, load_variables, steps_in
 from sop.training.evaluation import evaluate, is_finite
 from sop.training.memory import check_compiled
+from sop.training.mixing import make_mixing
 from sop.training.optimizer import keep_momentum, matches_any
 from sop.training.reporting import Reporter
 from sop.training.signals import StopRequest
@@ -67,9 +70,11 @@ def train(
       UsageError: the loss or gradient became NaN or infinite; or what `Checkpoints` refuses.
     """
 
+    begin = partial(init_state, ema=config.ema_decay is not None)
+
     def template(step: int) -> TrainState:
         tx = optimizers[stages.index(stage_at(stages, step))]
-        return _on_mesh(jax.eval_shape(partial(init_state, tx=tx), shapes), mesh)
+        return _on_mesh(jax.eval_shape(partial(begin, tx=tx), shapes), mesh)
 
     loaded = None
     if config.init_from and not steps_in(workdir):
@@ -79,8 +84,8 @@ def train(
         restored = checkpoints.restore_newest(template)
         if restored is None:
             variables = _initialize(config, model, stages[0], loaded, mesh, reporter)
-            begin = partial(init_state, tx=optimizers[0])
-            state = jax.jit(begin, out_shardings=replicated(mesh))(variables)
+            first = partial(begin, tx=optimizers[0])
+            state = jax.jit(first, out_shardings=replicated(mesh))(variables)
             report = None
         else:
             state, report = restored
@@ -148,6 +153,9 @@ class _StageRun:
             seed=config.seed,
             label_smoothing=config.label_smoothing,
             frozen_batch_norm=matches_any(frozen),
+            accumulation=config.accumulation,
+            ema_decay=config.ema_decay or 0.0,
+            mixing=make_mixing(config.mixup, config.cutmix),
         )
         self._train_step = data_parallel(step, mesh, donate=True)
         evaluation = make_eval_step(model, normalize=_normalization(config))
@@ -192,7 +200,9 @@ class _StageRun:
         step = int(state.step)
         if not self._evaluates(step):
             return
-        scores = evaluate(self._eval_step, self._mesh, state.variables, self._stage.evaluation)
+        average = None if state.ema is None else state.averaged_variables
+        data, config = self._stage.evaluation, self._stage.config
+        scores = _evaluate_both(self._eval_step, self._mesh, state.variables, average, data, config)
         if not is_finite(scores):
             self._checkpoints.discard(step)
             self._refuse(f"in the evaluation after step {step}", scores)
@@ -203,8 +213,11 @@ class _StageRun:
         """Refuses what the devices cannot hold, of evaluation too, before the first step."""
         mesh, stage, size = self._mesh, self._stage, self._stage.config.batch_size
         batch = batch_shapes(mesh, size, stage.train.row_shape, masked=False)
+        begun = time.monotonic()
+        self._reporter.say("Compiling the steps of training and evaluation …")
         check_compiled("batch_size", size, self._train_step, (state, batch), mesh)
         _compile_evaluation(stage.config, self._eval_step, state.variables, stage.evaluation, mesh)
+        self._reporter.say(f"… compiled in {time.monotonic() - begun:.1f} s.")
 
     def _evaluates(self, step: int) -> bool:
         stage, every = self._stage, self._stage.config.eval_every_epochs
@@ -257,14 +270,34 @@ def evaluate_checkpoint(
       shapes: the model's variables as `jax.ShapeDtypeStruct`s.
       evaluation: see `sop.training.stages.EvalData`.
     Returns:
-      'step', 'epoch', 'loss', 'top1', 'top5' and 'count'.
+      'step', 'epoch', 'loss', 'top1', 'top5' and 'count'; see `_evaluate_both`.
     """
     with closing(Checkpoints(workdir, read_only=True, say=say)) as checkpoints:
         template = _on_mesh(shapes, mesh)
         variables, step, epoch = checkpoints.restore_variables(which, template)
+        average = checkpoints.restore_average(step, template)
     eval_step = data_parallel(make_eval_step(model, normalize=_normalization(config)), mesh)
     _compile_evaluation(config, eval_step, variables, evaluation, mesh)
-    return {"step": step, "epoch": epoch, **evaluate(eval_step, mesh, variables, evaluation)}
+    scores = _evaluate_both(eval_step, mesh, variables, average, evaluation, config)
+    return {"step": step, "epoch": epoch, **scores}
+
+
+def _evaluate_both(eval_step, mesh, variables, average, evaluation, config):
+    """The scores of the variables and, as 'ema_loss', 'ema_top1', 'ema_top5', of their average."""
+    scores = evaluate(eval_step, mesh, variables, _watched(evaluation, config))
+    if average is not None:
+        averages = evaluate(eval_step, mesh, average, _watched(evaluation, config))
+        scores |= {f"ema_{name}": averages[name] for name in averages if name != "count"}
+    return scores
+
+
+def _watched(evaluation: EvalData, config: ConfigDict) -> Iterable[dict[str, Any]]:
+    """Its batches, while process 0 shows how far they have come."""
+    if jax.process_index() > 0:
+        return evaluation
+    total, size = evaluation.num_examples, config.eval_batch_size
+    counted = ((min(size, total - i * size), batch) for i, batch in enumerate(evaluation))
+    return shown(counted, total, "evaluating")
 
 
 def _compile_evaluation(config, eval_step, variables, evaluation, mesh):
@@ -275,7 +308,14 @@ def _compile_evaluation(config, eval_step, variables, evaluation, mesh):
 
 def _normalization(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
     """uint8 images → what the model takes."""
-    return partial(normalize, name=config.input.normalization, dtype=jnp.dtype(config.dtype))
+    options, dtype = config.input, jnp.dtype(config.dtype)
+    return partial(
+        normalize,
+        name=options.normalization,
+        dtype=dtype,
+        mean=options.mean,
+        deviation=options.deviation,
+    )
 
 
 def _on_mesh(shapes: Any, mesh: Mesh) -> Any:

@@ -37,11 +37,15 @@ class Rows(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class _Room:
-    """Memory somewhere, in bytes, and what is taken of it before any batch."""
+    """Memory somewhere, in bytes, and what is taken of it before any batch.
+
+    `cuts`: whether it holds parts of a batch one after another.
+    """
 
     where: str
     size: int
     taken: int
+    cuts: bool = False
 
     def check(self, key: str, batch_size: int, one: int, shares: int, rows: Rows) -> None:
         """Refuses batches of which this has to hold `one` for each example of its share."""
@@ -49,10 +53,11 @@ class _Room:
         if need <= left:
             return
         said = f"but {self.where} has {readable(self.size)}"
+        cut = "raise config.accumulation, or " if self.cuts and key == "batch_size" else ""
         if most := left // one * shares:
             raise UsageError(
                 f"config.{key} = {batch_size} needs at least {readable(need + self.taken)}, "
-                f"{said}: set at most {most}."
+                f"{said}: {cut}set at most {most}."
             )
         height, width = rows.row_shape[-3:-1]
         raise UsageError(
@@ -88,7 +93,8 @@ def check_memory(
             f"config.input.cache needs {readable(cached)}, but this host has "
             f"{readable(host.size)}: set --config.input.cache=False."
         )
-    device = _Room("a device", device_memory(mesh.local_devices, host.size), _bytes(state))
+    size = device_memory(mesh.local_devices, host.size)
+    device = _Room("a device", size, _bytes(state), cuts=True)
     if device.taken > device.size:
         raise UsageError(
             f"The parameters of config.model, with what belongs to them, need "
@@ -99,7 +105,8 @@ def check_memory(
         image = math.prod(rows.row_shape)
         host.check(key, config[key], image * rows.batches_ahead, jax.process_count(), rows)
         examples = config[key] // mesh.size
-        shape = (examples * math.prod(rows.row_shape[:-3]), *rows.row_shape[-3:])
+        at_once = examples // (config.accumulation if key == "batch_size" else 1)
+        shape = (at_once * math.prod(rows.row_shape[:-3]), *rows.row_shape[-3:])
         images = jax.ShapeDtypeStruct(shape, config.dtype)
         forward = jax.make_jaxpr(partial(model.apply, train=False))(variables, images)
         one = image + largest_product(forward.jaxpr) // examples
@@ -123,10 +130,11 @@ def check_compiled(key: str, size: int, step: Any, arguments: Sequence[Any], mes
     need = stats.argument_size_in_bytes + stats.output_size_in_bytes + stats.temp_size_in_bytes
     need -= stats.alias_size_in_bytes  # outputs in the place of donated arguments
     size_of_device = device_memory(mesh.local_devices, host_memory())
+    cut = " or raise config.accumulation" if key == "batch_size" else ""
     if need > size_of_device:
         raise UsageError(
             f"config.{key} = {size} needs {readable(need)} in a step, but a device has "
-            f"{readable(size_of_device)}: set a smaller one."
+            f"{readable(size_of_device)}: set a smaller one{cut}."
         )
 
 

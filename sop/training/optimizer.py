@@ -1,17 +1,28 @@
-"""SGD as the originals' PyTorch runs it, and the learning-rate schedules, composed from optax."""
+"""SGD as the originals' PyTorch runs it, optax's rules, and learning-rate schedules, from optax."""
 
+import inspect
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import optax
 from ml_collections import ConfigDict
 
-from sop.errors import UsageError, show
+from sop.checks import quote
+from sop.config.schema import KEYS
+from sop.errors import UsageError, shorten, show
+from sop.import_path import import_object, is_import_path
 
 Path = tuple[Any, ...]
+
+# Beside 'sgd', whose weight decay optax does not couple as PyTorch does.
+RULES = {"adamw": optax.adamw, "lamb": optax.lamb}
+# Arguments of a factory that other keys of the config set.
+_SET = ("learning_rate", "weight_decay", "mask", "weight_decay_mask")
+_OF_SGD = ("momentum", "nesterov", "keep_momentum")
 
 
 def path_name(path: Path) -> str:
@@ -59,21 +70,27 @@ def _check_patterns_match(params: Any, config: ConfigDict) -> None:
 def make_optimizer(
     config: ConfigDict, schedule: optax.Schedule, params: Any
 ) -> optax.GradientTransformation:
-    """SGD with momentum and weight decay coupled as in `torch.optim.SGD`.
+    """The optimizer of `config.rule`, with a rate and a decay for each parameter.
 
-    For a parameter p with gradient g, weight decay λ, momentum μ, rate η(step) and factor f::
+    'sgd' is SGD with momentum and weight decay coupled as in `torch.optim.SGD`. For a parameter p
+    with gradient g, weight decay λ, momentum μ, rate η(step) and factor f::
 
         d = clip(g) + λ p,   v ← μ v + d,   u = d + μ v if nesterov else v,   p ← p − η f u
 
+    Another rule is `optax.adamw`, `optax.lamb` or the factory of an import path, called with
+    `learning_rate` = η, `weight_decay` = λ and the rule's own options; its updates of clip(g) are
+    multiplied by f. A factory that takes no `weight_decay` is given clip(g) + λ p.
+
     All parameters decay, biases and BatchNorm's included, unless `weight_decays` says otherwise.
-    Frozen parameters have no momentum buffer and do not count in the clipped norm.
+    Frozen parameters have no state and do not count in the clipped norm.
 
     Args:
       config: `config.optimizer`.
       schedule: step → η.
       params: parameter tree (arrays or shapes), for its paths.
     Raises:
-      UsageError: a pattern matches no parameter, or all are frozen.
+      UsageError: a pattern matches no parameter, or all are frozen; there is no such rule, or it
+        does not take its options.
     """
     _check_patterns_match(params, config)
     factor = _value_by_path(config.lr_multipliers, 1.0)
@@ -103,16 +120,87 @@ def make_optimizer(
         for value in distinct(factor)
         if value != 1
     ]
-    momentum = [optax.trace(config.momentum, config.nesterov)] if config.momentum else []
-    sgd = optax.chain(*clip, *decays, *momentum, *factors, optax.scale_by_learning_rate(schedule))
+    name, options = _rule(config)
+    if name == "sgd":
+        momentum = [optax.trace(config.momentum, config.nesterov)] if config.momentum else []
+        steps = [*decays, *momentum, *factors, optax.scale_by_learning_rate(schedule)]
+    else:
+        factory = partial(_factory(name, options), learning_rate=schedule, **options)
+        if "weight_decay" in inspect.signature(factory).parameters:
+            groups = {f"{each}": partial(factory, weight_decay=each) for each in distinct(decay)}
+            labels = by_path(lambda name: f"{decay(name)}")
+            rule = _made(name, options, groups, labels, params)
+            steps = [rule, *factors]
+        else:
+            steps = [*decays, _made(name, options, {"": factory}, None, params), *factors]
     labels = by_path(lambda name: "frozen" if frozen(name) else "trained")
-    return optax.partition({"trained": sgd, "frozen": optax.set_to_zero()}, labels)
+    trained = optax.chain(*clip, *steps)
+    return optax.partition({"trained": trained, "frozen": optax.set_to_zero()}, labels)
+
+
+def _rule(config: ConfigDict) -> tuple[str, dict[str, Any]]:
+    """The name of a rule, and its options."""
+    options = {key: value for key, value in (config.rule or {}).items() if value is not None}
+    name = options.pop("name", "sgd")
+    if name == "sgd" and options:
+        raise UsageError(
+            f"config.optimizer.rule 'sgd' takes no options; remove {quote(options)}, and set "
+            "config.optimizer.momentum and config.optimizer.nesterov."
+        )
+    for key in _OF_SGD if name != "sgd" else ():
+        default = KEYS[f"optimizer.{key}"].default
+        if config[key] != default:
+            raise UsageError(
+                f"config.optimizer.{key} is of the rule 'sgd', not of {show(name)}: leave it at "
+                f"{default}, and give {show(name)} options of its own in config.optimizer.rule."
+            )
+    return name, options
+
+
+def _factory(name: str, options: Mapping[str, Any]) -> Callable[..., optax.GradientTransformation]:
+    """The function behind the name of a rule, which takes a learning rate and the options."""
+    if name not in RULES and not is_import_path(name):
+        raise UsageError(
+            f"There is no optimizer {show(name)} for config.optimizer.rule; there are "
+            f"{quote(['sgd', *RULES])}, or 'package.module:function', such as 'optax:nadamw'."
+        )
+    found = RULES[name] if name in RULES else import_object("optimizer", name)
+    try:
+        takes = list(inspect.signature(found).parameters)
+    except (TypeError, ValueError):  # no function, or one of C
+        takes = []
+    if "learning_rate" not in takes:
+        raise UsageError(
+            f"optimizer {show(name)} takes no learning_rate; name a function as 'optax:nadamw'."
+        )
+    takes = [each for each in takes if each not in _SET]
+    if unknown := [each for each in options if each not in takes]:
+        raise UsageError(
+            f"There is no option {show(unknown[0])} of optimizer {show(name)}; it takes "
+            f"{quote(takes) or 'none'}."
+        )
+    return found
+
+
+def _made(name, options, groups, labels, params):
+    """The rule of each group of parameters in one, tried on shapes."""
+    try:
+        made = {label: factory() for label, factory in groups.items()}
+        tx = next(iter(made.values())) if len(made) == 1 else optax.partition(made, labels)
+        jax.eval_shape(lambda tree: tx.update(tree, tx.init(tree), tree), params)
+    except Exception as error:  # whatever a factory, perhaps the user's own, makes of its options
+        said = (str(error).strip().splitlines() or [""])[0]
+        raise UsageError(
+            f"optimizer {show(name)} cannot be used with the options {show(options)}: "
+            f"{type(error).__name__}: {shorten(said)}; change them, or choose another."
+        ) from error
+    return tx
 
 
 def keep_momentum(before: Any, state: Any) -> Any:
     """The new `state` of an optimizer with the momentum of another's, for the same parameters.
 
-    What was frozen before, or is now, has none to keep.
+    What was frozen before, or is now, has none to keep, nor has what another rule than 'sgd' made.
     """
     old, new = (optax.tree.get(each, "trace") for each in (before, state))
     if old is None or new is None:  # no momentum

@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterable, Iterator
 from typing import Any, NoReturn
 
@@ -38,14 +39,13 @@ class Partners:
         self._process, self._links = process, links
         self._lock, self._once = threading.Lock(), threading.Lock()
         self.heard = threading.Event()
-        self._watches = [
-            threading.Thread(target=self._watch, args=each, daemon=True) for each in links.items()
-        ]
-        for watch in self._watches:
-            watch.start()
+        for partner, link in links.items():
+            threading.Thread(target=self._watch, args=(partner, link), daemon=True).start()
 
     def leave(self, sentence: str | None) -> bool:
         """Tells the others that this process ends, why, or None where all of them do, once.
+
+        It must then end at once: process 0, which JAX's service goes with, waits for the others.
 
         Returns:
           Whether they were told; False: a partner's end is already ending this process.
@@ -56,7 +56,7 @@ class Partners:
             sentence = f"Process {self._process} has ended: {sentence}"
         self._tell_all(self._links, sentence)
         if sentence is not None:
-            self._await_ends()
+            self._outlive_others()
         return True
 
     def _watch(self, partner: int, link: socket.socket) -> None:
@@ -76,12 +76,16 @@ class Partners:
             with self._lock, contextlib.suppress(OSError):
                 _tell(self._links[partner], {"end": sentence})
 
-    def _await_ends(self) -> None:
-        """Waits until the others are gone: where process 0 is, JAX aborts those that are left."""
+    def _outlive_others(self) -> None:
+        """In process 0, waits until the others are gone: JAX aborts those that outlive it."""
+        if self._process > 0:
+            return
         deadline = time.monotonic() + _GRACE
-        for watch in self._watches:
-            if watch is not threading.current_thread():
-                watch.join(max(deadline - time.monotonic(), 0))
+        for link in self._links.values():
+            with contextlib.suppress(OSError):
+                link.settimeout(max(deadline - time.monotonic(), 0.01))
+                while link.recv(4096):
+                    pass
 
     def _end(self, sentence: str) -> NoReturn:
         """Ends this process, whose main thread may wait for a partner for ever.
@@ -92,13 +96,17 @@ class Partners:
         # Whatever the compiled part of JAX, or a traceback, has to say of it adds nothing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         self.heard.set()
-        self._await_ends()
+        self._outlive_others()
         os._exit(1)
 
 
 @contextlib.contextmanager
 def ends_told(partners: Partners | None) -> Iterator[None]:
-    """A context that tells the partners how it ends: a refusal in one process ends all of them."""
+    """A context that tells the partners how it ends: a refusal in one process ends all of them.
+
+    An exception is printed, a refusal as its sentence, and the process ended, with status 2 or 1:
+    JAX would wait for the others in the orderly way out.
+    """
     if partners is None:
         yield
         return
@@ -110,8 +118,14 @@ def ends_told(partners: Partners | None) -> Iterator[None]:
         if not is_refusal and partners.heard.wait(_GRACE):
             sys.exit(1)
         if not partners.leave(str(error) if is_refusal else repr(error)):
-            sys.exit(1)
-        raise
+            time.sleep(_GRACE)
+            os._exit(1)
+        if isinstance(error, SystemExit):
+            raise
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            print(error if is_refusal else traceback.format_exc(), file=sys.stderr, flush=True)
+        os._exit(2 if is_refusal else 1)
     partners.leave(None)
 
 

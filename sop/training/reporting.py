@@ -303,6 +303,8 @@ def report_evaluation(
       config: says on which data.
     """
     data = {**_data(config), "normalization": config.input.normalization}
+    given = {name: config.input.get(name) for name in ("mean", "deviation")}
+    data |= {name: list(value) for name, value in given.items() if value is not None}
     digest = f"{zlib.crc32(json.dumps(data).encode()):08x}"
     words = data["dataset"], data["eval_split"], f"step{scores['step']}", digest
     name = "-".join(re.sub(r"[^\w.]+", "_", word).strip("_")[-60:] for word in words)
@@ -323,11 +325,13 @@ def _data(config: ConfigDict) -> dict[str, str]:
 
 
 def describe(metrics: Mapping[str, float]) -> str:
-    """'loss …, top-1 … %, top-5 … %' of accuracies in [0, 1]."""
+    """'loss …, top-1 … %, top-5 … %' of accuracies in [0, 1], and the same of an average."""
     shares = (
         f"{label} {metrics[key]:.2%}" for key, label in (("top1", "top-1"), ("top5", "top-5"))
     )
-    return ", ".join((f"loss {metrics['loss']:.4f}", *shares))
+    said = ", ".join((f"loss {metrics['loss']:.4f}", *shares))
+    average = {name.removeprefix("ema_"): metrics[name] for name in metrics if name[:4] == "ema_"}
+    return f"{said} (average: {describe(average)})" if average else said
 
 
 def _best(evaluations: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

@@ -15,9 +15,11 @@ from jaxtyping import Bool, Float, Int
 
 from sop.layers import BatchNorm
 from sop.ops.annotations import Array
+from sop.training.mixing import Mixing, partners
 from sop.training.state import TrainState
 
 AXIS = "batch"
+_NO_DEVICE = 2**32 - 1  # in the place of a device's number, for what is drawn alike on all
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -91,6 +93,21 @@ def _frozen_batch_norm(is_frozen: Callable[[str], bool]):
     return nn.intercept_methods(interceptor)
 
 
+def _mean_over_parts(function: Callable[[Any, Batch], Any], batch: Batch, parts: int) -> Any:
+    """The mean of `function(i, part i)` over equal parts of a batch, one after another."""
+    if parts == 1:
+        return function(0, batch)
+    cut = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+
+    def add(total, part):
+        return jax.tree.map(jnp.add, total, function(*part)), None
+
+    first = jax.tree.map(lambda x: x[0], cut)
+    zeros = optax.tree.zeros_like(jax.eval_shape(function, 0, first))
+    total, _ = lax.scan(add, zeros, (jnp.arange(parts), cut))
+    return jax.tree.map(lambda x: x / parts, total)
+
+
 def make_train_step(
     model: nn.Module,
     tx: optax.GradientTransformation,
@@ -99,6 +116,9 @@ def make_train_step(
     seed: int = 0,
     label_smoothing: float = 0.0,
     frozen_batch_norm: Callable[[str], bool] = lambda name: False,
+    accumulation: int = 1,
+    ema_decay: float = 0.0,
+    mixing: Mixing | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The per-device training step; map it over axis `AXIS`.
 
@@ -106,21 +126,37 @@ def make_train_step(
     (1 − ε) one-hot + ε/K where ε = `label_smoothing`. Gradients, metrics and BatchNorm's running
     statistics are averaged over the axis.
 
+    With `accumulation` = a the device's examples are cut into a equal parts, which follow one
+    another as if each were on a device of its own: n devices take the step of n·a devices, dropout
+    and the statistics of a BatchNorm per device included. Only the memory of one part is needed.
+
     Args:
       model: called as `model.apply(variables, images, train=True)`.
       tx: see `sop.training.optimizer.make_optimizer`.
       normalize: batch images as they arrive (uint8) → what the model takes.
       seed: of dropout; its key depends on the step and on the device as well.
       frozen_batch_norm: path of a BatchNorm's scale → whether its statistics stand still.
+      accumulation: parts of the device's examples; must divide their number.
+      mixing: of the examples in pairs, see `sop.training.mixing.make_mixing`; its key depends on
+        the step alone. The targets are mixed as the images are, and so are 'top1' and 'top5'.
+      ema_decay: of the averages, where the state has them: a ← d a + (1 − d) new after each step,
+        d = min(ema_decay, (1 + step) / (10 + step)), so that the start is soon forgotten.
     Returns:
       (state, {'image': [b, H, W, 3], 'label': int32 [b]}) → (new state, float32 scalars 'loss',
       'top1', 'top5', 'grad_norm').
     """
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        images, labels = normalize(batch["image"]), batch["label"]
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        key = jax.random.fold_in(key, lax.axis_index(AXIS))
+    def gradient(
+        state: TrainState, batch: Batch, key: jax.Array, mixing_key: jax.Array
+    ) -> tuple[Any, Any, Metrics]:
+        """Gradients, new model state and metrics of some examples; `key` is that of dropout."""
+        images, labels = batch["image"], batch["label"]
+        if mixing is not None:
+            images, share = mixing(mixing_key, images)
+        images = normalize(images)
+
+        def mixed(x: jax.Array) -> jax.Array:
+            return x if mixing is None else share * x + (1 - share) * partners(x)
 
         def loss_fn(params):
             with _frozen_batch_norm(frozen_batch_norm):
@@ -131,26 +167,48 @@ def make_train_step(
                     mutable=["batch_stats"],
                     rngs={"dropout": key},
                 )
-            targets = jax.nn.one_hot(labels, logits.shape[-1])
+            targets = mixed(jax.nn.one_hot(labels, logits.shape[-1]))
             targets = optax.smooth_labels(targets, label_smoothing)
             loss = optax.softmax_cross_entropy(logits, targets).mean()
             return loss, (logits, new_model_state)
 
-        gradient = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, (logits, new_model_state)), grads = gradient(state.params)
-        grads = lax.pmean(grads, AXIS)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        def mixed_hits(k: int) -> jax.Array:
+            if mixing is None:
+                return hits(logits, labels, k)
+            return share * hits(logits, labels, k) + (1 - share) * hits(logits, partners(labels), k)
+
+        value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, (logits, new_model_state)), grads = value_and_grad(state.params)
         metrics = {
             "loss": loss,
-            "top1": hits(logits, labels, 1).mean(),
-            "top5": hits(logits, labels, 5).mean(),
+            "top1": mixed_hits(1).mean(),
+            "top5": mixed_hits(5).mean(),
         }
-        metrics = {**lax.pmean(metrics, AXIS), "grad_norm": optax.tree.norm(grads)}
+        return grads, new_model_state, metrics
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        mixing_key = jax.random.fold_in(key, _NO_DEVICE)
+        first = lax.axis_index(AXIS) * accumulation
+
+        def part_of_step(index, part):
+            return gradient(state, part, jax.random.fold_in(key, first + index), mixing_key)
+
+        found = _mean_over_parts(part_of_step, batch, accumulation)
+        grads, new_model_state, metrics = lax.pmean(found, AXIS)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
+        params, ema = optax.apply_updates(state.params, updates), None
+        if state.ema is not None:
+            decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+            new = {"params": params, **new_model_state}
+            ema = {**state.ema, **optax.incremental_update(new, state.ema, 1 - decay)}
         new_state = TrainState(
             step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
-            model_state={**state.model_state, **lax.pmean(new_model_state, AXIS)},
+            params=params,
+            model_state={**state.model_state, **new_model_state},
             opt_state=opt_state,
+            ema=ema,
         )
         return new_state, metrics
 

@@ -13,13 +13,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from sop.errors import UsageError
+from sop.progress import shown
 from sop.training.durable import refuse_full_disk
 from sop.training.workdir import refuse_another_model, refuse_moved_classes
 from sop.using.figures import caption, short
 from sop.using.images import UNLABELLED, Batch, Pictures, by_name, named
 from sop.using.mistakes import Confusion, Mistake, Worst
 from sop.using.predictions import Predictions
-from sop.using.progress import shown
 from sop.using.run import Run, open_run
 
 FOLDER = "predictions"

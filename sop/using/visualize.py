@@ -8,6 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from sop.errors import UsageError, did_you_mean, show
+from sop.progress import shown
 from sop.training.durable import refuse_full_disk
 from sop.training.workdir import run_config
 from sop.using.figures import caption, first_view, short
@@ -16,7 +17,6 @@ from sop.using.inside import Look
 from sop.using.pictures import Seen, draw
 from sop.using.predict import open_both
 from sop.using.predictions import Predictions
-from sop.using.progress import shown
 from sop.using.run import Run, open_run
 
 FOLDER = "pictures"

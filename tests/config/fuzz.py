@@ -20,7 +20,7 @@ from sop.models import BACKBONES, create_model
 from sop.models.attention import ATTENTIONS
 from sop.models.lookup import RESERVED
 from sop.models.parts import POOLS, REPRESENTATIONS
-from sop.training.optimizer import make_optimizer, make_schedule
+from sop.training.optimizer import RULES, make_optimizer, make_schedule
 from sop.training.state import init_state, init_variables
 
 _ROLES = {"attention": ATTENTIONS, "pool": POOLS, "representation": REPRESENTATIONS}
@@ -53,7 +53,8 @@ _TEXTS = (
 def draw(rng: random.Random) -> list[str]:
     """Changes of a config on the command line, most of which must be refused in one sentence."""
     value = _literal(rng, 0) if rng.random() < 0.7 else rng.choice(_TEXTS)
-    kind = rng.choice(["key", "key", "option", "option", "backbone", "stage", "transform", "group"])
+    kinds = ["key", "key", "option", "option", "backbone", "stage", "transform", "group", "rule"]
+    kind = rng.choice(kinds)
     groups = sorted({key.rpartition(".")[0] for key in KEYS} - {""})
     match kind:
         case "key":
@@ -65,10 +66,17 @@ def draw(rng: random.Random) -> list[str]:
             option = rng.choice([*options, "blocks", "after", "none_such"])
             return [f"--config.model.{role}={name}", f"--config.model.{role}.{option}={value}"]
         case "backbone":
-            name = rng.choice(list(BACKBONES)).format(depth=8, widening=1)
+            own = ("sop.models.resnet:ResNet", "sop.layers:MaxPool", "os:getcwd")
+            name = rng.choice([*BACKBONES, *own]).format(depth=8, widening=1)
             names = ["dropout", "stage_size", "last_stride", "block", "hidden", "multiplier"]
+            names.append("stochastic_depth")
             option = f"--config.model.{rng.choice(names)}={value}"
             return [f"--config.model.backbone={name}", option]
+        case "rule":
+            option = rng.choice(["b1", "eps", "mu_dtype", "nesterov", "weight_decay", "none_such"])
+            name = rng.choice([*RULES, "optax:adafactor"])
+            rule = "--config.optimizer.rule"
+            return [f"{rule}={name}", f"{rule}.{option}={value}"]
         case "stage":
             *above, last = rng.choice(list(KEYS)).split(".")
             inner = f"{{'{last}': {value}}}"
@@ -77,7 +85,7 @@ def draw(rng: random.Random) -> list[str]:
             return [f"--config.stages=({inner},)"]
         case "transform":
             key = rng.choice(["train", "eval"])
-            name = rng.choice(list(transforms.TRANSFORMS))
+            name = rng.choice([*transforms.TRANSFORMS, "sop.data.transforms:Flip", "os:getcwd"])
             return [f"--config.input.{key}_transforms={name}({value})"]
         case _:
             return [f"--config.{rng.choice(groups)}={value}"]

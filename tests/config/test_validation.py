@@ -36,11 +36,14 @@ def test_the_default_passes():
         {"schedule__boundaries": [1, 2.5]},  # a list is as good as a tuple
         {"optimizer__clip_norm": 1.0},
         {"input__data_dir": None},
+        {"input__mean": (0.5, 0.5, 0), "input__deviation": [1, 0.5, 0.2]},
         {"model__attention": ConfigDict({"name": "gsop", "reduction": 128})},
         {"model__representation": None},
         {"model__last_stride": 1},  # an option of the backbone
         {"optimizer__lr_multipliers": (("^head/", 10), (".*bias", 2.0))},
         {"checkpoint__every_steps": 100},
+        {"optimizer__rule": ConfigDict({"name": "adamw", "b2": 0.95})},
+        {"stages": ({"optimizer": {"rule": {"name": "lamb", "b1": 0.8}}},)},
         {"stages": ({"optimizer": {"learning_rate": 1}}, {"num_epochs": 3})},
     ],
 )
@@ -77,6 +80,18 @@ def test_what_can_be_meant_passes(changes):
         ),
         ({"num_epochs": 0}, "config.num_epochs is 0 but must be a whole number from 1 to "),
         ({"batch_size": 0}, "config.batch_size is 0 but must be a whole number from 1 to "),
+        (
+            {"input__mean": (0.5, 0.5)},
+            "config.input.mean is (0.5, 0.5) but must be (a number from 0",
+        ),
+        (
+            {"input__mean": (124, 116, 104)},
+            "must be (a number from 0 to 1, a number from 0 to 1, a",
+        ),
+        ({"input__deviation": (0, 1, 1)}, "must be (a number from 0.001 to 1000, a number from"),
+        ({"mixup": -0.1}, "config.mixup is -0.1 but must be a number from 0 to 100"),
+        ({"ema_decay": 1.0}, "number of at least 0 and below 1 or None"),
+        ({"accumulation": 0}, "config.accumulation is 0 but must be a whole number from 1 to"),
         ({"label_smoothing": 1.0}, "must be a number of at least 0 and below 1"),
         ({"optimizer__clip_norm": 0.0}, "must be a number from 1e-12 to"),
         ({"optimizer__frozen": ("(",)}, "must be a tuple, each item a string that is a regular"),
@@ -138,6 +153,23 @@ def test_a_config_comes_back_from_json(name):
     again = from_json(json.loads(json.dumps(as_json(config))))
     assert as_json(again) == as_json(config)
     assert len(stage_configs(again)) == len(stage_configs(config)) > 1
+
+
+def test_the_parts_of_a_device_are_equal():
+    check_batches(changed(batch_size=64, eval_batch_size=8, accumulation=4), 8)
+    with pytest.raises(
+        UsageError, match=r"8 devices .* in 4 parts each \(config\.accumulation\): .*=32 or 64\."
+    ):
+        check_batches(changed(batch_size=56, accumulation=4), 8)
+
+
+def test_examples_are_mixed_in_pairs():
+    config = changed(batch_size=24, accumulation=3, cutmix=1.0)
+    check_batches(config, 4, ["batch_size"])
+    with pytest.raises(
+        UsageError, match=r"4 devices .* in 5 parts each .* in pairs, which mixup .*=40 or 80\."
+    ):
+        check_batches(changed(batch_size=60, accumulation=5, mixup=0.2), 4)
 
 
 def test_flatten():

@@ -15,6 +15,16 @@ def test_normalize_is_affine_with_the_named_statistics(name):
     )
 
 
+def test_mean_and_deviation_may_be_given():
+    images = np.random.default_rng(0).integers(0, 256, (2, 4, 5, 3), np.uint8)
+    mean, deviation = (0.5, 0.25, 0.125), (0.5, 1.0, 2.0)
+    for given, by_name in zip(({"mean": mean}, {"deviation": deviation}), (1, 0), strict=True):
+        statistics = [mean, deviation]
+        statistics[by_name] = STATISTICS["cifar10"][by_name]
+        expected = (images / 255 - statistics[0]) / statistics[1]
+        np.testing.assert_allclose(normalize(images, "cifar10", **given), expected, atol=1e-5)
+
+
 def test_normalize_gives_the_compute_type():
     assert (
         normalize(jnp.zeros((1, 2, 2, 3), jnp.uint8), "cifar10", jnp.bfloat16).dtype == jnp.bfloat16

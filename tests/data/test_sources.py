@@ -3,14 +3,16 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from typing import ClassVar
 
 import cv2
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from PIL import Image
 
-from sop.data import sources
-from sop.data.images import BadImageError
+from sop.data import prepare, sources
+from sop.data.images import BadImageError, decode, encode
 from sop.errors import UsageError
 
 
@@ -57,6 +59,152 @@ def test_a_folder_that_cannot_be_used_is_refused(folder, tmp_path):
     refuse("test has no images of class 'dog', which another split has", folder)
     (tmp_path / "own" / "test" / "dog").rmdir()
     refuse("test has no images of class 'dog'", folder, "test")
+
+
+def test_parts_of_a_folder_share_its_images_and_hold_all_classes(tmp_path):
+    files = {name: [f"{name}{i}.png" for i in range(40)] for name in ("ant", "bee", "cat")}
+    few = {name: [f"{name}.png"] for name in files}
+    folder = make_folder(tmp_path / "own", {"train": files, "test": few})
+
+    def names(split):
+        source = sources.open_source(folder, split)
+        labels = [source[index][1] for index in range(len(source))]
+        assert len(labels) == source.identity["examples"]
+        assert source.identity["split"] == split
+        found = [source.describe(index) for index in range(len(source))]
+        assert [os.path.basename(name)[:3] for name in found] == [
+            source.class_names[label] for label in labels
+        ]
+        return found
+
+    whole, first, rest = names("train"), names("train[:25%]"), names("train[25%:]")
+    assert len(first) == 30 and len(rest) == 90
+    assert sorted(first + rest) == sorted(whole)
+    assert first == sorted(first)
+    shares = [sum(f"/{name}/" in each for each in first) for name in files]
+    assert min(shares) >= 4
+    assert names("train[:30]") == first and names("train[-90:]") == rest
+    assert names("test+train[:25%]") == names("test") + first
+    assert len(names("train[10:20]")) == 10
+    (tmp_path / "own" / "train" / "bee" / "another.png").write_bytes(
+        (tmp_path / "own" / "train" / "bee" / "bee0.png").read_bytes()
+    )
+    assert (
+        len(
+            set(sources.open_source(folder, "train[:30]")._examples)
+            & {
+                (os.path.relpath(name, tmp_path / "own"), "abc".index(os.path.basename(name)[0]))
+                for name in first
+            }
+        )
+        >= 29
+    )  # a new image moves one at most
+    for split in ("train[:1000]", "train[", "train[:0x1]", "none[:10%]"):
+        refuse("has no split .* or to parts or sums of these", folder, split)
+    refuse(
+        "Split 'train.:0%.' of folder .* holds no image; take a larger part", folder, "train[:0%]"
+    )
+
+
+class Stripes:
+    """A source of a user's own, of arrays or of encoded images."""
+
+    class_names = ("rows", "columns")
+
+    def __init__(self, split):
+        self.size = {"train": 6, "test": 2}[split]
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        image = np.zeros((4, 4, 3), np.uint8)
+        image[(index // 2, slice(None), 0) if index % 2 == 0 else (slice(None), index // 2, 1)] = 9
+        return image, index % 2
+
+
+class Encoded(Stripes):
+    image_size = (4, 4)
+    identity: ClassVar = {"files": "version 2"}
+
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        return encode(image), label
+
+    def describe(self, index):
+        return f"stripe {index}"
+
+
+class Floats(Stripes):
+    def __getitem__(self, index):
+        return super().__getitem__(index)[0] / 2, 0
+
+
+def nothing(split):
+    return [split]
+
+
+def test_a_source_of_a_users_own():
+    source = sources.open_source(f"{__name__}:Stripes", "train")
+    assert len(source) == 6 and source.class_names == ["rows", "columns"]
+    data, label = source[3]
+    assert label == 1
+    np.testing.assert_array_equal(decode(data), Stripes("train")[3][0])
+    assert source.describe(3) == f"example 3 of {__name__}:Stripes" and source.image_size is None
+    assert source.identity["split"] == "train" and source.identity["examples"] == 6
+    own = sources.open_source(f"{__name__}:Encoded", "train")
+    assert own[3] == (data, label) and own.describe(3) == "stripe 3" and own.image_size == (4, 4)
+    changed = {key for key, value in own.identity.items() if value != source.identity[key]}
+    assert changed == {"files"}
+
+
+def test_a_source_that_cannot_be_used_is_refused():
+    refuse("Stripes' does not open the split 'all' .*set config", f"{__name__}:Stripes", "all")
+    refuse("'no_such:Data' cannot be imported: No module", "no_such:Data")
+    refuse("test_sources:nothing' gives a list without class_names; see", f"{__name__}:nothing")
+    refuse("is no class or function of the name of a split", f"{__name__}:__doc__")
+    floats = sources.open_source(f"{__name__}:Floats", "train")
+    with pytest.raises(BadImageError, match="neither bytes nor an array uint8"):
+        floats[0]
+
+
+class OwnStripes(tfds.core.GeneratorBasedBuilder):
+    """The same as a TFDS builder that encodes its images by itself."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = {
+            "image": tfds.features.Image(shape=(4, 4, 3), encoding_format="png"),
+            "label": tfds.features.ClassLabel(names=["rows", "columns"]),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(features),
+            supervised_keys=("image", "label"),
+        )
+
+    def _split_generators(self, dl_manager):
+        return {split: self._generate_examples(split) for split in ("train", "test")}
+
+    def _generate_examples(self, split):
+        source = Encoded(split)
+        for index in range(len(source)):
+            image, label = source[index]
+            yield index, {"image": image, "label": label}
+
+
+def test_a_builder_of_a_users_own_is_prepared_and_read(tmp_path):
+    dataset, data_dir = f"{__name__}:OwnStripes", str(tmp_path)
+    command = f"run: python -m sop.data.prepare {dataset} --data_dir={data_dir}$"
+    refuse(f"OwnStripes' is not prepared in .*{command}", dataset, data_dir=data_dir)
+    prepare.prepare(dataset, data_dir)
+    source = sources.open_source(dataset, "train[:50%]+test", data_dir)
+    assert len(source) == 3 + 2 and source.class_names == ["rows", "columns"]
+    assert decode(source[0][0]).shape == (4, 4, 3)
+    refuse("has no split 'validation'", dataset, "validation", data_dir)
+    with pytest.raises(UsageError, match="Stripes' is no TFDS builder: it needs no preparation"):
+        prepare.prepare(f"{__name__}:Stripes", data_dir)
 
 
 def test_unknown_names_are_refused_with_names_like_them(tmp_path):

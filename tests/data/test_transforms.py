@@ -1,14 +1,19 @@
+import collections
+import dataclasses
 import io
 import math
+from typing import Annotated, ClassVar
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageOps
 
+from sop.checks import within
 from sop.data import images as codec
 from sop.data import randomness, transforms
+from sop.data.randaugment import CHANGES
 from sop.errors import UsageError
 
 
@@ -215,11 +220,102 @@ def test_lighting_shifts_along_the_principal_axes():
     np.testing.assert_array_equal(transforms.Lighting(0)(grey[:2], np.zeros((2, 3))), grey[:2])
 
 
+def augmented(name, image, magnitude, sign):
+    """What RandAugment makes of an image when it draws one change."""
+    which = (list(CHANGES).index(name) + 0.5) / len(CHANGES)
+    draws = np.array([[which, 0.2 if sign > 0 else 0.7]])
+    return transforms.RandAugment(1, magnitude)(image[None], draws)[0]
+
+
+def test_randaugment_displaces():
+    """By the largest shear of 0.3, shift of 150/331 of the side, rotation of 30°."""
+    rows, columns = np.mgrid[0:33, 0:33]
+    image = np.repeat((4 * rows + 3 * columns + 1).astype(np.uint8)[..., None], 3, 2)
+    for sign in (1, -1):
+        for name, (down, right) in {"translate_y": (14, 0), "translate_x": (0, 14)}.items():
+            expected = np.zeros_like(image)
+            inside = (slice(max(0, -sign * k), 33 - max(0, sign * k)) for k in (down, right))
+            shifted = np.roll(image, (-sign * down, -sign * right), (0, 1))
+            where = tuple(inside)
+            expected[where] = shifted[where]
+            np.testing.assert_array_equal(augmented(name, image, 30, sign), expected)
+        x = np.floor(columns + 0.5 + sign * 0.3 * (rows + 0.5)).astype(int)
+        sheared = np.where((x >= 0) & (x < 33), image[rows, x.clip(0, 32), 0], 0)
+        found = augmented("shear_x", image, 30, sign)[..., 0]
+        assert (found == sheared).mean() > 0.97  # Pillow counts in fixed point
+        transposed = augmented("shear_y", image.transpose(1, 0, 2), 30, sign)
+        np.testing.assert_array_equal(transposed.transpose(1, 0, 2)[..., 0], found)
+        turned = Image.fromarray(image).rotate(sign * 30)
+        np.testing.assert_array_equal(augmented("rotate", image, 30, sign), np.asarray(turned))
+
+
+def test_randaugment_changes_levels():
+    image = photograph(20, 30)
+    for name, enhancer in {
+        "brightness": ImageEnhance.Brightness,
+        "color": ImageEnhance.Color,
+        "contrast": ImageEnhance.Contrast,
+        "sharpness": ImageEnhance.Sharpness,
+    }.items():
+        for sign in (1, -1):
+            expected = enhancer(Image.fromarray(image)).enhance(1 + sign * 0.27)
+            np.testing.assert_array_equal(augmented(name, image, 9, sign), np.asarray(expected))
+    np.testing.assert_array_equal(augmented("posterize", image, 30, 1), image & 0xF0)
+    np.testing.assert_array_equal(augmented("posterize", image, 9, 1), image & 0xFE)
+    threshold = 255 * (1 - 9 / 30)
+    solarized = np.where(image < threshold, image, 255 - image)
+    np.testing.assert_array_equal(augmented("solarize", image, 9, 1), solarized)
+    np.testing.assert_array_equal(augmented("identity", image, 9, 1), image)
+    for name in ("autocontrast", "equalize"):
+        expected = getattr(ImageOps, name)(Image.fromarray(image // 2))
+        np.testing.assert_array_equal(augmented(name, image // 2, 9, 1), np.asarray(expected))
+
+
+def test_randaugment_draws_each_change_equally_often():
+    image = np.zeros((4000, 1, 1, 3), np.uint8)
+    draws = randomness.epoch_uniforms(0, 0, 4000, 2)
+    drawn = []
+    with pytest.MonkeyPatch.context() as patch:
+        for name in CHANGES:
+            patch.setitem(CHANGES, name, lambda p, s, sign, n=name: drawn.append((n, sign)) or p)
+        transforms.RandAugment(1)(image, draws)
+    counts = collections.Counter(drawn)
+    assert len(counts) == 2 * len(CHANGES)
+    np.testing.assert_allclose(list(counts.values()), 4000 / 28, rtol=0.3)
+
+
+def test_random_erasing_fills_rectangles_of_the_areas_and_ratios():
+    images = np.ones((3000, 60, 60, 3), np.uint8)
+    erasing = transforms.RandomErasing(0.4, area=(0.05, 0.2), ratio=(0.5, 2), fill=(0, 7, 255))
+    erased = erasing(images, draws_for(erasing, 3000))
+    assert (images == 1).all()
+    inside = (erased == (0, 7, 255)).all(-1)
+    assert (inside | (erased == 1).all(-1)).all()
+    found = inside.any((1, 2))
+    np.testing.assert_allclose(found.mean(), 0.4, atol=0.03)
+    heights, widths = inside.any(2).sum(1)[found], inside.any(1).sum(1)[found]
+    np.testing.assert_array_equal(inside.sum((1, 2))[found], heights * widths)
+    np.testing.assert_allclose(
+        np.quantile(heights * widths / 3600, [0, 0.5, 1]), [0.05, 0.125, 0.2], atol=0.01
+    )
+    np.testing.assert_allclose(
+        np.quantile(np.log(widths / heights), [0, 0.5, 1]), np.log([0.5, 1, 2]), atol=0.1
+    )
+    assert inside.any((0, 1)).all() and inside.any((0, 2)).all()
+
+
+def test_what_does_not_fit_is_not_erased():
+    image = batch(2, 50, 4)
+    erasing = transforms.RandomErasing(1.0, area=(0.9, 0.9), ratio=(1, 1))
+    np.testing.assert_array_equal(erasing(image, draws_for(erasing, 4)), image)
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "pad_crop(8, 2) | flip",
         "random_resized_crop(6) | flip | color_jitter(0.4, 0.4, 0.4) | lighting(0.1)",
+        "randaugment(3, 20) | random_erasing",
     ],
 )
 def test_a_batch_equals_its_images_one_by_one(text):
@@ -286,6 +382,18 @@ def test_what_is_fixed_can_be_done_before():
         ("resize_short(open('x'))", False, "does not fit"),
         ("lighting(-1)", True, "is -1 but must be a number from 0 to"),
         ("random_resized_crop(224, area=(1, 0.5))", True, "must be .* in ascending order"),
+        (
+            "randaugment(0)",
+            True,
+            "'num_changes' of randaugment is 0 but must be a whole number from",
+        ),
+        (
+            "randaugment(2, 31)",
+            True,
+            "'magnitude' of randaugment is 31 but must be a number from 0",
+        ),
+        ("randaugment", False, "eval_transforms: randaugment is random"),
+        ("random_erasing(fill=(0, 0, 256))", True, "'fill' of random_erasing is .0, 0, 256. but"),
         ("random_resized_crop(224, scale=(0.5, 1))", True, "does not fit"),
         ("ten_crop(224)", True, "ten_crop makes views for evaluation"),
         ("flip", False, "eval_transforms: flip is random"),
@@ -298,6 +406,76 @@ def test_ill_formed_transforms_are_refused_in_a_sentence(text, training, message
     assert "\n" not in str(refusal.value) and str(refusal.value).endswith(".")
 
 
+@dataclasses.dataclass(frozen=True)
+class Brighten(transforms.Transform):
+    """Adds up to `most` levels."""
+
+    most: Annotated[int, within(0, 100)] = 10
+    num_draws: ClassVar[int] = 1
+
+    def __call__(self, images, draws):
+        return images + (self.most * draws[:, :, None, None]).astype(np.uint8)
+
+    def output_size(self, size):
+        return size
+
+
+class Float(Brighten):
+    def __call__(self, images, draws):
+        return images / 2
+
+
+class Abstract(transforms.Transform):
+    pass
+
+
+def test_own_transforms_stand_among_the_others():
+    pipeline = transforms.parse(
+        f"pad_crop(6, 1) | {__name__}:Brighten(most=20)|flip", training=True
+    )
+    pad, own, flip = pipeline.transforms
+    assert own == Brighten(20) and pipeline.num_draws == 4
+    images, draws = batch(6, 6) // 2, draws_for(pipeline, 5)
+    expected = flip(own(pad(images, draws[:, :2]), draws[:, 2:3]), draws[:, 3:])
+    np.testing.assert_array_equal(pipeline(images, draws), expected)
+    assert transforms.parse(f"{__name__}:Brighten", training=True).transforms == (Brighten(),)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"flip | {__name__}:Brighten(200)", r"'most' of tests.*:Brighten is 200 but must be a"),
+        (
+            f"{__name__}:Brighten(1, 2)",
+            r"tests.*:Brighten\(1, 2\) does not fit; write tests.*:Brig",
+        ),
+        (f"{__name__}:Nothing", "train_transforms: transform 'tests.*:Nothing' cannot be imported"),
+        ("no_such:Blur | flip", "transform 'no_such:Blur' cannot be imported: No module named"),
+        (
+            "os:getcwd",
+            "os:getcwd is no transform; name a subclass of sop.data.transforms.Transform",
+        ),
+        (f"{__name__}:Abstract", "must be a frozen dataclass with __call__ and output_size"),
+        ("a:b:c | flip", "cannot be read"),
+        ("flip(a:b)", "cannot be read"),
+    ],
+)
+def test_own_transforms_that_cannot_be_used_are_refused(text, message):
+    with pytest.raises(UsageError, match=message) as refusal:
+        transforms.parse(text, training=True)
+    assert "\n" not in str(refusal.value) and str(refusal.value).endswith(".")
+
+
+def test_own_transforms_are_random_or_not_as_they_say():
+    with pytest.raises(UsageError, match="eval_transforms: Brighten is random"):
+        transforms.parse(f"{__name__}:Brighten", training=False)
+    pipeline = transforms.parse(f"{__name__}:Float", training=True)
+    with pytest.raises(UsageError, match="The transform Float makes float64 of images of uint8"):
+        pipeline(batch(), np.zeros((5, 1)))
+
+
 def test_arguments_may_be_named():
     named = transforms.parse("random_resized_crop(size=8, area=(0.2, 1))", training=True)
     assert named.transforms == (transforms.RandomResizedCrop(8, (0.2, 1)),)
+    listed = transforms.parse("random_resized_crop(8, [0.2, 1])", training=True)
+    assert listed == named and hash(listed) == hash(named)

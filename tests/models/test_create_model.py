@@ -1,9 +1,11 @@
 """What a config may say, what it means by default, and how it is refused."""
 
+import dataclasses
 import re
 import sys
 import types
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,10 +17,24 @@ from ml_collections.config_dict import placeholder
 
 from sop.errors import UsageError
 from sop.layers import MPNCOV
-from sop.models import create_model
+from sop.models import BACKBONES, create_model
 
 SMALL = {"backbone": "resnet8_cifar", "num_classes": 3}
 IMAGES = jnp.zeros((2, 16, 16, 3))
+
+
+class Own(nn.Module):
+    """Features of a user's own."""
+
+    width: int = 4
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, images, train):
+        return nn.Conv(self.width, (3, 3), 2, dtype=self.dtype, name="conv")(images)
+
+
+OWN = dataclasses.replace(BACKBONES["resnet18"], image_size=16)
 
 
 def variables_of(model, images=IMAGES):
@@ -83,6 +99,13 @@ def shapes(config):
             {"representation": {"name": "mpncov", "num_iters": 10**5}},
             "'num_iters' of representation 'mpncov' is 100000 but must be a whole number from 1 to",
         ),
+        ({"backbone": "os:getcwd"}, "backbone 'os:getcwd' is no Flax module; name a subclass of"),
+        ({"backbone": "no_such:Net"}, "backbone 'no_such:Net' cannot be imported: No module"),
+        ({"backbone": "sop.models.resnet:ResNet"}, "'sop.models.resnet:ResNet' needs the option"),
+        ({"backbone": f"{__name__}:Own", "depth": 3}, "There is no option 'depth' of backbone 'te"),
+        ({"backbone": f"{__name__}:Own", "width": "3"}, "'width' of backbone 'tests.models.test_c"),
+        ({"backbone": f"{__name__}:Own", "attention": "cgd"}, "is a module of features, into wh"),
+        ({"backbone": f"{__name__}:Own", "pool": "max"}, "leave out config.model.attention, conf"),
         ({"attention": 3}, "config.model.attention is 3; give a name or a dict"),
         (
             {"attention": {"name": "cgd", "after": "top"}},
@@ -277,3 +300,24 @@ def test_the_representation_alone_may_take_statistics_over_devices():
         model = create_model(config, **axes)
         assert model.representation.axis_name == "batch"
         assert model.features.norm.keywords["axis_name"] == axes.get("axis_name")
+
+
+def test_a_module_of_features_is_a_backbone():
+    config = {"backbone": f"{__name__}:Own", "num_classes": 3, "width": 5, "representation": "bcnn"}
+    model = create_model(config, dtype=jnp.bfloat16)
+    found = variables_of(model)["params"]
+    assert found["features"]["conv"]["kernel"].shape == (3, 3, 3, 5)
+    assert found["classifier"]["kernel"].shape == (25, 3)
+    assert model.features.dtype == jnp.bfloat16
+    with pytest.raises(UsageError, match=r"leave out .* config\.remat, or name"):
+        create_model(config, remat=True)
+
+
+def test_a_backbone_of_a_users_own_takes_all_that_is_put_in():
+    config = {"backbone": f"{__name__}:OWN", "num_classes": 3, "attention": "cgd", "last_stride": 1}
+    model = create_model(config)
+    assert model.image_size == 16
+    own, known = (
+        variables_of(each) for each in (model, create_model(config | {"backbone": "resnet18"}))
+    )
+    assert own == known

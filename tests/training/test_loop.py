@@ -211,6 +211,20 @@ def test_a_signal_before_the_first_step_ends_the_process(tmp_path, monkeypatch, 
     assert "Stopped by SIGTERM: nothing to save." in capfd.readouterr().err
 
 
+def test_what_is_mixed_is_the_same_after_a_crash(tmp_path):
+    config = make_config(batch_size=16, mixup=0.4, cutmix=1.0)
+
+    def crash(step):
+        if step == 3:
+            raise KeyError("crash")
+
+    assert run(tmp_path / "whole", config)[0]
+    with pytest.raises(KeyError, match="crash"):
+        run(tmp_path / "run", config, on_step=crash)
+    assert run(tmp_path / "run", config)[0]
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
 def test_a_crash_between_checkpoints_changes_nothing(tmp_path, whole):
     def crash(step):
         if step == 11:
@@ -461,6 +475,37 @@ def test_starting_from_another_runs_weights(tmp_path, whole):
         variables_of(tmp_path / "run")["params"]["features"],
         best["params"]["features"],
     )
+
+
+def test_averages_are_kept_evaluated_and_taken_up_again(tmp_path, whole):
+    """By an interrupted run too, bit for bit; the run itself goes on as without them."""
+    config = make_config(ema_decay=0.9)
+
+    def interrupt(step):
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert run(tmp_path / "whole", config)[0]
+    assert not run(tmp_path / "run", config, on_step=interrupt)[0]
+    assert run(tmp_path / "run", config)[0]
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    newest_of = "checkpoints/15"
+    averages = [load_variables(tmp_path / each / newest_of / "ema") for each in ("whole", "run")]
+    jax.tree.map(np.testing.assert_array_equal, *averages)
+    plain = variables_of(whole)
+    jax.tree.map(np.testing.assert_array_equal, variables_of(tmp_path / "run"), plain)
+    assert jax.tree.map(np.shape, averages[0]) == jax.tree.map(np.shape, plain)
+
+    save_variables(tmp_path / "average", averages[0])
+    alone, both = evaluate(tmp_path / "average", "best"), evaluate(tmp_path / "run", "15")
+    assert {key: both[f"ema_{key}"] for key in ("loss", "top1", "top5")} == {
+        key: alone[key] for key in ("loss", "top1", "top5")
+    }
+    entry = [e for e in read_history(tmp_path / "run") if e["split"] == "eval"][-1]
+    assert entry["ema_loss"] == both["ema_loss"] != both["loss"]
+    assert find_variables(tmp_path / "run" / "ema")
+    with pytest.raises(UsageError, match=r"No averages were saved in .*leave '/ema' out"):
+        find_variables(whole / "ema")
 
 
 def test_weights_are_taken_from_the_next_checkpoint_where_the_best_is_damaged(tmp_path, whole):

@@ -45,11 +45,11 @@ def refused(monkeypatch):
     model = create_model({"backbone": "resnet8_cifar", "num_classes": 10})
     variables = jax.eval_shape(lambda: init_variables(model, 0, (8, 8, 3)))
 
-    def check(key, size, data, device=10**9, host=10**9, cached=0, devices=1):
+    def check(key, size, data, device=10**9, host=10**9, cached=0, devices=1, parts=1):
         monkeypatch.setattr(memory, "device_memory", lambda devices, host: device)
         monkeypatch.setattr(memory, "host_memory", lambda: host)
         config = get_config()
-        config[key] = size
+        config[key], config.accumulation = size, parts
         mesh = make_mesh(jax.devices()[:devices])
         try:
             memory.check_memory(config, {key: data}, model, variables, variables, mesh, cached)
@@ -71,6 +71,8 @@ def test_batches_are_refused_with_the_largest_that_might_do(refused):
     assert most == (10**9 - 314_856) // (8 * 8 * 3 + 8 * 8 * 16 * 4)
     assert refused("batch_size", most, rows(8, 8, 3)) is None
     assert refused("batch_size", most + 1, rows(8, 8, 3)) is not None
+    assert "a device has 1 GB: raise config.accumulation, or set at most" in said
+    assert refused("batch_size", 4 * most, rows(8, 8, 3), parts=5) is None
     # Two devices share the batch; the ten crops of an image do not.
     assert refused("batch_size", 2 * most, rows(8, 8, 3), devices=2) is None
     said = refused("eval_batch_size", most, rows(10, 8, 8, 3))

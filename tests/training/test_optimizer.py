@@ -1,10 +1,11 @@
-"""SGD against PyTorch's rule written out, and the schedules against their definitions."""
+"""Optimizers against their rules written out, and the schedules against their definitions."""
 
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from ml_collections import ConfigDict
 
@@ -25,7 +26,8 @@ def tree_of(make):
 
 def options(**changes) -> ConfigDict:
     config = get_config().optimizer
-    config.update(changes)
+    with config.unlocked():
+        config.update(changes)
     return config
 
 
@@ -96,6 +98,110 @@ def test_sgd_is_pytorchs(nesterov, clip):
     for name, value in flatten(ours).items():
         np.testing.assert_allclose(value, theirs[name], rtol=2e-5, atol=1e-6, err_msg=name)
     assert all(leaf.shape != (3, 4) for leaf in jax.tree.leaves(state))  # no buffer where frozen
+
+
+def adamw(params, grads, *, lr, decay, factor, frozen, clip, trust=False):
+    """Loshchilov & Hutter (2019), algorithm 2; with `trust` LAMB (You et al. 2020), algorithm 2."""
+    flat = {name: np.array(p, np.float64) for name, p in params.items()}
+    mean, square = ({name: 0.0 for name in flat} for _ in range(2))
+    for step, step_grads in enumerate(grads, 1):
+        trained = {k: np.array(g, np.float64) for k, g in step_grads.items() if k not in frozen}
+        scale = min(1.0, clip / np.sqrt(sum((g**2).sum() for g in trained.values())))
+        for name, grad in trained.items():
+            mean[name] = 0.8 * mean[name] + 0.2 * scale * grad
+            square[name] = 0.999 * square[name] + 0.001 * (scale * grad) ** 2
+            second = np.sqrt(square[name] / (1 - 0.999**step))
+            u = mean[name] / (1 - 0.8**step) / (second + 1e-7) + decay[name] * flat[name]
+            u = u * np.linalg.norm(flat[name]) / np.linalg.norm(u) if trust else u
+            flat[name] = flat[name] - lr * factor[name] * u
+    return flat
+
+
+def drawn(seed, steps=4):
+    """Parameters, and gradients for some steps."""
+    rng = np.random.default_rng(seed)
+
+    def draw():
+        return tree_of(lambda shape: jnp.asarray(rng.standard_normal(shape), jnp.float32))
+
+    return draw(), [draw() for _ in range(steps)]
+
+
+def updated(tx, params, grads):
+    state = tx.init(params)
+    for each in grads:
+        updates, state = tx.update(each, state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+    return params
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb"])
+def test_rules_of_optax_have_rates_and_decays_by_parameter(name):
+    params, grads = drawn(1)
+    config = options(
+        rule={"name": name, "b1": 0.8, "eps": 1e-7},
+        weight_decay=0.01,
+        clip_norm=0.5,
+        lr_multipliers=(("classifier", 5.0), ("bias", 2.0)),
+        weight_decays=(("scale", 0.0), ("classifier", 0.1)),
+        frozen=("conv/",),
+    )
+    ours = updated(make_optimizer(config, lambda step: 0.1, params), params, grads)
+    theirs = adamw(
+        flatten(params),
+        [flatten(each) for each in grads],
+        lr=0.1,
+        decay={"features/bn/scale": 0.0, "classifier/kernel": 0.1, "classifier/bias": 0.1},
+        factor={"features/bn/scale": 1.0, "classifier/kernel": 5.0, "classifier/bias": 2.0},
+        frozen=("features/conv/kernel",),
+        clip=0.5,
+        trust=name == "lamb",
+    )
+    for key, value in flatten(ours).items():
+        np.testing.assert_allclose(value, theirs[key], rtol=2e-4, atol=1e-5, err_msg=key)
+
+
+def test_a_rule_by_import_path_follows_the_schedule():
+    params, grads = drawn(2)
+    config = options(rule={"name": "optax:nadamw", "b2": 0.99}, weight_decay=0.01)
+    rates = optax.linear_schedule(0.1, 0.0, 4)
+    ours = updated(make_optimizer(config, rates, params), params, grads)
+    theirs = updated(optax.nadamw(rates, b2=0.99, weight_decay=0.01), params, grads)
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_a_rule_without_weight_decay_is_given_it_in_the_gradient():
+    params, grads = drawn(3)
+    config = options(rule={"name": "optax:rmsprop"}, weight_decay=0.01)
+    ours = updated(make_optimizer(config, lambda step: 0.1, params), params, grads)
+    coupled = optax.chain(optax.add_decayed_weights(0.01), optax.rmsprop(lambda step: 0.1))
+    jax.tree.map(np.testing.assert_array_equal, ours, updated(coupled, params, grads))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"rule": {"name": "adam"}}, "There is no optimizer 'adam' for config.optimizer.rule; the"),
+        ({"rule": {"name": "optax:none"}}, "optimizer 'optax:none' cannot be imported: module"),
+        ({"rule": {"name": "no_such:x"}}, "cannot be imported: No module named 'no_such'"),
+        ({"rule": {"name": "optax:__doc__"}}, "takes no learning_rate; name a function as"),
+        ({"rule": {"name": "optax:trace"}}, "takes no learning_rate"),
+        ({"rule": {"name": "adamw", "beta": 1}}, "no option 'beta' of optimizer 'adamw'; it takes"),
+        ({"rule": {"name": "adamw", "weight_decay": 1}}, "no option 'weight_decay' of optimizer"),
+        (
+            {"rule": {"name": "lamb", "b1": "x"}},
+            "cannot be used with the options {'b1': 'x'}: Type",
+        ),
+        ({"rule": {"name": "optax:lbfgs"}}, "cannot be used with the options {}: "),
+        ({"rule": {"name": "adamw"}, "nesterov": True}, "nesterov is of the rule 'sgd', not of"),
+        ({"rule": {"name": "lamb"}, "momentum": 0.5}, "leave it at 0.9, and give 'lamb' options"),
+        ({"rule": {"name": "sgd", "b1": 0.5}}, "'sgd' takes no options; remove 'b1', and set"),
+    ],
+)
+def test_rules_that_cannot_be_meant_are_refused(changes, sentence):
+    with pytest.raises(UsageError) as refusal:
+        make_optimizer(options(**changes), lambda step: 0.1, tree_of(jnp.ones))
+    assert sentence in str(refusal.value) and "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 from sop.data.normalization import normalize
 from sop.layers import BatchNorm
 from sop.training.evaluation import evaluate
+from sop.training.mixing import make_mixing, partners
 from sop.training.state import init_state, init_variables
 from sop.training.step import (
     AXIS,
@@ -95,6 +96,36 @@ def test_synchronised_batch_norm_makes_one_device_and_eight_agree():
     assert_close(eight_metrics, one_metrics, 1e-5)
 
 
+@pytest.mark.parametrize(("devices", "mixing"), [(1, None), (2, make_mixing(0.4, 1.0))])
+def test_few_devices_with_parts_take_the_step_of_many(devices, mixing):
+    """Dropout, what is mixed, and the statistics of a batch norm of each device, included."""
+    rng = np.random.default_rng(9)
+    model, batches = Network(dropout=0.2), [batch_of(rng) for _ in range(2)]
+    state = initial(model, TX)
+    make = partial(make_train_step, model, TX, normalize=PREPARE, mixing=mixing)
+    eight, eight_metrics = run(make(), make_mesh(), state, batches)
+    mesh = make_mesh(jax.devices()[:devices])
+    few, few_metrics = run(make(accumulation=8 // devices), mesh, state, batches)
+    assert_close(few, eight, 1e-5)
+    assert_close(few_metrics, eight_metrics, 1e-5)
+
+
+def test_parts_need_the_memory_of_one():
+    model, mesh = Network(), make_mesh(jax.devices()[:1])
+    state = jax.eval_shape(lambda: initial(model, TX))
+    batch = {"image": ((512, 16, 16, 3), jnp.uint8), "label": ((512,), jnp.int32)}
+    batch = {name: jax.ShapeDtypeStruct(*each) for name, each in batch.items()}
+    whole, cut = (
+        data_parallel(make_train_step(model, TX, normalize=PREPARE, accumulation=parts), mesh)
+        .lower(state, batch)
+        .compile()
+        .memory_analysis()
+        .temp_size_in_bytes
+        for parts in (1, 8)
+    )
+    assert cut < whole / 4
+
+
 def test_batch_norm_per_device_averages_running_statistics():
     rng = np.random.default_rng(3)
     model, batch = Network(), batch_of(rng)
@@ -139,6 +170,29 @@ def test_label_smoothing_is_pytorchs():
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
 
 
+def test_targets_are_mixed_as_the_images_are():
+    rng = np.random.default_rng(11)
+    model, batch, share = Network(), batch_of(rng), 0.7
+    others = {name: value.reshape(8, 2, *value.shape[1:])[:, ::-1] for name, value in batch.items()}
+    others = {name: value.reshape(batch[name].shape) for name, value in others.items()}
+
+    def mixing(key, images):
+        return share * images + (1 - share) * partners(images), share
+
+    step = make_train_step(
+        model, TX, normalize=PREPARE, mixing=mixing, frozen_batch_norm=lambda name: True
+    )
+    state = initial(model, TX)
+    _, metrics = run(step, make_mesh(), state, [batch])
+    images = share * batch["image"] + (1 - share) * others["image"]
+    logits = model.apply(state.variables, PREPARE(images.astype(np.float32)), train=False)
+    entropy = optax.softmax_cross_entropy_with_integer_labels
+    loss = share * entropy(logits, batch["label"]) + (1 - share) * entropy(logits, others["label"])
+    np.testing.assert_allclose(metrics["loss"], loss.mean(), rtol=1e-5)
+    right = share * hits(logits, batch["label"], 1) + (1 - share) * hits(logits, others["label"], 1)
+    np.testing.assert_allclose(metrics["top1"], right.mean(), rtol=1e-5)
+
+
 def test_a_donated_step_compiles_once():
     rng = np.random.default_rng(6)
     model, mesh = Network(), make_mesh()
@@ -149,6 +203,19 @@ def test_a_donated_step_compiles_once():
         state, _ = mapped(state, to_devices(mesh, batch_of(rng)))
     assert mapped._cache_size() == 1
     assert kept.is_deleted()
+
+
+def test_averages_forget_the_start_and_then_decay():
+    rng = np.random.default_rng(10)
+    model, mesh = Network(), make_mesh(jax.devices()[:1])
+    state = init_state(init_variables(model, 0, (8, 8, 3)), TX, ema=True)
+    step = make_train_step(model, TX, normalize=PREPARE, ema_decay=0.3)
+    expected = jax.device_get(state.ema)
+    for decay in (1 / 10, 2 / 11, 3 / 12, 0.3, 0.3):
+        state, _ = run(step, mesh, state, [batch_of(rng)])
+        new = {"params": state.params, "batch_stats": state.model_state["batch_stats"]}
+        expected = jax.tree.map(lambda a, p, d=decay: d * a + (1 - d) * p, expected, new)
+    assert_close(state.ema, expected, 1e-6)
 
 
 def test_hits_break_ties_by_index():

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import main
+from sop import progress
 from sop.errors import UsageError
-from sop.using import progress
 from sop.using.mistakes import Confusion, Mistake, Worst
 from tests import launch
 

@@ -10,12 +10,12 @@ from tqdm import tqdm
 
 _EVERY = 10  # seconds between two lines
 
-Sized = TypeVar("Sized")
+Part = TypeVar("Part")
 
 
 def shown(
-    parts: Iterable[tuple[int, Sized]], total: int, what: str, unit: str = "image"
-) -> Iterator[Sized]:
+    parts: Iterable[tuple[int, Part]], total: int, what: str, unit: str = "image"
+) -> Iterator[Part]:
     """Each part, while stderr shows how many of `total` are done, the rate and the time left.
 
     Args:
@@ -23,7 +23,14 @@ def shown(
       what: is being done, as 'predicting'.
       unit: of the numbers, in the singular.
     """
-    bar = tqdm(total=total, desc=what, unit=unit, file=sys.stderr, disable=not sys.stderr.isatty())
+    bar = tqdm(
+        total=total,
+        desc=what,
+        unit=f" {unit}s",
+        file=sys.stderr,
+        leave=False,
+        disable=not sys.stderr.isatty(),
+    )
     start = said = time.monotonic()
     done = 0
     with bar:
