@@ -76,6 +76,7 @@ class Train:
 
 
 class Evaluation:
+    num_examples = EXAMPLES
     image_shape = row_shape = (4, 4, 3)
     identity = IDENTITY
 
