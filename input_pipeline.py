@@ -23,6 +23,7 @@ from sop.data.images import BadImageError, Region, image_size, is_jpeg, reductio
 from sop.data.normalization import check_normalization
 from sop.data.sources import Source, Unturned, open_source
 from sop.errors import UsageError
+from sop.progress import shown
 
 Batch = dict[str, np.ndarray]
 _NUM_PROBED = 1000  # images whose sizes are compared where no transform fixes the size
@@ -318,7 +319,9 @@ class _CachedImages:
         def load(number: int) -> tuple[np.ndarray, ...]:
             return self._decoder.load(parts[number], epoch=0)
 
-        for part, arrays in zip(parts, _prefetch(load, 0, len(parts), num_workers), strict=True):
+        loaded = zip(parts, _prefetch(load, 0, len(parts), num_workers), strict=True)
+        counted = ((len(part), (part, arrays)) for part, arrays in loaded)
+        for part, arrays in shown(counted, count, "decoding into memory"):
             images[part], labels[part], good[part] = arrays
         stand_in = np.arange(count)
         if self._replace_bad:

@@ -19,14 +19,17 @@ import input_pipeline
 from sop.config import check_batches, flatten, stage_configs
 from sop.config.validation import as_json
 from sop.errors import UsageError
+from sop.interruption import tell_of_end
 from sop.models import create_model
 from sop.models.network import Network
 from sop.training import distributed, loop
 from sop.training.checkpoints import find_variables, refuse_converted, steps_in
+from sop.training.compiling import keep_compiled
 from sop.training.durable import refuse_full_disk
 from sop.training.memory import check_memory
 from sop.training.optimizer import make_optimizer
 from sop.training.partners import Partners, ends_told
+from sop.training.provenance import recorded
 from sop.training.reporting import Reporter, report_evaluation
 from sop.training.stages import identities, make_stages
 from sop.training.state import init_state, init_variables
@@ -36,9 +39,10 @@ from sop.training.workdir import (
     refuse_another_folder,
     refuse_another_model,
     refuse_moved_classes,
+    with_whole_model,
 )
 
-__all__ = ["ends_told", "evaluate", "join", "train"]
+__all__ = ["ends_told", "evaluate", "join", "keep_compiled", "train"]
 
 # Whose versions decide about numbers.
 _PACKAGES = ("sop", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -50,6 +54,8 @@ def join(
     """Joins this process to the others of its run; see `sop.training.distributed.initialize`."""
     partners = distributed.initialize(coordinator, num_processes, process_id, timeout)
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))  # JAX takes it for itself
+    if partners:
+        tell_of_end(partners.leave)
     return partners
 
 
@@ -59,6 +65,7 @@ def train(config: ConfigDict, workdir: str) -> None:
     Raises:
       UsageError: config, data, model, devices or work folder do not fit together.
     """
+    config = with_whole_model(config)
     _refuse_unlike(config, mode="train")
     check_batches(config, jax.device_count())
     model, configs = _make_model(config), stage_configs(config)
@@ -92,6 +99,8 @@ def train(config: ConfigDict, workdir: str) -> None:
         distributed.together(settle)
         distributed.together(partial(refuse_another_folder, workdir, token))
         held.enter_context(_removal_refused(workdir))
+        if jax.process_index() == 0:
+            held.enter_context(recorded(workdir, _PACKAGES))
         reporter = Reporter(
             workdir,
             stages,

@@ -18,7 +18,7 @@ def mpncov() -> ConfigDict:
     config.batch_size = 64
     config.eval_batch_size = 120
     config.num_epochs = 30
-    config.log_every_steps = 22
+    config.log_every_steps = 11
     config.optimizer.learning_rate = 0.1
     config.optimizer.weight_decay = 1e-3
     config.schedule.name = "cosine"

@@ -20,6 +20,21 @@ CHECKED = ("sop.ops", "sop.layers", "sop.training.step")
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
 
 
+def pytest_collection_modifyitems(items):
+    """The longest first, so that the workers end together."""
+    items.sort(key=lambda item: "trajectories" not in item.nodeid)
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory):
+    """The work folder of a run on the digits, short but no longer blind."""
+    import main
+
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    main.main([f"--workdir={folder}", "--config.num_epochs=3", "--config.batch_size=40"])
+    return folder
+
+
 @pytest.fixture
 def unchecked(monkeypatch):
     """Annotations are not checked, as for users: what does not fit is refused by the functions."""

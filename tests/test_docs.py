@@ -21,6 +21,7 @@ import pytest
 
 import main
 import sop.layers
+from sop import plots
 from sop.config import stage_configs
 from sop.config.command_line import load, parse
 from sop.data import prepare, transforms
@@ -39,6 +40,7 @@ PAGES = [
     ROOT / "CHANGELOG.md",
     *(page for folder in FOLDERS for page in sorted((ROOT / folder).glob("*.md"))),
 ]
+DIGITS = f"{ROOT}/configs/digits.py"  # stands for the run that a command names
 LITTLE = ("--config.num_epochs=1", "--config.batch_size=360")
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 TARGETS = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
@@ -77,9 +79,12 @@ def with_blocks(language):
 
 
 @pytest.fixture
-def folder(page, tmp_path, monkeypatch):
-    """The working directory of a page: the repository's configs and the files that it names."""
+def folder(page, tmp_path, monkeypatch, request):
+    """The working directory of a page: the repository's configs, the files and the run it names."""
     (tmp_path / "configs").symlink_to(ROOT / "configs")
+    if 'sop.load("runs/digits")' in page.read_text():
+        (tmp_path / "runs").mkdir()
+        (tmp_path / "runs" / "digits").symlink_to(request.getfixturevalue("digits_run"))
     for block in blocks(page):
         if name := re.match(r"# (\w+\.py)\n", block.text):
             (tmp_path / name[1]).write_text(block.text)
@@ -142,7 +147,7 @@ def check_python(arguments):
         case ["main.py", "--help"]:
             pass
         case ["main.py", *flags]:
-            _, config = parse(main.make_parser(), flags)
+            _, config = parse(main.make_parser(), flags, lambda options: load(DIGITS))
             check_config(config)
         case ["-m", "sop.torch_weights", *flags]:
             _, config = parse(make_weights_parser(), flags)
@@ -151,6 +156,8 @@ def check_python(arguments):
             prepare.main(flags)
         case ["-m", "tests.torture", *flags]:
             torture.make_parser().parse_args(flags)
+        case ["-m", "sop.plots", *flags]:
+            plots.make_parser().parse_args(flags)
         case ["-m", module]:
             assert importlib.util.find_spec(module)
         case [script, *flags]:

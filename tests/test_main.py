@@ -45,6 +45,11 @@ def test_a_run_leaves_what_it_promises(whole):
     found = results(workdir)
     assert found["step"] == LAST_STEP and found["epoch"] == 2.0 and found["count"] == 360
     assert f"top-1 {found['top1']:.2%}" in output.splitlines()[-1]
+    [entry] = json.loads((workdir / "provenance.json").read_text())
+    assert "--config.num_epochs=2" in entry["command"] and entry["devices"]["count"] == 8
+    assert set(entry["git"]) == {"commit", "dirty"} and entry["packages"]["jax"]
+    assert 0 < entry["seconds"] < 300 and entry["start"].endswith("+00:00")
+    assert json.loads((workdir / "config.json").read_text())["model"]["last_stride"] == 1
     for words in ("Devices: 8", "all parameters", "batch_size", "images/s"):
         assert words in output
 
@@ -88,7 +93,8 @@ def test_two_processes_of_four_devices_are_one_of_eight(tmp_path):
 def test_evaluation_of_a_run(whole):
     workdir, _ = whole
     before = results(workdir)
-    code, output = run(*SMALL, f"--workdir={workdir}", "--mode=eval", "--checkpoint=latest")
+    alone = ("--config.eval_batch_size=90", "--checkpoint=latest")  # the rest is the run's own
+    code, output = run("main.py", "--mode=eval", f"--workdir={workdir}", *alone)
     assert code == 0, output
     after = results(workdir)
     assert after["top1"] == before["top1"] and after["count"] == 360

@@ -5,7 +5,7 @@ import ast
 import inspect
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ def add_config(parser: Parser, default: str | None = None) -> None:
     """Gives a command the flag `--config`, and its help the table of keys.
 
     Args:
-      default: the config file where the flag is left out; None: it must be given.
+      default: the config file where the flag is left out; None: it must be given; "": `parse` is
+        told what stands for it.
     """
     parser.add_argument(
         "--config",
@@ -36,15 +37,26 @@ def add_config(parser: Parser, default: str | None = None) -> None:
     parser.epilog = f"keys of a config, with their defaults:\n{table()}"
 
 
-def parse(parser: Parser, arguments: Sequence[str]) -> tuple[argparse.Namespace, ConfigDict]:
+def parse(
+    parser: Parser,
+    arguments: Sequence[str],
+    without_file: Callable[[argparse.Namespace], ConfigDict] | None = None,
+) -> tuple[argparse.Namespace, ConfigDict]:
     """The flags of a command with `add_config`, and the checked config.
 
+    Args:
+      without_file: the flags → the config that is changed where `--config` names no file.
     Raises:
       UsageError: for unknown flags, keys and experiments, and values that cannot be meant.
     """
-    options, rest = parser.parse_known_args(arguments)
-    overrides = _overrides(parser, rest)
-    config = load(options.config)
+    # For argparse one with a space in it would be a value of the flag before.
+    whole = [each for each in arguments if each.startswith(_PREFIX) and "=" in each]
+    options, rest = parser.parse_known_args([each for each in arguments if each not in whole])
+    overrides = _overrides(parser, [*whole, *rest])
+    if options.config or without_file is None:
+        config = load(options.config)
+    else:
+        config = without_file(options)
     with config.unlocked(), config.ignore_type():
         config.update_from_flattened_dict(overrides)
     check(config)

@@ -221,6 +221,13 @@ KEYS = {
         None, Count | None, "None: at each epoch's end", resume=True, stage=False
     ),
     "eval_every_epochs": Key(1, Count, "epochs from one evaluation to the next", resume=True),
+    "compilation_cache": Key(
+        "~/.cache/sop",
+        str | None,
+        "folder where compiled programs are kept for later runs; None: nowhere",
+        resume=True,
+        stage=False,
+    ),
     "log_every_steps": Key(50, Count, "steps in a point of the curves", resume=True, stage=False),
     "profile": Key(
         0,

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from sop.checks import check as check_value
 from sop.checks import fits
-from sop.config.schema import KEYS, OPEN, RENAMED
+from sop.config.schema import KEYS, OPEN, RENAMED, get_config
 from sop.errors import UsageError, did_you_mean, show
 
 _LONGEST = 1000  # characters of a string: no path or name has more
@@ -161,6 +161,31 @@ def as_json(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
     """What a config is after a round trip through JSON (tuples become lists)."""
     plain = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
     return json.loads(json.dumps(plain))
+
+
+def from_json(saved: Mapping[str, Any]) -> ConfigDict:
+    """The config that `as_json` has made `saved` of, or an earlier version of the schema.
+
+    Keys that it lacks have their defaults, renamed ones their present names.
+
+    Raises:
+      UsageError: it is no config.
+    """
+    config = get_config()
+    flat = {RENAMED.get(key, key): _tuples(value) for key, value in flatten(saved).items()}
+    with config.unlocked(), config.ignore_type():
+        try:
+            config.update_from_flattened_dict(flat)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise UsageError(f"It is no config, {error}.") from error
+    check(config)
+    return config
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _tuples(each) for key, each in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def differences(

@@ -416,7 +416,7 @@ class FolderSource:
 
     def __getitem__(self, index: int) -> tuple[bytes, int]:
         name, label = self._examples[index]
-        return _read(self._folder / name), label
+        return read_file(self._folder / name), label
 
     def describe(self, index: int) -> str:
         return str(self._folder / self._examples[index][0])
@@ -458,7 +458,7 @@ def _digest(name: str) -> bytes:
     return hashlib.sha256(name.encode(errors="surrogateescape")).digest()
 
 
-def _read(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
     try:
         # A pipe that nobody writes to would be waited for.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as file:

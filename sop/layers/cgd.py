@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from sop import ops
 from sop.layers.arguments import check_call
 from sop.layers.published import Published
 from sop.ops.annotations import FeatureMap
+from sop.ops.cgd import cgd_gate, rescale, spatial_cgd_gate, toy_cgd_gate
 
 
 def _xavier_column(key, shape, dtype=float):
@@ -26,6 +26,12 @@ def _vectors(module: nn.Module, size: int, use_bias: bool, prefix: str = ""):
 
     weights = three("w", _xavier_column)
     return weights, three("bias", nn.initializers.zeros) if use_bias else None
+
+
+def _gated(module: nn.Module, x: FeatureMap, gate: jax.Array) -> jax.Array:
+    """x·(1 + gate); who asks for the collection 'intermediates' is given the gate."""
+    module.sow("intermediates", "gate", gate)
+    return rescale(x, gate)
 
 
 class CGD(nn.Module):
@@ -65,7 +71,8 @@ class CGD(nn.Module):
     def __call__(self, x: FeatureMap, train: bool) -> Float[jax.Array, "b h w c"]:
         check_call(self, x)
         weights, biases = _vectors(self, x.shape[-1], self.use_bias)
-        return ops.cgd(x.astype(self.dtype or x.dtype), weights, biases, self.nonlinear)
+        x = x.astype(self.dtype or x.dtype)
+        return _gated(self, x, cgd_gate(x, weights, biases, self.nonlinear))
 
 
 class SpatialCGD(nn.Module):
@@ -104,7 +111,8 @@ class SpatialCGD(nn.Module):
         row_weights, row_biases = _vectors(self, x.shape[1], True, "height_")
         column_weights, column_biases = _vectors(self, x.shape[2], True, "width_")
         x = x.astype(self.dtype or x.dtype)
-        return ops.spatial_cgd(x, row_weights, column_weights, row_biases, column_biases)
+        gate = spatial_cgd_gate(x, row_weights, column_weights, row_biases, column_biases)
+        return _gated(self, x, gate)
 
 
 class ToyCGD(nn.Module):
@@ -138,4 +146,5 @@ class ToyCGD(nn.Module):
     def __call__(self, x: FeatureMap, train: bool) -> Float[jax.Array, "b h w c"]:
         check_call(self, x)
         weight = self.param("w", _xavier_column, (x.shape[-1],), jnp.float32)
-        return ops.toy_cgd(x.astype(self.dtype or x.dtype), weight)
+        x = x.astype(self.dtype or x.dtype)
+        return _gated(self, x, toy_cgd_gate(x, weight))

@@ -116,18 +116,21 @@ class MPNCOV(nn.Module):
         if self.normalization == "newton_schulz" and self.vectorize:
             y = ops.isqrt_cov(x, self.num_iters)
         else:
-            y = self._normalized(ops.covariance(x))
+            y = self._normalized(x)
             y = ops.upper_triangle(y) if self.vectorize else y
         return nn.Dropout(self.dropout, deterministic=not train)(y)
 
-    def _normalized(self, covariance):
-        match self.normalization:
-            case "newton_schulz":
-                return ops.matrix_sqrt(covariance, self.num_iters)
-            case "eigh":
-                return ops.matrix_power(covariance, self.alpha)
-            case _:
-                return covariance
+    def _normalized(self, x):
+        if self.normalization == "none":
+            return ops.covariance(x)
+        # A root may be in range where the covariance is not: (Σ/s²)^α s^2α for a power of two s.
+        x = ops.at_least_float32(x)
+        size = ops.magnitude(x, (1, 2, 3))
+        covariance = ops.covariance(x / size)
+        size = size[:, :, :, 0]
+        if self.normalization == "newton_schulz":
+            return ops.matrix_sqrt(covariance, self.num_iters) * size
+        return ops.matrix_power(covariance, self.alpha) * size ** (2 * self.alpha)
 
 
 class BilinearCNN(nn.Module):

@@ -16,7 +16,7 @@ network: after the last norm of the stage), and local pooling with
 `pool(window=…, strides=…, name=…)(x, train)`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -38,7 +38,8 @@ from sop.models import (
 from sop.models.backbone import Backbone, find_backbone, import_backbone
 from sop.models.lookup import configure, given
 from sop.models.network import Network
-from sop.models.parts import make_parts
+from sop.models.parts import Parts, make_parts
+from sop.models.resolution import written_out
 
 BACKBONES = {
     **resnet.BACKBONES,
@@ -100,6 +101,30 @@ def create_model(
     Raises:
       UsageError: for unknown names and options, ill-typed values, and parts that do not fit.
     """
+    return _assemble(config, dtype, axis_name, representation_axis, remat)[0]
+
+
+def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.model with every option written out: it makes the same network.
+
+    What a method or a network was published with takes the place of what the config leaves open.
+    Two configs of one network, spelled differently, resolve to the same.
+
+    Raises:
+      UsageError: as `create_model`.
+    """
+    network, make, parts, options = _assemble(config)
+    return written_out(parts, options, make, network)
+
+
+def _assemble(
+    config: Mapping[str, Any],
+    dtype: Any = jnp.float32,
+    axis_name: str | None = None,
+    representation_axis: str | None = None,
+    remat: bool = False,
+) -> tuple[Network, Callable, Parts, dict[str, Any]]:
+    """The network of a config.model, the constructor of its backbone, its parts and options."""
     config = given(config)
     backbone = get_backbone(config)
     options = {key: value for key, value in config.items() if key not in _PARTS}
@@ -115,7 +140,7 @@ def create_model(
                 "else can be put: leave out config.model.attention, config.model.pool and "
                 "config.remat, or name a sop.models.backbone.Backbone."
             )
-        return parts.network(module())
+        return parts.network(module()), backbone.make, parts, options
     check_options(f"backbone {show(config['backbone'])}", backbone.make, options, also=_PARTS)
     parts = make_parts(config, backbone, dtype, axis_name, representation_axis, remat)
-    return backbone.make(parts, **options)
+    return backbone.make(parts, **options), backbone.make, parts, options

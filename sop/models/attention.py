@@ -40,10 +40,12 @@ class Attention:
       make: factory of its module.
       after: 'conv', it stands after the convolution its paper names and before that one's norm; or
         'branch', at the end of the residual branch, before the shortcut is added.
+      symbol: its character in `AttentionPlan.blocks`.
     """
 
     make: Callable[..., nn.Module]
     after: str
+    symbol: str = "1"
 
 
 # For each stage of a network, the attention of each of its blocks; None: no attention.
@@ -123,7 +125,7 @@ class AttentionPlan:
                 f"config.model.attention.blocks holds {show(symbol)}; '{self.name}' knows the "
                 f"characters {quote(['0', *symbols])}."
             )
-        return Attention(partial(self.make, **symbols[symbol]), self.after)
+        return Attention(partial(self.make, **symbols[symbol]), self.after, symbol)
 
 
 def plan_attention(config: Mapping[str, Any], **context: Any) -> AttentionPlan | None:

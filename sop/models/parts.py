@@ -25,7 +25,7 @@ POOLS = {
     "gfgp": sop.layers.GFGP,
 }
 # Set by each place where a pooling stands.
-_WINDOW = ("window", "strides", "padding", "ceil_mode")
+WINDOW = ("window", "strides", "padding", "ceil_mode")
 
 REPRESENTATIONS = {
     "gavp": sop.layers.GlobalAverage,
@@ -118,7 +118,7 @@ def make_parts(
     config: Mapping[str, Any],
     backbone: Backbone,
     dtype: Any,
-    axis_name: str | None,
+    axis_name: str | None = None,
     representation_axis: str | None = None,
     remat: bool = False,
 ) -> Parts:
@@ -138,7 +138,7 @@ def make_parts(
     pool = None
     if pool_name is not None:
         module = find("pool", pool_name, POOLS)
-        pool = configure("pool", pool_name, module, options, placed=_WINDOW, **context)
+        pool = configure("pool", pool_name, module, options, placed=WINDOW, **context)
     name, options = entry(config, "representation")
     name = name or backbone.representation
     module = find("representation", name, {**REPRESENTATIONS, **backbone.own})

@@ -61,8 +61,9 @@ def _maximum(x, *axes):
     return jax.checkpoint(maximum, prevent_cse=False)(x)
 
 
-def _rescale(x, gate, dtype):
-    return narrow(x * (1 + gate), dtype)
+def rescale(x: FeatureMap, gate: jax.Array) -> Float[jax.Array, "b h w c"]:
+    """x (1 + gate) in float32, given back in the dtype of x; the gate of any shape that fits."""
+    return narrow(at_least_float32(x) * (1 + gate), x.dtype)
 
 
 def _require_vectors(name, vectors, size, count=3):
@@ -102,6 +103,16 @@ def cgd(
     >>> cgd(jnp.ones((1, 2, 2, 3)), [jnp.zeros(3)] * 3)[0, 0, 0].tolist()
     [1.0, 1.0, 1.0]
     """
+    return rescale(x, cgd_gate(x, weights, biases, inner_tanh))
+
+
+def cgd_gate(
+    x: FeatureMap,
+    weights: Sequence[Float[Array, " c"]],
+    biases: Sequence[Float[Array, " c"]] | None = None,
+    inner_tanh: bool = True,
+) -> Float[jax.Array, "b 1 1 c"]:
+    """The g of `cgd`, float32; arguments and errors as there."""
     require_feature_map(x)
     _require_vectors("weights", weights, x.shape[3])
     _require_vectors("biases", biases, x.shape[3])
@@ -109,7 +120,7 @@ def cgd(
     total, peak = wide.sum(axis=(1, 2)), _maximum(wide, 1, 2)
     count = x.shape[1] * x.shape[2]
     gate = jnp.tanh(_descriptor(total, count, peak, weights, biases, inner_tanh))
-    return _rescale(wide, gate[:, None, None, :], x.dtype)
+    return gate[:, None, None, :]
 
 
 def spatial_cgd(
@@ -139,6 +150,18 @@ def spatial_cgd(
     >>> spatial_cgd(jnp.ones((1, 2, 2, 1)), [jnp.zeros(2)] * 3, [jnp.zeros(2)] * 3).ravel().tolist()
     [1.0, 1.0, 1.0, 1.0]
     """
+    gate = spatial_cgd_gate(x, row_weights, column_weights, row_biases, column_biases)
+    return rescale(x, gate)
+
+
+def spatial_cgd_gate(
+    x: FeatureMap,
+    row_weights: Sequence[Float[Array, " h"]],
+    column_weights: Sequence[Float[Array, " w"]],
+    row_biases: Sequence[Float[Array, " h"]] | None = None,
+    column_biases: Sequence[Float[Array, " w"]] | None = None,
+) -> Float[jax.Array, "b h w 1"]:
+    """The g of `spatial_cgd`, float32; arguments and errors as there."""
     require_feature_map(x)
     _require_vectors("row_weights", row_weights, x.shape[1])
     _require_vectors("row_biases", row_biases, x.shape[1])
@@ -153,8 +176,7 @@ def spatial_cgd(
     columns = _descriptor(
         total.sum(axis=1), height * channels, _maximum(peak, 1), column_weights, column_biases, True
     )
-    gate = jnp.tanh(rows[:, :, None] * columns[:, None, :])
-    return _rescale(wide, gate[..., None], x.dtype)
+    return jnp.tanh(rows[:, :, None] * columns[:, None, :])[..., None]
 
 
 def toy_cgd(x: FeatureMap, weight: Float[Array, " c"]) -> Float[jax.Array, "b h w c"]:
@@ -174,8 +196,12 @@ def toy_cgd(x: FeatureMap, weight: Float[Array, " c"]) -> Float[jax.Array, "b h 
     >>> toy_cgd(jnp.ones((1, 1, 1, 2)), jnp.zeros(2)).ravel().tolist()
     [1.0, 1.0]
     """
+    return rescale(x, toy_cgd_gate(x, weight))
+
+
+def toy_cgd_gate(x: FeatureMap, weight: Float[Array, " c"]) -> Float[jax.Array, "b 1 1 c"]:
+    """The gate of `toy_cgd`, tanh(p pᵀw), float32; arguments and errors as there."""
     require_feature_map(x)
     _require_vectors("weight", [weight], x.shape[3], 1)
-    wide = at_least_float32(x)
-    mean = wide.mean(axis=(1, 2))
-    return _rescale(wide, jnp.tanh(mean * _dot(mean, weight))[:, None, None, :], x.dtype)
+    mean = at_least_float32(x).mean(axis=(1, 2))
+    return jnp.tanh(mean * _dot(mean, weight))[:, None, None, :]

@@ -2,17 +2,21 @@
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import get_args
 
 import jax
 
 from sop.command import Parser, folder, run
 from sop.config.command_line import add_config, parse
+from sop.config.validation import as_json
 from sop.torch_weights.engine import conversion
 from sop.torch_weights.files import read
 from sop.torch_weights.tensors import shown
 from sop.torch_weights.triangle import Order, order_by_name
 from sop.training.checkpoints import save_variables
+from sop.training.durable import write_json
+from sop.training.workdir import with_whole_model
 
 
 def make_parser() -> Parser:
@@ -49,6 +53,7 @@ def main(arguments: Sequence[str]) -> None:
         named=order_by_name(options.file),
     )
     save_variables(options.workdir, found.variables)
+    write_json(Path(options.workdir) / "config.json", as_json(with_whole_model(config)))
     if found.doubt:
         print(found.doubt, file=sys.stderr)
     if found.triangle:

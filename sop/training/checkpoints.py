@@ -21,7 +21,9 @@ A checkpoint that holds only `variables`, at step 0, is what weight conversion w
 import contextlib
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +74,7 @@ class Checkpoints:
 
     def __init__(
         self,
-        workdir: str | Path,
+        workdir: str | os.PathLike,
         *,
         keep: int = 3,
         read_only: bool = False,
@@ -176,12 +178,15 @@ class Checkpoints:
             )
         return None
 
-    def restore_variables(self, which: str, template: Mapping[str, Any]) -> tuple[Any, int, float]:
+    def restore_variables(
+        self, which: str, template: Mapping[str, Any] | jax.sharding.Sharding
+    ) -> tuple[Any, int, float]:
         """The variables of one checkpoint, for evaluation.
 
         Args:
           which: 'best' (the latest where nothing was evaluated), 'latest', or a step.
-          template: variables to fill: `jax.ShapeDtypeStruct`s with shardings.
+          template: variables to fill: `jax.ShapeDtypeStruct`s with shardings; or the sharding of
+            whatever was saved.
         Returns:
           (variables, step, epoch).
         Raises:
@@ -218,12 +223,18 @@ class Checkpoints:
         self._manager.close()
 
     def _restore_variables(
-        self, step: int, template: Mapping[str, Any], item: str = "variables"
+        self,
+        step: int,
+        template: Mapping[str, Any] | jax.sharding.Sharding,
+        item: str = "variables",
     ) -> Any:
         self._verify(step, [item])
         saved = self._manager.item_metadata(step)[item]
         if saved is None:
             raise FileNotFoundError(f"its item '{item}' is missing")
+        if isinstance(template, jax.sharding.Sharding):
+            on_devices = partial(jax.ShapeDtypeStruct, sharding=template)
+            template = jax.tree.map(lambda x: on_devices(x.shape, x.dtype), saved.tree)
         refuse_other_shapes(template, saved.tree, f"checkpoint {step} in {self.directory}")
         args = ocp.args.Composite(**{item: ocp.args.StandardRestore(dict(template))})
         return self._manager.restore(step, args=args)[item]
@@ -289,7 +300,7 @@ class Checkpoints:
             set_aside(self.directory / str(step))
 
 
-def steps_in(workdir: str | Path) -> list[int]:
+def steps_in(workdir: str | os.PathLike) -> list[int]:
     """The steps of a work folder's whole checkpoints, in ascending order."""
     folders = (Path(workdir) / FOLDER).glob("*")
     return sorted(int(path.name) for path in folders if is_step(path.name) and path.is_dir())
@@ -317,7 +328,7 @@ def best_step(workdir: str | Path) -> int | None:
     return max(scored)[1] if scored else None
 
 
-def saved_progress(workdir: str | Path) -> dict[str, Any]:
+def saved_progress(workdir: str | os.PathLike) -> dict[str, Any]:
     """The progress of the newest checkpoint of which it can be read; {}: there is none."""
     for step in reversed(steps_in(workdir)):
         folder = Path(workdir) / FOLDER / str(step)

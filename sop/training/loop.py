@@ -1,7 +1,8 @@
 """Training from a config to its results: step, watch, evaluate, checkpoint, stop and go on."""
 
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from ml_collections import ConfigDict
 from sop.config.validation import as_json
 from sop.data.normalization import normalize
 from sop.errors import UsageError
+from sop.progress import shown
 from sop.training import pretrained
 from sop.training.checkpoints import Checkpoints, load_variables, steps_in
 from sop.training.evaluation import evaluate, is_finite
@@ -199,9 +201,8 @@ class _StageRun:
         if not self._evaluates(step):
             return
         average = None if state.ema is None else state.averaged_variables
-        scores = _evaluate_both(
-            self._eval_step, self._mesh, state.variables, average, self._stage.evaluation
-        )
+        data, config = self._stage.evaluation, self._stage.config
+        scores = _evaluate_both(self._eval_step, self._mesh, state.variables, average, data, config)
         if not is_finite(scores):
             self._checkpoints.discard(step)
             self._refuse(f"in the evaluation after step {step}", scores)
@@ -212,8 +213,11 @@ class _StageRun:
         """Refuses what the devices cannot hold, of evaluation too, before the first step."""
         mesh, stage, size = self._mesh, self._stage, self._stage.config.batch_size
         batch = batch_shapes(mesh, size, stage.train.row_shape, masked=False)
+        begun = time.monotonic()
+        self._reporter.say("Compiling the steps of training and evaluation …")
         check_compiled("batch_size", size, self._train_step, (state, batch), mesh)
         _compile_evaluation(stage.config, self._eval_step, state.variables, stage.evaluation, mesh)
+        self._reporter.say(f"… compiled in {time.monotonic() - begun:.1f} s.")
 
     def _evaluates(self, step: int) -> bool:
         stage, every = self._stage, self._stage.config.eval_every_epochs
@@ -274,17 +278,26 @@ def evaluate_checkpoint(
         average = checkpoints.restore_average(step, template)
     eval_step = data_parallel(make_eval_step(model, normalize=_normalization(config)), mesh)
     _compile_evaluation(config, eval_step, variables, evaluation, mesh)
-    scores = _evaluate_both(eval_step, mesh, variables, average, evaluation)
+    scores = _evaluate_both(eval_step, mesh, variables, average, evaluation, config)
     return {"step": step, "epoch": epoch, **scores}
 
 
-def _evaluate_both(eval_step, mesh, variables, average, evaluation):
+def _evaluate_both(eval_step, mesh, variables, average, evaluation, config):
     """The scores of the variables and, as 'ema_loss', 'ema_top1', 'ema_top5', of their average."""
-    scores = evaluate(eval_step, mesh, variables, evaluation)
+    scores = evaluate(eval_step, mesh, variables, _watched(evaluation, config))
     if average is not None:
-        averages = evaluate(eval_step, mesh, average, evaluation)
+        averages = evaluate(eval_step, mesh, average, _watched(evaluation, config))
         scores |= {f"ema_{name}": averages[name] for name in averages if name != "count"}
     return scores
+
+
+def _watched(evaluation: EvalData, config: ConfigDict) -> Iterable[dict[str, Any]]:
+    """Its batches, while process 0 shows how far they have come."""
+    if jax.process_index() > 0:
+        return evaluation
+    total, size = evaluation.num_examples, config.eval_batch_size
+    counted = ((min(size, total - i * size), batch) for i, batch in enumerate(evaluation))
+    return shown(counted, total, "evaluating")
 
 
 def _compile_evaluation(config, eval_step, variables, evaluation, mesh):

@@ -16,13 +16,14 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from typing import Any
+import traceback
+from collections.abc import Iterable, Iterator
+from typing import Any, NoReturn
 
 from sop.errors import UsageError
 
 _RETRY = 0.2  # seconds between two calls to a process 0 that is not there yet
-_GRACE = 3.0  # seconds that the main thread has to end by itself before it is ended
+_GRACE = 3.0  # seconds that one process waits for what another is about to do or say
 
 
 class Partners:
@@ -41,12 +42,22 @@ class Partners:
         for partner, link in links.items():
             threading.Thread(target=self._watch, args=(partner, link), daemon=True).start()
 
-    def say(self, sentence: str | None) -> None:
-        """Tells the others that this process ends: why, or None as all of them do."""
+    def leave(self, sentence: str | None) -> bool:
+        """Tells the others that this process ends, why, or None where all of them do, once.
+
+        It must then end at once: process 0, which JAX's service goes with, waits for the others.
+
+        Returns:
+          Whether they were told; False: a partner's end is already ending this process.
+        """
+        if not self._once.acquire(blocking=False):
+            return False
         if sentence is not None:
             sentence = f"Process {self._process} has ended: {sentence}"
-        for partner in self._links:
-            self._send(partner, {"end": sentence})
+        self._tell_all(self._links, sentence)
+        if sentence is not None:
+            self._outlive_others()
+        return True
 
     def _watch(self, partner: int, link: socket.socket) -> None:
         lines = link.makefile("rb")
@@ -56,33 +67,46 @@ class Partners:
             said = f"Process {partner} has died: see what it printed last."
         if said is None:
             return
-        for other in self._links.keys() - {partner}:
-            self._send(other, {"end": said})
-        self._end(said)
+        self._tell_all(self._links.keys() - {partner}, said)
+        if self._once.acquire(blocking=False):
+            self._end(said)
 
-    def _send(self, partner: int, message: dict[str, Any]) -> None:
-        with self._lock, contextlib.suppress(OSError):
-            self._links[partner].sendall(json.dumps(message).encode() + b"\n")
+    def _tell_all(self, partners: Iterable[int], sentence: str | None) -> None:
+        for partner in partners:
+            with self._lock, contextlib.suppress(OSError):
+                _tell(self._links[partner], {"end": sentence})
 
-    def _end(self, sentence: str) -> None:
-        """Ends this process, whose main thread may wait for a partner for ever."""
-        if not self.begin_to_end():
+    def _outlive_others(self) -> None:
+        """In process 0, waits until the others are gone: JAX aborts those that outlive it."""
+        if self._process > 0:
             return
+        deadline = time.monotonic() + _GRACE
+        for link in self._links.values():
+            with contextlib.suppress(OSError):
+                link.settimeout(max(deadline - time.monotonic(), 0.01))
+                while link.recv(4096):
+                    pass
+
+    def _end(self, sentence: str) -> NoReturn:
+        """Ends this process, whose main thread may wait for a partner for ever.
+
+        At once, as SIGKILL would, which loses nothing that was saved: soon JAX aborts it.
+        """
         print(sentence, file=sys.stderr, flush=True)
         # Whatever the compiled part of JAX, or a traceback, has to say of it adds nothing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         self.heard.set()
-        time.sleep(_GRACE)
+        self._outlive_others()
         os._exit(1)
-
-    def begin_to_end(self) -> bool:
-        """Whether nobody else has begun to end this process."""
-        return self._once.acquire(blocking=False)
 
 
 @contextlib.contextmanager
 def ends_told(partners: Partners | None) -> Iterator[None]:
-    """A context that tells the partners how it ends: a refusal in one process ends all of them."""
+    """A context that tells the partners how it ends: a refusal in one process ends all of them.
+
+    An exception is printed, a refusal as its sentence, and the process ended, with status 2 or 1:
+    JAX would wait for the others in the orderly way out.
+    """
     if partners is None:
         yield
         return
@@ -93,11 +117,16 @@ def ends_told(partners: Partners | None) -> Iterator[None]:
         # A partner's end makes what is computed together fail here; then its thread says so.
         if not is_refusal and partners.heard.wait(_GRACE):
             sys.exit(1)
-        if not partners.begin_to_end():
-            sys.exit(1)
-        partners.say(str(error) if is_refusal else repr(error))
-        raise
-    partners.say(None)
+        if not partners.leave(str(error) if is_refusal else repr(error)):
+            time.sleep(_GRACE)
+            os._exit(1)
+        if isinstance(error, SystemExit):
+            raise
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            print(error if is_refusal else traceback.format_exc(), file=sys.stderr, flush=True)
+        os._exit(2 if is_refusal else 1)
+    partners.leave(None)
 
 
 def call_roll(coordinator: str, process: int, processes: int, timeout: float) -> Partners:

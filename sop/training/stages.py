@@ -33,6 +33,7 @@ class TrainData(Protocol):
 class EvalData(Protocol):
     """This process's share of the evaluation examples, in padded and masked batches."""
 
+    num_examples: int
     image_shape: tuple[int, int, int]
     identity: dict[str, Any]  # as that of TrainData
     row_shape: tuple[int, ...]  # with the views of an image in front

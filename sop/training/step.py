@@ -54,14 +54,20 @@ def batch_shapes(
     }
 
 
-def data_parallel(step: Callable, mesh: Mesh, donate: bool = False) -> Callable:
+def data_parallel(
+    step: Callable, mesh: Mesh, donate: bool = False, by_example: bool = False
+) -> Callable:
     """Jits a per-device `step(state, batch)` over the mesh.
 
-    The first argument and the results are replicated, the batch is split along its first axis.
+    The first argument and the results are replicated, the batch is split along its first axis; with
+    `by_example` the results are split as the batch is.
     `check_vma=False` gives collectives the meaning they have under `jax.pmap`: gradients stay per
     device until the step averages them.
     """
-    mapped = jax.shard_map(step, mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=P(), check_vma=False)
+    results = P(AXIS) if by_example else P()
+    mapped = jax.shard_map(
+        step, mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=results, check_vma=False
+    )
     return jax.jit(mapped, donate_argnums=(0,) if donate else ())
 
 
@@ -209,25 +215,40 @@ def make_train_step(
     return train_step
 
 
+def make_forward(
+    model: nn.Module, *, normalize: Callable[[jax.Array], jax.Array]
+) -> Callable[[dict[str, Any], jax.Array], jax.Array]:
+    """(variables, batch images uint8 [b, (V,) H, W, 3]) → logits [b, K].
+
+    The V views of an example (mirror image, ten crops) share one prediction, the mean of their
+    logits.
+    """
+
+    def forward(variables: dict[str, Any], images: jax.Array) -> jax.Array:
+        views = images.shape[1] if images.ndim == 5 else 1
+        images = normalize(images.reshape(-1, *images.shape[-3:]))
+        logits = jnp.asarray(model.apply(variables, images, train=False))
+        return logits.reshape(-1, views, logits.shape[-1]).mean(axis=1)
+
+    return forward
+
+
 def make_eval_step(
     model: nn.Module, *, normalize: Callable[[jax.Array], jax.Array]
 ) -> Callable[[dict[str, Any], Batch], Metrics]:
     """The per-device evaluation step; map it over axis `AXIS`.
 
-    Where images are [b, V, H, W, 3], the V views of an example (mirror image, ten crops) share one
-    prediction, the mean of their logits.
-
     Returns:
       (variables, {'image', 'label', 'mask'}) → float32 sums over the real examples of the whole
-      batch: 'loss', 'top1', 'top5' and 'count'. Padding, where mask is False, never counts.
+      batch: 'loss', 'top1', 'top5' and 'count'. Images are those of `make_forward`; padding, where
+      mask is False, never counts.
     """
 
+    forward = make_forward(model, normalize=normalize)
+
     def eval_step(variables: dict[str, Any], batch: Batch) -> Metrics:
-        images, labels, mask = batch["image"], batch["label"], batch["mask"]
-        views = images.shape[1] if images.ndim == 5 else 1
-        images = normalize(images.reshape(-1, *images.shape[-3:]))
-        logits = jnp.asarray(model.apply(variables, images, train=False))
-        logits = logits.reshape(-1, views, logits.shape[-1]).mean(axis=1)
+        labels, mask = batch["label"], batch["mask"]
+        logits = forward(variables, batch["image"])
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         sums = {
             "loss": jnp.sum(loss, where=mask),

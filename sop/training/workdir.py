@@ -14,8 +14,9 @@ from typing import Any, Self
 
 from ml_collections import ConfigDict
 
-from sop.config.validation import as_json, differences, may_change
+from sop.config.validation import as_json, differences, from_json, may_change
 from sop.errors import UsageError
+from sop.models import resolve
 from sop.training.checkpoints import saved_progress, steps_in
 from sop.training.durable import write_json
 
@@ -90,7 +91,7 @@ class WorkDir:
         present = as_json(config)
         if steps_in(self.path):
             saved = read_config(self.path)
-            changed = differences(saved, present)
+            changed = _changes(saved, present)
             refused = [key for key in changed if not _may_change(key, saved, present)]
             _refuse(self.path, {key: changed[key] for key in refused})
             if saved == present:
@@ -190,7 +191,8 @@ def read_config(path: str | os.PathLike) -> dict[str, Any]:
         config = json.loads(file.read_bytes())
     except FileNotFoundError:
         raise UsageError(
-            f"Work folder {path} holds no run (no config.json): check --workdir, or train first."
+            f"Work folder {path} holds no run (no config.json): check --workdir, train first, or "
+            "give the --config of its weights."
         ) from None
     except (OSError, ValueError) as error:
         raise UsageError(
@@ -201,16 +203,59 @@ def read_config(path: str | os.PathLike) -> dict[str, Any]:
     return config
 
 
+def run_config(path: str | os.PathLike) -> ConfigDict:
+    """The checked config of the run in work folder `path`, to use it as it was trained.
+
+    Raises:
+      UsageError: there is no run, or its config cannot be read.
+    """
+    saved = read_config(path)
+    try:
+        return from_json(saved)
+    except UsageError as error:
+        raise UsageError(
+            f"The config of the run in {path} cannot be used ({str(error).rstrip('.')}): give one "
+            "with --config."
+        ) from error
+
+
 def refuse_another_model(path: str | os.PathLike, config: Mapping[str, Any]) -> None:
     """Refuses to read the checkpoints of work folder `path` into another model than theirs.
 
-    Converted weights come without a `config.json`: their shapes alone can tell.
+    Earlier conversions left no `config.json`: of their weights the shapes alone can tell.
 
     Raises:
       UsageError: `config.model` differs from the folder's, or the folder holds no run.
     """
     if not steps_in(path) or (Path(path) / "config.json").exists():
-        _refuse(path, differences(read_config(path), as_json(config), groups=("model.",)))
+        changed = _changes(read_config(path), as_json(config))
+        _refuse(path, {key: pair for key, pair in changed.items() if key.startswith("model.")})
+
+
+def with_whole_model(config: ConfigDict) -> ConfigDict:
+    """A config with all that its model means, see `sop.models.resolve`: what a run writes down."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.model = ConfigDict(resolve(config.model))
+    return config
+
+
+def _changes(saved: Mapping[str, Any], present: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """See `differences`; of models, what remains when all that they mean is written out."""
+    changed = differences(saved, present)
+    if any(key.startswith("model.") for key in changed):
+        with contextlib.suppress(UsageError):  # of a model that cannot be made any more
+            configs = (
+                {**each, "model": resolve(from_json(each).model)} for each in (saved, present)
+            )
+            changed = differences(*map(as_json, configs))
+    # Of a part that is another the options say nothing more.
+    renamed = {key.removesuffix("name") for key in changed if key.endswith(".name")}
+    return {
+        key: pair
+        for key, pair in changed.items()
+        if key.endswith(".name") or key.rpartition(".")[0] + "." not in renamed
+    }
 
 
 def _refuse(path: str | os.PathLike, changed: Mapping[str, tuple[Any, Any]]) -> None:

@@ -1,11 +1,16 @@
 """A config against the schema."""
 
+import json
+
 import pytest
 from ml_collections import ConfigDict
 
 from sop.config import check, check_batches, flatten, get_config, stage_configs
+from sop.config.command_line import load
 from sop.config.schema import KEYS
+from sop.config.validation import as_json, from_json
 from sop.errors import UsageError
+from tests.launch import ROOT
 
 
 def changed(**changes):
@@ -140,6 +145,14 @@ def test_batches_are_shared_evenly():
         check_batches(changed(batch_size=60), 8)
     with pytest.raises(UsageError, match=r"eval_batch_size is 3, .*eval_batch_size=8\."):
         check_batches(changed(eval_batch_size=3), 8)
+
+
+@pytest.mark.parametrize("name", ["digits.py:bcnn59", "fine_grained.py:cub_vgg16_bcnn"])
+def test_a_config_comes_back_from_json(name):
+    config = load(f"{ROOT}/configs/{name}")
+    again = from_json(json.loads(json.dumps(as_json(config))))
+    assert as_json(again) == as_json(config)
+    assert len(stage_configs(again)) == len(stage_configs(config)) > 1
 
 
 def test_the_parts_of_a_device_are_equal():

@@ -11,6 +11,7 @@ import pytest
 from sop.config import get_config
 from sop.config.validation import as_json
 from sop.errors import UsageError
+from sop.models import resolve
 from sop.training import durable, workdir
 from sop.training.workdir import WorkDir
 from tests.launch import environment
@@ -148,6 +149,33 @@ def test_a_run_may_be_prolonged_where_nothing_stretches(folder, schedule, stages
     else:
         with pytest.raises(UsageError, match=r"num_epochs was 3, is 5"):
             folder.settle_config(longer)
+
+
+def test_equal_networks_spelled_differently_are_the_same(folder):
+    short = config(**{"model.backbone": "resnet14_cifar", "model.representation.name": "mpncov"})
+    short.model.attention = {"name": "gsop", "dim": 16}
+    saved = as_json(short)
+    saved["model"]["attention"]["placement"] = "last"  # as earlier versions called it
+    durable.write_json(folder.path / "config.json", saved)
+    long = config(**{"model.backbone": "resnet14_cifar"})
+    long.model = resolve(short.model)
+    folder.settle_config(long)
+    assert workdir.read_config(folder.path) == as_json(long)
+    workdir.refuse_another_model(folder.path, short)
+    assert workdir.run_config(folder.path).model.representation.num_iters == 3
+    short.model.attention.dim = 32
+    with pytest.raises(UsageError, match=r"model\.attention\.dim was 16, is 32"):
+        workdir.refuse_another_model(folder.path, short)
+
+
+def test_the_config_of_a_run_is_checked(folder):
+    for changes, sentence in (
+        ({"batch_size": -1}, r"cannot be used \(config.batch_size is -1"),
+        ({"optimizer": 3}, r"cannot be used \(config.optimizer is 3"),
+    ):
+        durable.write_json(folder.path / "config.json", {**as_json(config()), **changes})
+        with pytest.raises(UsageError, match=sentence):
+            workdir.run_config(folder.path)
 
 
 def test_evaluation_needs_the_same_model_only(folder):
