@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from sop.config import check, stage_configs
-from sop.data.normalization import normalize
+from sop.data.normalization import make_normalize
 from sop.errors import UsageError
 from sop.models import create_model
 from sop.models.network import Network
@@ -43,7 +43,7 @@ def load(
 
     Args:
       workdir: the folder.
-      checkpoint: 'best', 'latest' or a step.
+      checkpoint: 'best', 'latest' or a step; 'best/ema': the moving average there.
       changes: dotted keys of its config → other values, as {'eval_batch_size': 32}.
     Raises:
       UsageError: there is no run or no such checkpoint, or a key cannot be changed so.
@@ -189,10 +189,10 @@ class Run:
         self._compile((self._padded(len(images)), *images.shape[1:]))
         return self.by_device(self._forward, images)
 
-    def normalize(self, images: jax.Array) -> jax.Array:
+    @functools.cached_property
+    def normalize(self) -> Callable[[jax.Array], jax.Array]:
         """uint8 images → what `model` takes."""
-        dtype = jnp.dtype(self.config.dtype)
-        return normalize(images, self.config.input.normalization, dtype)
+        return make_normalize(self.config)
 
     @functools.cached_property
     def _forward(self) -> Callable:
