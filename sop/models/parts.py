@@ -29,6 +29,8 @@ _WINDOW = ("window", "strides", "padding", "ceil_mode")
 
 REPRESENTATIONS = {
     "gavp": sop.layers.GlobalAverage,
+    "max": sop.layers.GlobalMax,
+    "gem": sop.layers.GeneralizedMean,
     "mpncov": sop.layers.MPNCOV,
     "bcnn": sop.layers.BilinearCNN,
     "compact_bilinear": sop.layers.CompactBilinear,
@@ -135,8 +137,11 @@ def make_parts(
     name, options = entry(config, "representation")
     name = name or backbone.representation
     module = find("representation", name, {**REPRESENTATIONS, **backbone.own})
-    published = attention.published.representation.get(name, {}) if attention else {}
-    options = {**backbone.published.get(name, {}), **published, **options}
+    asks = getattr(module, "published", Published())
+    published = {"reduction": backbone.reduction} if asks.reduces else {}
+    published |= backbone.published.get(name, {})
+    published |= attention.published.representation.get(name, {}) if attention else {}
+    options = {**published, **options}
     return Parts(
         backbone=config["backbone"],
         image_size=backbone.image_size,
@@ -152,6 +157,6 @@ def make_parts(
             **{**context, "axis_name": representation_axis or axis_name},
         )(),
         representation_name=name,
-        asks=getattr(module, "published", Published()),
+        asks=asks,
         **context,
     )

@@ -6,6 +6,7 @@ from sop.ops.cosine import cosine_coefficients
 from sop.ops.covariance import covariance, position_covariance, row_convolution, upper_triangle
 from sop.ops.isqrt_cov import isqrt_cov
 from sop.ops.matrix_functions import matrix_power, matrix_sqrt
+from sop.ops.means import first_maximum, generalized_mean
 from sop.ops.pooling import adaptive_average_pool, max_entropy_pool, pool_padding
 from sop.ops.precision import at_least_float32, einsum, magnitude, narrow, widen
 from sop.ops.simam import simam
@@ -19,6 +20,8 @@ __all__ = [
     "cosine_coefficients",
     "covariance",
     "einsum",
+    "first_maximum",
+    "generalized_mean",
     "isqrt_cov",
     "magnitude",
     "matrix_power",

@@ -54,6 +54,8 @@ def cases() -> dict[str, Case]:
         "covariance": Case(function=lambda x, *_: ops.covariance(x)),
         "matrix_sqrt_n5": Case(function=lambda a, *_: ops.matrix_sqrt(a, 5)),
         "bilinear": Case(layers.BilinearCNN()),
+        "gem": Case(layers.GeneralizedMean()),
+        "max": Case(layers.GlobalMax()),
         "compact_bilinear": Case(layers.CompactBilinear(projected_dim=64)),
         "mpncov_plain": Case(layers.MPNCOV(normalization="none", vectorize=False)),
         "cgd": attention(layers.CGD()),

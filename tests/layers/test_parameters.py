@@ -11,6 +11,9 @@ from sop import layers
 
 # Trainable scalars for 256 channels at 14 × 14, as docs/layers.md has them.
 COUNTS = [
+    (layers.GlobalAverage(hidden=100), 25_700),
+    (layers.GeneralizedMean(), 1),
+    (layers.GeneralizedMean(learned="channel"), 256),
     (layers.MPNCOV(), 0),
     (layers.MPNCOV(reduction=128), 33_024),
     (layers.CompactBilinear(), 0),

@@ -38,8 +38,18 @@ def hard_inputs(shape, dtype):
 
 
 POISON = (np.nan, np.inf, -np.inf)
-# ReLU(x·p) of −∞ is 0, and the largest of a window or of two terms is not −∞.
-DISCARD_MINUS_INFINITY = {"MaxPool", "GSoP position", "GSoP position grid", "GSoP fusion_max"}
+# ReLU(x·p) of −∞ is 0, max(x, ε) is ε, and the largest of a window or of two terms is not −∞.
+DISCARD_MINUS_INFINITY = {
+    "MaxPool",
+    "GlobalMax",
+    "GlobalAverage hidden",
+    "GeneralizedMean",
+    "GeneralizedMean channel",
+    "GeneralizedMean fixed",
+    "GSoP position",
+    "GSoP position grid",
+    "GSoP fusion_max",
+}
 
 
 def poisoned(normal):
@@ -84,6 +94,8 @@ def outputs_and_gradients(module, train):
 
 # Variants that meet a single position or channel as another layer of the list does.
 FEW_POSITIONS_ONLY = {
+    "GlobalAverage hidden",
+    "GeneralizedMean fixed",
     "MPNCOV matrix",
     "BilinearCNN matrix",
     "MPNCOV eigh 0.3",

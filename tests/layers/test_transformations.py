@@ -18,6 +18,7 @@ from tests.layers import zoo
 DIFFERENTIABLE = {
     "MPNCOV": layers.MPNCOV(reduction=3, num_iters=3),
     "MPNCOV eigh": layers.MPNCOV(reduction=3, normalization="eigh"),
+    "GeneralizedMean": layers.GeneralizedMean(2.0),
     "BilinearCNN": layers.BilinearCNN(),
     "CompactBilinear": layers.CompactBilinear(projected_dim=32),
     "GSoP": layers.GSoP(3, stride=2),

@@ -12,6 +12,11 @@ WINDOW = {"window": 3, "strides": 2, "padding": 1}
 
 REPRESENTATIONS: dict[str, Callable] = {
     "GlobalAverage": layers.GlobalAverage(),
+    "GlobalAverage hidden": layers.GlobalAverage(hidden=5),
+    "GlobalMax": layers.GlobalMax(),
+    "GeneralizedMean": layers.GeneralizedMean(),
+    "GeneralizedMean channel": layers.GeneralizedMean(0.5, "channel"),
+    "GeneralizedMean fixed": layers.GeneralizedMean(2.0, None),
     "MPNCOV": layers.MPNCOV(),
     "MPNCOV reduced": layers.MPNCOV(reduction=4, num_iters=3),
     "MPNCOV matrix": layers.MPNCOV(vectorize=False, num_iters=1),
@@ -72,7 +77,7 @@ def variables(module, x) -> dict:
     generator = np.random.default_rng(0)
 
     def draw(path, shape):
-        if path[-1] in ("scale", "var", "lam"):
+        if path[-1] in ("scale", "var", "lam", "power"):
             return generator.uniform(0.5, 1.5, shape.shape).astype(np.float32)
         # An accumulated product keeps the size of its factors.
         size = np.prod(shape.shape[:-1], initial=1)

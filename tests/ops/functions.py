@@ -23,6 +23,10 @@ def on_features(shape):
         "matrix_sqrt": lambda x: ops.matrix_sqrt(ops.covariance(x), 3),
         "matrix_sqrt autodiff": lambda x: ops.matrix_sqrt(ops.covariance(x), 3, autodiff=True),
         "matrix_power": lambda x: ops.matrix_power(ops.covariance(x), 0.5),
+        "first_maximum": lambda x: ops.first_maximum(ops.at_least_float32(x), (1, 2)),
+        "generalized_mean": ops.generalized_mean,
+        "generalized_mean 1e-9": lambda x: ops.generalized_mean(x, 1e-9),
+        "generalized_mean -3": lambda x: ops.generalized_mean(x, -3.0),
         "bilinear": ops.bilinear,
         "compact_bilinear": lambda x: ops.compact_bilinear(x, *HASHES, 8),
         "max_entropy_pool": lambda x: ops.max_entropy_pool(x, 0.7, (1, 1)),
@@ -39,4 +43,11 @@ def on_features(shape):
     }
 
 
+# What the equation itself does not look at.
+DISCARDS = {
+    "first_maximum": ("-inf",),
+    "generalized_mean": ("-inf",),
+    "generalized_mean 1e-9": ("-inf",),
+    "generalized_mean -3": ("-inf", "inf"),
+}
 NAMES = list(on_features((1, 2, 2, 3)))

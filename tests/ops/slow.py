@@ -77,6 +77,15 @@ def max_entropy_pool(x, lam, window, strides, padding, shape):
     return y
 
 
+def generalized_mean(x, power, epsilon):
+    found = []
+    for image in np.float64(x):
+        rows = np.maximum(image.reshape(-1, image.shape[-1]), epsilon)
+        geometric = np.exp(np.log(rows).mean(0))
+        found.append((rows**power).mean(0) ** (1 / power) if power else geometric)
+    return np.array(found)
+
+
 def adaptive_average_pool(x, shape):
     x = np.float64(x)
     y = np.zeros((len(x), *shape, x.shape[-1]))

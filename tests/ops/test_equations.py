@@ -99,6 +99,17 @@ def test_hashes_depend_on_the_seed_alone():
     assert not np.array_equal(again[0], again[2])
 
 
+@pytest.mark.parametrize("power", [0.0, 1.0, 3.0, -2.0, 40.0])
+def test_generalized_mean(power):
+    x = np.abs(draw(0, 2, 3, 4, 5)) + 0.1
+    assert_close(ops.generalized_mean(x, power), slow.generalized_mean(x, power, 1e-6))
+
+
+def test_generalized_mean_of_powers_out_of_range():
+    x = 1e30 * (np.abs(draw(0, 2, 3, 4, 5)) + 0.1)
+    assert_close(ops.generalized_mean(x, 8.0), slow.generalized_mean(x, 8.0, 1e-6))
+
+
 WINDOWS = [
     # shape, window, strides, padding, ceil_mode, output; the outputs are PyTorch's.
     ((2, 8, 6, 3), (2, 2), (2, 2), (0, 0), False, (4, 3)),
