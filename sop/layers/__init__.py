@@ -12,6 +12,7 @@ from sop.layers.coordinate import CoordinateAttention
 from sop.layers.eca import ECA
 from sop.layers.fcanet import FcaNet
 from sop.layers.first_order import GeneralizedMean, GlobalAverage, GlobalMax
+from sop.layers.gaussian import GaussianPooling
 from sop.layers.gc import GlobalContext
 from sop.layers.gct import GCT
 from sop.layers.gsop import CompactGSoP, GSoP
@@ -38,6 +39,7 @@ __all__ = [
     "CoordinateAttention",
     "FcaNet",
     "GSoP",
+    "GaussianPooling",
     "GeneralizedMean",
     "GlobalAverage",
     "GlobalContext",

@@ -32,6 +32,7 @@ REPRESENTATIONS = {
     "max": sop.layers.GlobalMax,
     "gem": sop.layers.GeneralizedMean,
     "mpncov": sop.layers.MPNCOV,
+    "gaussian": sop.layers.GaussianPooling,
     "bcnn": sop.layers.BilinearCNN,
     "compact_bilinear": sop.layers.CompactBilinear,
 }

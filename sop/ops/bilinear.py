@@ -14,14 +14,16 @@ from sop.ops.covariance import positions, second_moment
 _THRESHOLD = 1e-8
 
 
-def signed_sqrt(y: Float[Array, "*shape"]) -> Float[jax.Array, "*shape"]:
-    """sign(y)·√(|y| + 1e-8), with gradient zero at zero; dtype of y.
+def signed_sqrt(
+    y: Float[Array, "*shape"], threshold: float | Float[Array, "..."] = _THRESHOLD
+) -> Float[jax.Array, "*shape"]:
+    """sign(y)·√(|y| + threshold), by default 1e-8, with gradient zero at zero; dtype of y.
 
     >>> import jax.numpy as jnp
     >>> signed_sqrt(jnp.array([-4.0, 0.0, 9.0])).tolist()
     [-2.0, 0.0, 3.0]
     """
-    return jnp.sign(y) * jnp.sqrt(jnp.abs(y) + _THRESHOLD)
+    return jnp.sign(y) * jnp.sqrt(jnp.abs(y) + threshold)
 
 
 def l2_normalize(y: Float[Array, "*shape"], axis: int = -1) -> Float[jax.Array, "*shape"]:

@@ -56,6 +56,7 @@ def cases() -> dict[str, Case]:
         "bilinear": Case(layers.BilinearCNN()),
         "gem": Case(layers.GeneralizedMean()),
         "max": Case(layers.GlobalMax()),
+        "eigh_pade": Case(layers.MPNCOV(normalization="eigh_pade")),
         "compact_bilinear": Case(layers.CompactBilinear(projected_dim=64)),
         "mpncov_plain": Case(layers.MPNCOV(normalization="none", vectorize=False)),
         "cgd": attention(layers.CGD()),
@@ -71,8 +72,9 @@ def cases() -> dict[str, Case]:
         "gsop_fusion_max_eval": attention(gsop("fusion_max")),
         "gsop_fusion_concat_eval": attention(gsop("fusion_concat")),
     }
-    for n in (1, 2, 3, 5):
-        for size in ("c12_5x6", "c24_3x4"):
+    for size in ("c12_5x6", "c24_3x4"):
+        found[f"pade_lyapunov_{size}"] = Case(layers.MPNCOV(normalization="pade_lyapunov"))
+        for n in (1, 2, 3, 5):
             found[f"isqrt_cov_n{n}_{size}"] = Case(layers.MPNCOV(num_iters=n))
     for train in (False, True):
         mode = "train" if train else "eval"

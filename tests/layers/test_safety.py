@@ -99,6 +99,8 @@ FEW_POSITIONS_ONLY = {
     "MPNCOV matrix",
     "BilinearCNN matrix",
     "MPNCOV eigh 0.3",
+    "MPNCOV element",
+    "GaussianPooling reduced",
     "GSoP channel",
     "GSoP position",
     "GSoP fusion_max",

@@ -18,7 +18,10 @@ from tests.layers import zoo
 DIFFERENTIABLE = {
     "MPNCOV": layers.MPNCOV(reduction=3, num_iters=3),
     "MPNCOV eigh": layers.MPNCOV(reduction=3, normalization="eigh"),
+    "MPNCOV log": layers.MPNCOV(reduction=3, normalization="log"),
+    "MPNCOV element": layers.MPNCOV(reduction=3, normalization="element"),
     "GeneralizedMean": layers.GeneralizedMean(2.0),
+    "GaussianPooling": layers.GaussianPooling(reduction=3, num_iters=2, beta=0.5),
     "BilinearCNN": layers.BilinearCNN(),
     "CompactBilinear": layers.CompactBilinear(projected_dim=32),
     "GSoP": layers.GSoP(3, stride=2),
