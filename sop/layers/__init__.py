@@ -9,6 +9,7 @@ from sop.layers.bilinear import BilinearCNN, CompactBilinear
 from sop.layers.cbam import CBAM
 from sop.layers.cgd import CGD, SpatialCGD, ToyCGD
 from sop.layers.coordinate import CoordinateAttention
+from sop.layers.dropcov import DropCov
 from sop.layers.eca import ECA
 from sop.layers.fcanet import FcaNet
 from sop.layers.first_order import GeneralizedMean, GlobalAverage, GlobalMax
@@ -37,6 +38,7 @@ __all__ = [
     "CompactBilinear",
     "CompactGSoP",
     "CoordinateAttention",
+    "DropCov",
     "FcaNet",
     "GSoP",
     "GaussianPooling",

@@ -33,6 +33,7 @@ REPRESENTATIONS = {
     "gem": sop.layers.GeneralizedMean,
     "mpncov": sop.layers.MPNCOV,
     "gaussian": sop.layers.GaussianPooling,
+    "dropcov": sop.layers.DropCov,
     "bcnn": sop.layers.BilinearCNN,
     "compact_bilinear": sop.layers.CompactBilinear,
 }

@@ -10,6 +10,7 @@ from sop.ops.covariance import (
     scaled_covariance,
     upper_triangle,
 )
+from sop.ops.dropcov import drop_rate
 from sop.ops.isqrt_cov import isqrt_cov, isqrt_gaussian
 from sop.ops.matrix_functions import matrix_log, matrix_power, matrix_sqrt
 from sop.ops.means import first_maximum, generalized_mean
@@ -26,6 +27,7 @@ __all__ = [
     "compact_bilinear",
     "cosine_coefficients",
     "covariance",
+    "drop_rate",
     "einsum",
     "first_maximum",
     "generalized_mean",

@@ -79,6 +79,7 @@ def cases() -> dict[str, Case]:
     for train in (False, True):
         mode = "train" if train else "eval"
         found[f"mpncov_reduce_{mode}"] = Case(layers.MPNCOV(reduction=8), train=train)
+        found[f"dropcov_{mode}"] = Case(layers.DropCov(reduction=8), train=train)
         found[f"gsop_channel_{mode}"] = attention(gsop(), train=train)
         found[f"gsop_position_{mode}"] = attention(gsop("position"), train=train)
         found[f"gsop_compact_{mode}"] = attention(layers.CompactGSoP(8), train=train)
@@ -129,7 +130,8 @@ def computed(case: Case, golden) -> dict[str, np.ndarray]:
         if module is None:
             return case.function(inputs["x"], inputs.get("lam"), geometry)
         given = {**variables, "params": inputs["params"]}
-        return module.apply(given, inputs["x"], case.train, mutable=["batch_stats"])[0]
+        rngs = {"dropout": jax.random.key(0)}
+        return module.apply(given, inputs["x"], case.train, mutable=["batch_stats"], rngs=rngs)[0]
 
     @jax.jit
     def outputs(inputs, cotangent):

@@ -83,7 +83,8 @@ def outputs_and_gradients(module, train):
 
         def apply(x, params):
             given = {**others, "params": params}
-            return module.apply(given, x, train, mutable=["batch_stats"])
+            rngs = {"dropout": jax.random.key(0)}
+            return module.apply(given, x, train, mutable=["batch_stats"], rngs=rngs)
 
         y, pullback, statistics = jax.vjp(apply, x, variables.get("params", {}), has_aux=True)
         cotangent = jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)

@@ -40,7 +40,8 @@ def features(shape, seed=0):
 
 def trained(module, variables, x):
     """Output in training mode; BN statistics are dropped."""
-    return module.apply(variables, x, True, mutable=["batch_stats"])[0]
+    rngs = {"dropout": jax.random.key(0)}
+    return module.apply(variables, x, True, mutable=["batch_stats"], rngs=rngs)[0]
 
 
 def close(found, expected, tolerance=1e-5):

@@ -28,6 +28,7 @@ REPRESENTATIONS: dict[str, Callable] = {
     "MPNCOV none": layers.MPNCOV(normalization="none"),
     "GaussianPooling": layers.GaussianPooling(num_iters=3),
     "GaussianPooling reduced": layers.GaussianPooling(reduction=4, num_iters=2, beta=0.3),
+    "DropCov": layers.DropCov(reduction=4),
     "BilinearCNN": layers.BilinearCNN(),
     "BilinearCNN matrix": layers.BilinearCNN(vectorize=False),
     "CompactBilinear": layers.CompactBilinear(projected_dim=16),

@@ -120,6 +120,15 @@ def test_gradient_of_the_pade_square_root_by_the_gram_matrix(shape):
         assert_close(a, b, 2e-5)
 
 
+def test_drop_rate_is_what_the_original_computes():
+    """The rate that the original's code printed for these numbers."""
+    x, weights = draw(5, 3, 4, 4, 32), jax.nn.softmax(draw(6, 3, 32))
+    sigma = ops.covariance(x)
+    assert ops.drop_rate(weights, sigma) == pytest.approx(0.17468315362930298, rel=1e-5)
+    assert ops.drop_rate(weights, 1e-30 * sigma) == pytest.approx(0.174683153, rel=1e-5)
+    assert ops.drop_rate(weights, 0 * sigma) == 1
+
+
 @few
 @given(SHAPES, SEEDS)
 def test_bilinear(shape, seed):

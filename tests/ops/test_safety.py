@@ -169,6 +169,10 @@ REFUSED = [
     (lambda: ops.matrix_sqrt(jnp.ones((2, 3))), r"a has shape \(2, 3\): give square"),
     (lambda: ops.matrix_power(jnp.ones((2, 2)), 0), "alpha is 0: give"),
     (lambda: ops.upper_triangle(jnp.ones(3)), "give square"),
+    (
+        lambda: ops.drop_rate(jnp.ones((1, 3)), jnp.ones((1, 2, 2))),
+        r"shape \(1, 2, 2\) for weights",
+    ),
     (lambda: ops.max_entropy_pool(jnp.ones((1, 4, 4, 2)), jnp.ones((1, 3, 1, 1))), "lam has shape"),
     (lambda: ops.max_entropy_pool(jnp.ones((1, 4, 4, 2)), 1.0, (5, 5)), "window is 5 for 4"),
     (lambda: ops.max_entropy_pool(jnp.ones((1, 4, 4, 2)), 1.0, padding=(2, 2)), "padding is 2"),
