@@ -49,7 +49,9 @@ def final_state(workdir: Path) -> dict[str, np.ndarray]:
     """Every array of the newest checkpoint, by item and name."""
     step = workdir / "checkpoints" / str(newest_step(workdir))
     arrays = {}
-    for item in ("variables", "optimizer"):
+    for item in ("variables", "ema", "optimizer"):
+        if not (step / item).exists():
+            continue
         with ocp.PyTreeCheckpointer() as reader:
             tree = reader.metadata(step / item).item_metadata.tree
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)

@@ -21,7 +21,7 @@ import pytest
 
 import main
 import sop.layers
-from sop import plots
+from sop import export, plots
 from sop.config import stage_configs
 from sop.config.command_line import load, parse
 from sop.data import prepare, transforms
@@ -159,6 +159,8 @@ def check_python(arguments):
             torture.make_parser().parse_args(flags)
         case ["-m", "sop.models", *flags]:
             make_models_parser().parse_args(flags)
+        case ["-m", "sop.export", *flags]:
+            export.make_parser().parse_args(flags)
         case ["-m", "sop.plots", *flags]:
             plots.make_parser().parse_args(flags)
         case ["-m", module]:

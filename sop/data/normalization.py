@@ -1,9 +1,11 @@
 """Named statistics of data sets, and the normalisation that runs on the device."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from sop.errors import UsageError, show
 
@@ -55,3 +57,15 @@ def normalize(
         for named, own in zip(STATISTICS[name], given, strict=True)
     )
     return ((images.astype(jnp.float32) - 255 * mean) / (255 * deviation)).astype(dtype)
+
+
+def make_normalize(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
+    """`normalize` as a run's `config.input` and `config.dtype` say."""
+    options, dtype = config.input, jnp.dtype(config.dtype)
+    return partial(
+        normalize,
+        name=options.normalization,
+        dtype=dtype,
+        mean=options.mean,
+        deviation=options.deviation,
+    )

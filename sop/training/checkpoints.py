@@ -184,7 +184,8 @@ class Checkpoints:
         """The variables of one checkpoint, for evaluation.
 
         Args:
-          which: 'best' (the latest where nothing was evaluated), 'latest', or a step.
+          which: 'best' (the latest where nothing was evaluated), 'latest', or a step; with '/ema'
+            behind it for the averages there.
           template: variables to fill: `jax.ShapeDtypeStruct`s with shardings; or the sharding of
             whatever was saved.
         Returns:
@@ -192,14 +193,17 @@ class Checkpoints:
         Raises:
           UsageError: no such checkpoint, a damaged one asked for by name, or one of another model.
         """
+        item = _EMA if which.endswith(f"/{_EMA}") else "variables"
+        which = which.removesuffix(f"/{_EMA}")
         for step in self._unscored() if which == "best" else ():
             self._say(
                 f"The scores of checkpoint {step} in {self.directory} are damaged or missing: it "
                 "does not count among the best."
             )
-        for step in _candidates(self.directory, which):
+        steps = _candidates(self.directory, which)
+        for step in _averaged(self.directory, steps) if item == _EMA else steps:
             try:
-                return self._restore_variables(step, template), step, self._epoch(step)
+                return self._restore_variables(step, template, item), step, self._epoch(step)
             except UsageError:
                 raise
             except Exception as error:  # as in restore_newest
@@ -427,11 +431,18 @@ def find_variables(path: str | Path) -> list[Path]:
     path, item = _without_item(path)
     one = is_step(path.name) and path.parent.name == FOLDER
     directory, which = (path.parent, path.name) if one else (path / FOLDER, "best")
-    found = [directory / str(step) for step in _candidates(directory, which)]
-    if item == _EMA and not (found := [each for each in found if (each / _EMA).is_dir()]):
+    steps = _candidates(directory, which)
+    steps = _averaged(directory, steps) if item == _EMA else steps
+    return [directory / str(step) for step in steps]
+
+
+def _averaged(directory: Path, steps: Sequence[int]) -> list[int]:
+    """Those of the steps at which averages were saved."""
+    found = [step for step in steps if (directory / str(step) / _EMA).is_dir()]
+    if not found:
         raise UsageError(
-            f"No averages were saved in {path}: its run had no config.ema_decay; leave '/{_EMA}' "
-            "out."
+            f"No averages were saved in {directory}: its run had no config.ema_decay; leave "
+            f"'/{_EMA}' out."
         )
     return found
 

@@ -10,17 +10,16 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from sop.config.validation import as_json
-from sop.data.normalization import normalize
+from sop.data.normalization import make_normalize
 from sop.errors import UsageError
 from sop.progress import shown
 from sop.training import pretrained
-from sop.training.checkpoints import Checkpoints, load_variables, steps_in
+from sop.training.checkpoints import Checkpoints, steps_in
 from sop.training.evaluation import evaluate, is_finite
 from sop.training.memory import check_compiled
 from sop.training.mixing import make_mixing
@@ -78,7 +77,7 @@ def train(
 
     loaded = None
     if config.init_from and not steps_in(workdir):
-        loaded = load_variables(config.init_from)
+        loaded = pretrained.load(config.init_from)
     checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep, say=reporter.say)
     with StopRequest(mesh) as stop, closing(checkpoints):
         restored = checkpoints.restore_newest(template)
@@ -149,7 +148,7 @@ class _StageRun:
         step = make_train_step(
             model,
             tx,
-            normalize=_normalization(config),
+            normalize=make_normalize(config),
             seed=config.seed,
             label_smoothing=config.label_smoothing,
             frozen_batch_norm=matches_any(frozen),
@@ -158,7 +157,7 @@ class _StageRun:
             mixing=make_mixing(config.mixup, config.cutmix),
         )
         self._train_step = data_parallel(step, mesh, donate=True)
-        evaluation = make_eval_step(model, normalize=_normalization(config))
+        evaluation = make_eval_step(model, normalize=make_normalize(config))
         self._eval_step = data_parallel(evaluation, mesh)
         self._whole, self._stage, self._mesh = whole, stage, mesh
         self._checkpoints, self._reporter = checkpoints, reporter
@@ -266,7 +265,7 @@ def evaluate_checkpoint(
     """Evaluates one checkpoint of a work folder.
 
     Args:
-      which: 'best', 'latest' or a step.
+      which: 'best', 'latest' or a step; with '/ema' behind it the same.
       shapes: the model's variables as `jax.ShapeDtypeStruct`s.
       evaluation: see `sop.training.stages.EvalData`.
     Returns:
@@ -274,9 +273,10 @@ def evaluate_checkpoint(
     """
     with closing(Checkpoints(workdir, read_only=True, say=say)) as checkpoints:
         template = _on_mesh(shapes, mesh)
+        which = which.removesuffix("/ema")
         variables, step, epoch = checkpoints.restore_variables(which, template)
         average = checkpoints.restore_average(step, template)
-    eval_step = data_parallel(make_eval_step(model, normalize=_normalization(config)), mesh)
+    eval_step = data_parallel(make_eval_step(model, normalize=make_normalize(config)), mesh)
     _compile_evaluation(config, eval_step, variables, evaluation, mesh)
     scores = _evaluate_both(eval_step, mesh, variables, average, evaluation, config)
     return {"step": step, "epoch": epoch, **scores}
@@ -304,18 +304,6 @@ def _compile_evaluation(config, eval_step, variables, evaluation, mesh):
     size = config.eval_batch_size
     batch = batch_shapes(mesh, size, evaluation.row_shape, masked=True)
     check_compiled("eval_batch_size", size, eval_step, (variables, batch), mesh)
-
-
-def _normalization(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
-    """uint8 images → what the model takes."""
-    options, dtype = config.input, jnp.dtype(config.dtype)
-    return partial(
-        normalize,
-        name=options.normalization,
-        dtype=dtype,
-        mean=options.mean,
-        deviation=options.deviation,
-    )
 
 
 def _on_mesh(shapes: Any, mesh: Mesh) -> Any:

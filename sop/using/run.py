@@ -16,11 +16,12 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from sop.config import check, stage_configs
-from sop.data.normalization import normalize
+from sop.data.normalization import make_normalize
 from sop.errors import UsageError
 from sop.models import create_model
 from sop.models.network import Network
 from sop.training.checkpoints import Checkpoints, saved_progress
+from sop.training.exported import is_export, read_export
 from sop.training.memory import check_compiled
 from sop.training.step import AXIS, data_parallel, make_forward, make_mesh, replicated
 from sop.training.workdir import run_config, with_whole_model
@@ -36,11 +37,13 @@ def load(
 ) -> "Run":
     """The run in a work folder, trained here or converted, as `--mode=eval` would evaluate it.
 
+    Or what `python -m sop.export` wrote.
+
     Its checkpoint is compared with its checksums; a damaged one is said, and the one before taken.
 
     Args:
       workdir: the folder.
-      checkpoint: 'best', 'latest' or a step.
+      checkpoint: 'best', 'latest' or a step; 'best/ema': the moving average there.
       changes: dotted keys of its config → other values, as {'eval_batch_size': 32}.
     Raises:
       UsageError: there is no run or no such checkpoint, or a key cannot be changed so.
@@ -75,6 +78,11 @@ def open_run(
     config = with_whole_model(stage_configs(config)[-1])
     model = create_model(config.model, dtype=jnp.dtype(config.dtype))
     mesh = make_mesh()
+    if is_export(workdir):
+        variables, facts = read_export(workdir)
+        variables = jax.device_put(variables, replicated(mesh))
+        found = variables, facts["step"], facts["epoch"], tuple(facts["class_names"])
+        return Run(str(workdir), config, model, *found, mesh)
     with _quiet_orbax(), closing(Checkpoints(workdir, read_only=True, say=say)) as checkpoints:
         variables, step, epoch = checkpoints.restore_variables(checkpoint, replicated(mesh))
     data = saved_progress(workdir).get("data")
@@ -181,10 +189,10 @@ class Run:
         self._compile((self._padded(len(images)), *images.shape[1:]))
         return self.by_device(self._forward, images)
 
-    def normalize(self, images: jax.Array) -> jax.Array:
+    @functools.cached_property
+    def normalize(self) -> Callable[[jax.Array], jax.Array]:
         """uint8 images → what `model` takes."""
-        dtype = jnp.dtype(self.config.dtype)
-        return normalize(images, self.config.input.normalization, dtype)
+        return make_normalize(self.config)
 
     @functools.cached_property
     def _forward(self) -> Callable:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import time
+from contextlib import closing
 
 import flax.linen as nn
 import jax
@@ -32,7 +33,7 @@ from sop.training.optimizer import make_optimizer
 from sop.training.reporting import Reporter
 from sop.training.stages import make_stages
 from sop.training.state import init_variables
-from sop.training.step import make_mesh
+from sop.training.step import make_mesh, replicated
 
 EXAMPLES, CLASSES = 40, 4
 RNG = np.random.default_rng(0)
@@ -76,8 +77,10 @@ class Train:
 
 
 class Evaluation:
+    num_examples = EXAMPLES
     image_shape = row_shape = (4, 4, 3)
     identity = IDENTITY
+    num_examples = EXAMPLES
 
     def __iter__(self):
         yield {"image": IMAGES, "label": LABELS, "mask": np.ones(EXAMPLES, bool)}
@@ -503,7 +506,11 @@ def test_averages_are_kept_evaluated_and_taken_up_again(tmp_path, whole):
     }
     entry = [e for e in read_history(tmp_path / "run") if e["split"] == "eval"][-1]
     assert entry["ema_loss"] == both["ema_loss"] != both["loss"]
+    assert evaluate(tmp_path / "run", "15/ema") == both
     assert find_variables(tmp_path / "run" / "ema")
+    with closing(Checkpoints(tmp_path / "run", read_only=True)) as checkpoints:
+        restored = checkpoints.restore_variables("15/ema", replicated(make_mesh()))[0]
+    jax.tree.map(np.testing.assert_array_equal, restored, averages[0])
     with pytest.raises(UsageError, match=r"No averages were saved in .*leave '/ema' out"):
         find_variables(whole / "ema")
 
