@@ -18,6 +18,7 @@ from jax import lax
 from sop import ops
 from sop.errors import UsageError
 from sop.layers import GFGP, MPNCOV, BatchNorm, CompactGSoP, MaxEntropyPool
+from sop.layers.gate import Gate
 from sop.layers.gsop import ChannelWeights, PositionWeights
 from sop.training.step import data_parallel
 from sop.using import layers
@@ -68,6 +69,8 @@ class Look:
           - 'grad_cam' [n, h, w]: ReLU(Σ_c α_c A_c), α_c the mean over positions of ∂logit/∂A_c;
           - 'channel_weights/PATH' [n, C] and 'position_weights/PATH' [n, H, W]: of GSoP;
           - 'gates/PATH' [n, C] or [n, H, W]: g of CGD, x becomes x (1 + g);
+          - 'weights/PATH' [n, C], [n, H, W] or [n, H, W, C]: g of the field's attentions, x becomes
+            x g;
           - 'lambda/PATH' [n, C], [n, 1] or [n, H', W', C]: of GFGP;
           - 'pooling/PATH' [n, H', W']: where soft pooling stands between average (0) and maximum
             (1) of its windows, Σ_c (y − average) / Σ_c (maximum − average); NaN where these agree;
@@ -175,9 +178,12 @@ class _Witness:
     def __call__(self, call, args, kwargs, context):
         y = call(*args, **kwargs)
         module = context.module
+        path = "/".join(module.path)
+        if context.method_name == "gate" and isinstance(module, Gate):
+            gates = jnp.broadcast_to(y, (len(args[0]), *y.shape[1:]))
+            self.said[f"weights/{path}"] = _squeezed(gates)
         if context.method_name != "__call__" or not args:
             return y
-        path = "/".join(module.path)
         self._hear(module, path, args[0], y)
         if path in self._wanted:
             self.maps[path] = y

@@ -25,12 +25,14 @@ _SMALLEST = 200  # pixels of a side under a map
 _CURVES = {
     "channel_weights": ("GSoP: weight of each channel", "weight"),
     "gates": ("CGD: gate of each channel, x (1 + g)", "g"),
+    "weights": ("attention: weight of each channel", "weight"),
     "lambda": ("GFGP: λ of each channel", "λ"),
 }
-# Kind → heading above a map, its lowest and highest colour.
-_MAPS = {
+# Kind → heading above a map, its lowest and highest colour; None: of its own values.
+_MAPS: dict[str, tuple[str, float | None, float | None]] = {
     "position_weights": ("GSoP: weight of positions", 0.0, 1.0),
     "gates": ("CGD: gate of positions", -1.0, 1.0),
+    "weights": ("attention: weight of positions", None, None),
     "pooling": ("pooling: 0 average, 1 max", 0.0, 1.0),
 }
 Draw = Callable[[Axes], None]
@@ -124,7 +126,11 @@ def _said(found: Mapping[str, np.ndarray]) -> list[Draw]:
         if kind in _CURVES and curves:
             panels.append(partial(_curves, kind, curves))
         if kind in _MAPS:
-            maps = [(path, value) for path, value in values.items() if value.ndim == 2]
+            maps = [
+                (path, value if value.ndim == 2 else value.mean(axis=-1))
+                for path, value in values.items()
+                if value.ndim > 1
+            ]
             panels += [partial(_map, kind, *each) for each in maps[-_MOST_MAPS:]]
     for path in (name.partition("/")[2] for name in found if name.startswith("covariance/")):
         panels += [

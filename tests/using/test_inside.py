@@ -115,6 +115,17 @@ def test_cgd_says_its_gates(name):
     np.testing.assert_allclose(y, x * (1 + gate), rtol=1e-4, atol=1e-5)
 
 
+def test_attentions_of_the_field_say_their_gates():
+    for name, shape in (("se", (8, 16)), ("simam", (8, 12, 12, 16))):
+        run = fresh(attention={"name": name, "blocks": "1 0 0", "after": "branch"})
+        place = "features/layer1_0/attention"
+        gate = found_in(run)[f"weights/{place}"]
+        assert gate.shape == shape
+        x, y = at(run, "features/layer1_0/bn2", place)
+        gate = gate[:, None, None] if name == "se" else gate
+        np.testing.assert_allclose(y, x * gate, rtol=1e-4, atol=1e-5)
+
+
 def test_compact_gsop_says_its_weights_and_soft_pooling_how_it_pooled():
     for lam, expected in ((0.0, 0.0), (1e6, 1.0)):
         run = fresh(
