@@ -54,7 +54,7 @@ class DropCov(Reduced):
 
     @nn.compact
     def represent(self, x: FeatureMap, train: bool) -> Float[jax.Array, "b d"]:
-        x = ops.at_least_float32(self.reduce(x, train))
+        x = ops.at_least_float32(self.reduced(x, train))
         # Also in evaluation, where initialisation asks for its parameter.
         weights = nn.softmax(channel_conv(3)(x.mean((1, 2))[..., None])[..., 0])
         if train:

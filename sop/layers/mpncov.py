@@ -71,7 +71,7 @@ class MPNCOV(Reduced):
 
     @nn.compact
     def represent(self, x: FeatureMap, train: bool) -> Vectors:
-        x = self.reduce(x, train)
+        x = self.reduced(x, train)
         if self.normalization == "newton_schulz" and self.vectorize:
             y = ops.isqrt_cov(x, self.num_iters)
         else:
