@@ -18,6 +18,7 @@ from sop.using.figures import save, show_image, title
 _COLUMNS = 5
 _MOST_MAPS = 10  # of one kind that are drawn, the deepest layers'
 _MOST_NAMED = 12  # curves in a legend
+_SHOWN = 0.99  # of a matrix's entries lie within the colours; few are far larger
 _SMALLEST = 200  # pixels of a side under a map
 
 # Kind → heading above its curves, and label of their axis.
@@ -160,9 +161,9 @@ def _map(kind: str, path: str, value: np.ndarray, axes: Axes) -> None:
 
 
 def _matrix(heading: str, value: np.ndarray, axes: Axes) -> None:
-    limit = max(float(np.abs(value).max()), 1e-12)
+    limit = max(float(np.quantile(np.abs(value), _SHOWN)), 1e-12)
     drawn = axes.imshow(value, cmap="RdBu_r", vmin=-limit, vmax=limit)
-    axes.figure.colorbar(drawn, ax=axes, fraction=0.046)
+    axes.figure.colorbar(drawn, ax=axes, fraction=0.046, extend="both")
     axes.set_axis_off()
     title(axes, f"MPN-COV: {heading}", fontsize=9)
 

@@ -76,7 +76,7 @@ def predict(
     say(summary.table())
     for line in (*summary.lines(), *summary.draw(folder)):
         say(line)
-    say(f"Predictions of {len(pictures)} images: {files.paths[0]} and {files.paths[1].name}")
+    say(f"Predictions: {files.paths[0]} and {files.paths[1].name}")
     return folder
 
 
