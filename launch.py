@@ -22,8 +22,8 @@ from sop.errors import UsageError
 from sop.interruption import tell_of_end
 from sop.models import create_model
 from sop.models.network import Network
-from sop.training import distributed, loop
-from sop.training.checkpoints import find_variables, refuse_converted, steps_in
+from sop.training import distributed, loop, pretrained
+from sop.training.checkpoints import refuse_converted, steps_in
 from sop.training.compiling import keep_compiled
 from sop.training.durable import refuse_full_disk
 from sop.training.memory import check_memory
@@ -84,7 +84,7 @@ def train(config: ConfigDict, workdir: str) -> None:
         check_memory(stage.config, batches, model, shapes, state, mesh, cached)
     refuse_converted(workdir)
     if config.init_from and not steps_in(workdir):
-        find_variables(config.init_from)
+        pretrained.find(config.init_from)
     with refuse_full_disk(workdir), ExitStack() as held:
         token = distributed.shared_token()
 

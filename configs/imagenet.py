@@ -43,6 +43,11 @@ cgd_mobilenet = partial(
 )
 
 
+dropcov = partial(
+    _recipe, num_epochs=100, batch_size=256, boundaries=(30, 60, 90), representation="dropcov"
+)
+
+
 def fast_mpncov(backbone: str, **model) -> ConfigDict:
     config = _recipe(backbone, num_epochs=65, batch_size=160, boundaries=(30, 45, 60), **model)
     # Its DataParallel wraps the features alone: one device reduces the maps of the whole batch.
@@ -112,6 +117,8 @@ EXPERIMENTS = {
         mpncov_tensorflow,
         "resnet101",
     ),
+    "resnet50_dropcov": _row("DropCov ResNet-50: 21.81", dropcov, "resnet50"),
+    "resnet101_dropcov": _row("DropCov ResNet-101: 20.49", dropcov, "resnet101"),
     "vgg16bn_flat": _row("VGG-16-BN, recipe of fast MPN-COV", fast_mpncov, "vgg16_bn"),
     "vgg16_mpncov": _row(
         "fast MPN-COV VGG-16-BN: 26.55 / 8.94; its code 23.98 / 7.12",

@@ -21,12 +21,13 @@ import pytest
 
 import main
 import sop.layers
-from sop import plots
+from sop import export, plots
 from sop.config import stage_configs
 from sop.config.command_line import load, parse
 from sop.data import prepare, transforms
 from sop.errors import UsageError
 from sop.models import BACKBONES, create_model
+from sop.models.__main__ import make_parser as make_models_parser
 from sop.models.attention import ATTENTIONS
 from sop.models.parts import POOLS, REPRESENTATIONS
 from sop.torch_weights.__main__ import make_parser as make_weights_parser
@@ -156,6 +157,10 @@ def check_python(arguments):
             prepare.main(flags)
         case ["-m", "tests.torture", *flags]:
             torture.make_parser().parse_args(flags)
+        case ["-m", "sop.models", *flags]:
+            make_models_parser().parse_args(flags)
+        case ["-m", "sop.export", *flags]:
+            export.make_parser().parse_args(flags)
         case ["-m", "sop.plots", *flags]:
             plots.make_parser().parse_args(flags)
         case ["-m", module]:

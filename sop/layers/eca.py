@@ -25,6 +25,18 @@ def kernel_size(channels: int) -> int:
     return size | 1
 
 
+def channel_conv(size: int) -> nn.Conv:
+    """The convolution of the channels as a sequence, [B, C, 1] → [B, C, 1], with `size` taps."""
+    return nn.Conv(
+        1,
+        (size,),
+        use_bias=False,
+        kernel_init=torch_uniform(size),
+        precision=lax.Precision.HIGHEST,
+        name="conv",
+    )
+
+
 class ECA(Gate):
     """Efficient channel attention: y = x · σ(w ∗ x̄), a convolution of the channels' means.
 
@@ -61,13 +73,5 @@ class ECA(Gate):
     @nn.compact
     def gate(self, x: FeatureMap, train: bool) -> Gates:
         size = self.size or kernel_size(x.shape[-1])
-        conv = nn.Conv(
-            1,
-            (size,),
-            use_bias=False,
-            kernel_init=torch_uniform(size),
-            precision=lax.Precision.HIGHEST,
-            name="conv",
-        )
-        y = conv(x.mean((1, 2))[..., None])
+        y = channel_conv(size)(x.mean((1, 2))[..., None])
         return nn.sigmoid(y[:, None, None, :, 0])

@@ -34,6 +34,8 @@ class Published:
       last_stride: stride of the network's last stage; None: the network's own.
       attention_in_last_stage: of a representation: whether attention in the 'last' block of each
         stage stands in the last stage too.
+      reduces: of a representation: whether it has a field `reduction`, the width that channels are
+        reduced to, for which a network has a default.
       representation: of an attention: name of a representation → options that it was published
         with beside this attention.
     """
@@ -43,4 +45,5 @@ class Published:
     symbols: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     last_stride: int | None = None
     attention_in_last_stage: bool = True
+    reduces: bool = False
     representation: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)

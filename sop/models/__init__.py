@@ -16,6 +16,7 @@ network: after the last norm of the stage), and local pooling with
 `pool(window=…, strides=…, name=…)(x, train)`.
 """
 
+import fnmatch
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -54,6 +55,18 @@ BACKBONES = {
 }
 
 _PARTS = ("backbone", "num_classes", "attention", "pool", "representation")
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of backbones, sorted; '{depth}' in a name stands for a number.
+
+    Args:
+      pattern: with `*`, `?` and `[…]` as in file names.
+
+    >>> list_models("squeezenet*")
+    ['squeezenet1_0', 'squeezenet1_1']
+    """
+    return sorted(name for name in BACKBONES if fnmatch.fnmatchcase(name, pattern))
 
 
 def get_backbone(config: Mapping[str, Any]) -> Backbone:

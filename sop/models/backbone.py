@@ -50,6 +50,7 @@ class Backbone:
         or a module of features alone, called with (images, train), whose fields are the options.
       torch_names: see `TorchNames`.
       published: name of a representation → options that it was published with in this network.
+      reduction: width to which channels are reduced before second-order moments are taken.
       representation: name of the one that stands where a config names none.
       own: representations that only this network has, by name.
       image_size: height and width of the images that it was published for.
@@ -57,9 +58,8 @@ class Backbone:
 
     make: Callable[..., nn.Module]
     torch_names: TorchNames = TorchNames()
-    published: Mapping[str, Mapping[str, Any]] = dataclasses.field(
-        default_factory=lambda: {"mpncov": {"reduction": 256}}
-    )
+    published: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    reduction: int = 256
     representation: str = "gavp"
     own: Mapping[str, Callable[..., nn.Module]] = dataclasses.field(default_factory=dict)
     image_size: int = 224

@@ -117,7 +117,7 @@ def cifar_resnet(
     return parts.network(features, initialized(initialization))
 
 
-PUBLISHED = {"mpncov": {"reduction": 128, "dropout": 0.5}}
+PUBLISHED = {"mpncov": {"dropout": 0.5}}
 
 
 def _backbone(preactivation: bool) -> Backbone:
@@ -125,6 +125,7 @@ def _backbone(preactivation: bool) -> Backbone:
         partial(cifar_resnet, preactivation=preactivation),
         TorchNames(names=resnet.TORCH_NAMES.names, unused=(r"^layer\d\.\d+\.scale$",)),
         published=PUBLISHED,
+        reduction=128,
         image_size=32,
     )
 

@@ -29,7 +29,11 @@ WINDOW = ("window", "strides", "padding", "ceil_mode")
 
 REPRESENTATIONS = {
     "gavp": sop.layers.GlobalAverage,
+    "max": sop.layers.GlobalMax,
+    "gem": sop.layers.GeneralizedMean,
     "mpncov": sop.layers.MPNCOV,
+    "gaussian": sop.layers.GaussianPooling,
+    "dropcov": sop.layers.DropCov,
     "bcnn": sop.layers.BilinearCNN,
     "compact_bilinear": sop.layers.CompactBilinear,
 }
@@ -142,8 +146,11 @@ def make_parts(
     name, options = entry(config, "representation")
     name = name or backbone.representation
     module = find("representation", name, {**REPRESENTATIONS, **backbone.own})
-    published = attention.published.representation.get(name, {}) if attention else {}
-    options = {**backbone.published.get(name, {}), **published, **options}
+    asks = getattr(module, "published", Published())
+    published = {"reduction": backbone.reduction} if asks.reduces else {}
+    published |= backbone.published.get(name, {})
+    published |= attention.published.representation.get(name, {}) if attention else {}
+    options = {**published, **options}
     return Parts(
         backbone=config["backbone"],
         image_size=backbone.image_size,
@@ -159,7 +166,7 @@ def make_parts(
             **{**context, "axis_name": representation_axis or axis_name},
         )(),
         representation_name=name,
-        asks=getattr(module, "published", Published()),
+        asks=asks,
         remat=remat,
         **context,
     )

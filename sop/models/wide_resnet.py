@@ -136,6 +136,6 @@ TORCH_NAMES = TorchNames(
 )
 BACKBONES = {
     "wrn{depth}_{widening}_cifar": Backbone(
-        wide_resnet, TORCH_NAMES, published=PUBLISHED, image_size=32
+        wide_resnet, TORCH_NAMES, published=PUBLISHED, reduction=128, image_size=32
     )
 }

@@ -1,11 +1,20 @@
 """The mathematics: pure functions on arrays."""
 
-from sop.ops.bilinear import bilinear, compact_bilinear, tensor_sketch_hashes
+from sop.ops.bilinear import bilinear, compact_bilinear, signed_sqrt, tensor_sketch_hashes
 from sop.ops.cgd import cgd, spatial_cgd, toy_cgd
 from sop.ops.cosine import cosine_coefficients
-from sop.ops.covariance import covariance, position_covariance, row_convolution, upper_triangle
-from sop.ops.isqrt_cov import isqrt_cov
-from sop.ops.matrix_functions import matrix_power, matrix_sqrt
+from sop.ops.covariance import (
+    covariance,
+    position_covariance,
+    row_convolution,
+    scaled_covariance,
+    upper_triangle,
+)
+from sop.ops.dropcov import drop_rate
+from sop.ops.isqrt_cov import isqrt_cov, isqrt_gaussian
+from sop.ops.matrix_functions import matrix_log, matrix_power, matrix_sqrt
+from sop.ops.means import first_maximum, generalized_mean
+from sop.ops.pade import matrix_sqrt_pade, sqrt_cov_pade
 from sop.ops.pooling import adaptive_average_pool, max_entropy_pool, pool_padding
 from sop.ops.precision import at_least_float32, einsum, magnitude, narrow, widen
 from sop.ops.simam import simam
@@ -18,18 +27,27 @@ __all__ = [
     "compact_bilinear",
     "cosine_coefficients",
     "covariance",
+    "drop_rate",
     "einsum",
+    "first_maximum",
+    "generalized_mean",
     "isqrt_cov",
+    "isqrt_gaussian",
     "magnitude",
+    "matrix_log",
     "matrix_power",
     "matrix_sqrt",
+    "matrix_sqrt_pade",
     "max_entropy_pool",
     "narrow",
     "pool_padding",
     "position_covariance",
     "row_convolution",
+    "scaled_covariance",
+    "signed_sqrt",
     "simam",
     "spatial_cgd",
+    "sqrt_cov_pade",
     "tensor_sketch_hashes",
     "toy_cgd",
     "upper_triangle",

@@ -1,7 +1,8 @@
 """What the shapes in annotations are made of; `jaxtyping` gives them their meaning.
 
-The letters b, h, w, c stand for batch, height, width and channels. A letter that stands twice in a
-signature stands for one number. Annotations are not checked at run time; the tests check them.
+The letters b, h, w, n, c stand for batch, height, width, number of positions and channels. A letter
+that stands twice in a signature stands for one number. Annotations are not checked at run time; the
+tests check them.
 """
 
 from typing import TYPE_CHECKING
@@ -15,4 +16,5 @@ if TYPE_CHECKING:
 else:
     Array = jax.Array | np.ndarray
 FeatureMap = Float[Array, "b h w c"]
+Tokens = Float[Array, "b n c"]
 Matrices = Float[Array, "*batch c c"]

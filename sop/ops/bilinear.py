@@ -16,7 +16,7 @@ _THRESHOLD = 1e-8
 
 
 def signed_sqrt(
-    y: Float[Array, "*shape"], threshold: float | jax.Array = _THRESHOLD
+    y: Float[Array, "*shape"], threshold: float | Float[Array, "..."] = _THRESHOLD
 ) -> Float[jax.Array, "*shape"]:
     """sign(y)·√(|y| + ε) with ε = 1e-8, with gradient zero at zero; dtype of y.
 

@@ -1,7 +1,5 @@
 """Compact global descriptors: channel, spatial and toy attention."""
 
-import functools
-import math
 from collections.abc import Sequence
 
 import jax
@@ -12,6 +10,7 @@ from jaxtyping import Float
 from sop.errors import UsageError
 from sop.ops.annotations import Array, FeatureMap
 from sop.ops.arguments import require_feature_map
+from sop.ops.means import first_maximum
 from sop.ops.precision import at_least_float32, einsum, narrow
 
 
@@ -33,32 +32,6 @@ def _descriptor(total, count, peak, weights, biases, inner_tanh):
     psi = inner(s * _dot(total / count, weights[0]) + b0)
     phi = inner(s * _dot(peak, weights[1]) + b1)
     return psi * _dot(phi, weights[2]) + b2
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _first_maximum(x, axes):
-    return x.max(axis=axes)
-
-
-@_first_maximum.defjvp
-def _first_maximum_jvp(axes, primals, tangents):
-    (x,), (dx,) = primals, tangents
-    peak = x.max(axis=axes)
-    shape = [x.shape[axis] if axis in axes else 1 for axis in range(x.ndim)]
-    count = math.prod(shape)
-    # XLA:CPU vectorises the minimum of floats, not of integers; these are exact up to 2²⁴ places.
-    place = jnp.arange(count, dtype=jnp.float32).reshape(shape)
-    first = jnp.where(x == jnp.expand_dims(peak, axes), place, count).min(axis=axes)
-    return peak, jnp.where(place == jnp.expand_dims(first, axes), dx, 0).sum(axis=axes)
-
-
-def _maximum(x, *axes):
-    """Maximum over axes, whose gradient goes to the first place of several that have it.
-
-    For the gradient x is compared with it again: no mask of x's size is kept.
-    """
-    maximum = functools.partial(_first_maximum, axes=axes)
-    return jax.checkpoint(maximum, prevent_cse=False)(x)
 
 
 def rescale(x: FeatureMap, gate: jax.Array) -> Float[jax.Array, "b h w c"]:
@@ -117,7 +90,7 @@ def cgd_gate(
     _require_vectors("weights", weights, x.shape[3])
     _require_vectors("biases", biases, x.shape[3])
     wide = at_least_float32(x)
-    total, peak = wide.sum(axis=(1, 2)), _maximum(wide, 1, 2)
+    total, peak = wide.sum(axis=(1, 2)), first_maximum(wide, (1, 2))
     count = x.shape[1] * x.shape[2]
     gate = jnp.tanh(_descriptor(total, count, peak, weights, biases, inner_tanh))
     return gate[:, None, None, :]
@@ -168,13 +141,23 @@ def spatial_cgd_gate(
     _require_vectors("column_weights", column_weights, x.shape[2])
     _require_vectors("column_biases", column_biases, x.shape[2])
     wide = at_least_float32(x)
-    total, peak = wide.sum(axis=3), _maximum(wide, 3)
+    total, peak = wide.sum(axis=3), first_maximum(wide, (3,))
     _, height, width, channels = x.shape
     rows = _descriptor(
-        total.sum(axis=2), width * channels, _maximum(peak, 2), row_weights, row_biases, True
+        total.sum(axis=2),
+        width * channels,
+        first_maximum(peak, (2,)),
+        row_weights,
+        row_biases,
+        True,
     )
     columns = _descriptor(
-        total.sum(axis=1), height * channels, _maximum(peak, 1), column_weights, column_biases, True
+        total.sum(axis=1),
+        height * channels,
+        first_maximum(peak, (1,)),
+        column_weights,
+        column_biases,
+        True,
     )
     return jnp.tanh(rows[:, :, None] * columns[:, None, :])[..., None]
 

@@ -102,6 +102,33 @@ def covariance(x: FeatureMap) -> Float[jax.Array, "b c c"]:
     return _saturating(_mean_product, centre(positions(x)))
 
 
+def scaled_covariance(
+    x: FeatureMap,
+) -> tuple[Float[jax.Array, "b c c"], Float[jax.Array, "b 1 1"]]:
+    """Covariances in range whatever the size of x: (Σ/s², s), s a power of two of at least 1.
+
+    s counts as a constant in gradients, so that of s²·(Σ/s²), or of s·(Σ/s²)^½, is that of Σ.
+
+    Args:
+      x: features [B, H, W, C], any floating dtype.
+
+    Returns:
+      [B, C, C] and [B, 1, 1], float32 (float64 for float64 x).
+
+    Raises:
+      UsageError: x is not a floating [B, H, W, C] with at least one position and one channel.
+
+    >>> import jax.numpy as jnp
+    >>> sigma, s = scaled_covariance(jnp.array([-3e30, 3e30]).reshape(1, 2, 1, 1))
+    >>> f"{(s * jnp.sqrt(sigma)).item():.0e}"
+    '3e+30'
+    """
+    require_feature_map(x)
+    x = centre(positions(x))
+    size = magnitude(x, (1, 2))
+    return second_moment(x / size) / x.shape[1], size
+
+
 def position_covariance(x: FeatureMap) -> Float[jax.Array, "b h*w h*w"]:
     """GSoP's covariance of positions over channels, X Î Xᵀ with Î = (1/M) I − (1/M²) 11ᵀ.
 

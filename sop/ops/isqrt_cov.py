@@ -1,4 +1,4 @@
-"""iSQRT-COV: the global covariance pooling of fast MPN-COV."""
+"""iSQRT-COV, the global covariance pooling of fast MPN-COV, and its like for Gaussians."""
 
 import functools
 import math
@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Float
 
-from sop.ops.annotations import Array, FeatureMap
+from sop.ops.annotations import FeatureMap
 from sop.ops.arguments import require_feature_map, require_iterations
 from sop.ops.covariance import centre, positions, upper_triangle
 from sop.ops.derivatives import with_pullback
@@ -47,19 +47,70 @@ def isqrt_cov(
     >>> isqrt_cov(jnp.array([1.0, 3.0]).reshape(1, 2, 1, 1)).round(3).tolist()
     [[1.0]]
     """
+    return _root_of_moment(x, _centred, num_iters, autodiff)
+
+
+def isqrt_gaussian(
+    x: FeatureMap, num_iters: int = 5, beta: float = 1.0, autodiff: bool = False
+) -> Float[jax.Array, "b _"]:
+    """Upper triangle of the square root of a Gaussian's embedding, by N Newton–Schulz iterations.
+
+    The Gaussian of mean μ and covariance Σ over positions is embedded as the matrix
+    [[Σ + β²μμᵀ, βμ], [βμᵀ, 1]], the second moment of the positions xᵢ − (1 − β)μ with a one
+    appended. So all that is said of `isqrt_cov` holds here: Gram matrix, backward pass, range.
+    Wang et al., "Deep CNNs Meet Global Covariance Pooling: Better Representation and
+    Generalization", TPAMI 2021 (arXiv 1904.06836); Wang, Li and Zhang, "G²DeNet: Global Gaussian
+    Distribution Embedding Network and Its Application to Visual Recognition", CVPR 2017, §3.
+
+    Args:
+      x: features [B, H, W, C], any floating dtype.
+      num_iters: N ≥ 1.
+      beta: β, the weight of the mean.
+      autodiff: see `isqrt_cov`.
+
+    Returns:
+      [B, (C+1)(C+2)/2], row-major as `numpy.triu_indices`, float32 (float64 for float64 x).
+
+    Raises:
+      UsageError: as `isqrt_cov`.
+
+    >>> import jax.numpy as jnp
+    >>> isqrt_gaussian(jnp.array([-1.0, 1.0]).reshape(1, 2, 1, 1), 12).round(3).tolist()
+    [[1.0, 0.0, 1.0]]
+    """
+    return _root_of_moment(x, functools.partial(_with_mean, beta=beta), num_iters, autodiff)
+
+
+def _centred(x):
+    return centre(positions(x))
+
+
+def _with_mean(x, beta):
+    x = positions(x)
+    x = x if beta == 1 else x - (1 - beta) * x.mean(axis=1, keepdims=True)
+    return jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=2)
+
+
+def _root_of_moment(x, prepare, num_iters, autodiff):
+    """Of (1/n) Σ rᵢ rᵢᵀ, where `prepare` makes the rows rᵢ [B, n, D] of x."""
     require_feature_map(x)
     require_iterations(num_iters)
-    return (_forward if autodiff else _isqrt_cov)(x, num_iters)
+    forward, gradient = (
+        functools.partial(f, prepare=prepare, num_iters=num_iters) for f in (_forward, _gradient)
+    )
+    if autodiff:
+        return forward(x)
+    return with_pullback(
+        lambda x: in_halves(forward, x),
+        lambda x, cotangent: (in_halves(gradient, x, cotangent),),
+    )(x)
 
 
-def _normalized(
-    x: FeatureMap,
-) -> tuple[Float[jax.Array, "b h*w c"], Float[jax.Array, "b 1 1"]]:
-    """Centred positions of Frobenius norm 1, or all zeros, and the norm: X̂ [B, n, C], [B, 1, 1].
+def _normalized(x):
+    """Rows of Frobenius norm 1, or all zeros, and the norm: X̂ [B, n, D], [B, 1, 1].
 
     The largest entry is divided out first: squares of 1e-20 or 1e20 would leave float32.
     """
-    x = centre(positions(x))
     largest = lax.stop_gradient(jnp.max(jnp.abs(x), axis=(1, 2), keepdims=True))
     x = x / jnp.where(largest > 0, largest, 1)
     squares = jnp.sum(x * x, axis=(1, 2), keepdims=True)
@@ -67,8 +118,8 @@ def _normalized(
     return x * lax.rsqrt(squares), jnp.sqrt(squares) * largest
 
 
-def _forward(x: FeatureMap, num_iters: int) -> Float[jax.Array, "b c*(c+1)//2"]:
-    x, norm = _normalized(x)
+def _forward(x, prepare, num_iters):
+    x, norm = _normalized(prepare(x))
     if x.shape[1] < x.shape[2]:
         z = newton_schulz(product(x, x), num_iters, inverse=True)
         y = einsum("bnc,bnd->bcd", x, einsum("bmn,bnc->bmc", z, x))
@@ -77,20 +128,10 @@ def _forward(x: FeatureMap, num_iters: int) -> Float[jax.Array, "b c*(c+1)//2"]:
     return upper_triangle(y) * (norm / math.sqrt(x.shape[1]))[:, :, 0]
 
 
-def _isqrt_cov(x, num_iters):
-    forward, gradient = (functools.partial(f, num_iters=num_iters) for f in (_forward, _gradient))
-    return with_pullback(
-        lambda x: in_halves(forward, x),
-        lambda x, cotangent: (in_halves(gradient, x, cotangent),),
-    )(x)
-
-
-def _gradient(
-    x: FeatureMap, cotangent: Float[Array, "b c*(c+1)//2"], num_iters: int
-) -> Float[jax.Array, "b h w c"]:
-    shape, dtype = x.shape, x.dtype
-    x, _ = _normalized(x)
-    g = _from_upper_triangle(cotangent, shape[3])
+def _gradient(x, cotangent, prepare, num_iters):
+    rows, pullback = jax.vjp(prepare, x)
+    x, _ = _normalized(rows)
+    g = _from_upper_triangle(cotangent, x.shape[2])
     if x.shape[1] < x.shape[2]:
         xg = einsum("bnc,bcd->bnd", x, g)
         direction = product(xg, x)
@@ -105,8 +146,7 @@ def _gradient(
     # Along x only the norm changes, and the result with it in proportion.
     along = jnp.sum(x * gradient, axis=(1, 2), keepdims=True)
     gradient = (2 * gradient + (value - 2 * along) * x) / math.sqrt(x.shape[1])
-    gradient -= gradient.mean(axis=1, keepdims=True)
-    return gradient.reshape(shape).astype(dtype)
+    return pullback(gradient)[0]
 
 
 def _from_upper_triangle(g, channels):

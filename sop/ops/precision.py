@@ -66,8 +66,8 @@ def at_least_float32(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def magnitude(x: Float[Array, "*shape"], axis) -> jax.Array:
-    """The largest power of two up to the largest |x| along axes, at least 1; kept as axes of 1.
+def magnitude(x: Float[Array, "*shape"], axis, least: float = 1.0) -> jax.Array:
+    """The largest power of two up to the largest |x| along axes, at least `least`; axes of 1 stay.
 
     Divided by it, x has squares and sums in range, whatever its size, and loses no bit. It counts
     as a constant in gradients: use it where it cancels out.
@@ -77,4 +77,4 @@ def magnitude(x: Float[Array, "*shape"], axis) -> jax.Array:
     """
     largest = lax.stop_gradient(jnp.abs(x).max(axis, keepdims=True))
     # frexp would turn infinity into a finite power, and so would hide it.
-    return jnp.exp2(jnp.floor(jnp.log2(jnp.maximum(largest, 1))))
+    return jnp.exp2(jnp.floor(jnp.log2(jnp.maximum(largest, least))))

@@ -19,7 +19,7 @@ from sop.data.normalization import make_normalize
 from sop.errors import UsageError
 from sop.progress import shown
 from sop.training import pretrained
-from sop.training.checkpoints import Checkpoints, load_variables, steps_in
+from sop.training.checkpoints import Checkpoints, steps_in
 from sop.training.evaluation import evaluate, is_finite
 from sop.training.memory import check_compiled
 from sop.training.mixing import make_mixing
@@ -77,7 +77,7 @@ def train(
 
     loaded = None
     if config.init_from and not steps_in(workdir):
-        loaded = load_variables(config.init_from)
+        loaded = pretrained.load(config.init_from)
     checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep, say=reporter.say)
     with StopRequest(mesh) as stop, closing(checkpoints):
         restored = checkpoints.restore_newest(template)

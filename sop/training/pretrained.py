@@ -4,10 +4,26 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sop.errors import UsageError
-from sop.training.checkpoints import shape_differences
+from sop.training.checkpoints import find_variables, load_variables, shape_differences
+from sop.training.exported import is_export, read_export
 
 # What a new task may change; the features must fit whole.
 _REPLACEABLE = ("representation", "classifier")
+
+
+def find(source: str) -> None:
+    """Raises UsageError where `load` certainly would."""
+    if not is_export(source):
+        find_variables(source)
+
+
+def load(source: str) -> dict[str, Any]:
+    """The variables of a work folder, a checkpoint or an exported run, as NumPy arrays.
+
+    Raises:
+      UsageError: there are none, or they cannot be read.
+    """
+    return read_export(source)[0] if is_export(source) else load_variables(source)
 
 
 def merge(

@@ -21,6 +21,7 @@ from sop.errors import UsageError
 from sop.models import create_model
 from sop.models.network import Network
 from sop.training.checkpoints import Checkpoints, saved_progress
+from sop.training.exported import is_export, read_export
 from sop.training.memory import check_compiled
 from sop.training.step import AXIS, data_parallel, make_forward, make_mesh, replicated
 from sop.training.workdir import run_config, with_whole_model
@@ -35,6 +36,8 @@ def load(
     changes: Mapping[str, Any] | None = None,
 ) -> "Run":
     """The run in a work folder, trained here or converted, as `--mode=eval` would evaluate it.
+
+    Or what `python -m sop.export` wrote.
 
     Its checkpoint is compared with its checksums; a damaged one is said, and the one before taken.
 
@@ -75,6 +78,11 @@ def open_run(
     config = with_whole_model(stage_configs(config)[-1])
     model = create_model(config.model, dtype=jnp.dtype(config.dtype))
     mesh = make_mesh()
+    if is_export(workdir):
+        variables, facts = read_export(workdir)
+        variables = jax.device_put(variables, replicated(mesh))
+        found = variables, facts["step"], facts["epoch"], tuple(facts["class_names"])
+        return Run(str(workdir), config, model, *found, mesh)
     with _quiet_orbax(), closing(Checkpoints(workdir, read_only=True, say=say)) as checkpoints:
         variables, step, epoch = checkpoints.restore_variables(checkpoint, replicated(mesh))
     data = saved_progress(workdir).get("data")

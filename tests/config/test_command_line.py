@@ -141,3 +141,16 @@ def test_a_refusal_needs_no_jax_and_help_lists_all_keys():
     assert code == 0 and "Did you mean 'batch_size'?" in output and output.endswith("False\n")
     code, output = run("-c", program, "--help", timeout=60)
     assert "optimizer.clip_norm" in output and output.endswith("False\n")
+
+
+def test_the_first_screen_of_the_help_names_the_modes():
+    screen = "\n".join(main.make_parser().format_help().splitlines()[:24])
+    for mode in main.MODES:
+        assert f"\n  --mode={mode} " in screen
+
+
+def test_an_override_with_a_space_is_no_value_of_the_flag_before():
+    parser = main.make_parser()
+    arguments = ["--images", "a.png", "b.png", "--config.input.eval_transforms=flip | flip"]
+    options, config = parse(parser, arguments, lambda options: load(DIGITS))
+    assert options.images == ["a.png", "b.png"] and config.input.eval_transforms == "flip | flip"

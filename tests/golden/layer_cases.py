@@ -54,6 +54,9 @@ def cases() -> dict[str, Case]:
         "covariance": Case(function=lambda x, *_: ops.covariance(x)),
         "matrix_sqrt_n5": Case(function=lambda a, *_: ops.matrix_sqrt(a, 5)),
         "bilinear": Case(layers.BilinearCNN()),
+        "gem": Case(layers.GeneralizedMean()),
+        "max": Case(layers.GlobalMax()),
+        "eigh_pade": Case(layers.MPNCOV(normalization="eigh_pade")),
         "compact_bilinear": Case(layers.CompactBilinear(projected_dim=64)),
         "mpncov_plain": Case(layers.MPNCOV(normalization="none", vectorize=False)),
         "cgd": attention(layers.CGD()),
@@ -69,12 +72,14 @@ def cases() -> dict[str, Case]:
         "gsop_fusion_max_eval": attention(gsop("fusion_max")),
         "gsop_fusion_concat_eval": attention(gsop("fusion_concat")),
     }
-    for n in (1, 2, 3, 5):
-        for size in ("c12_5x6", "c24_3x4"):
+    for size in ("c12_5x6", "c24_3x4"):
+        found[f"pade_lyapunov_{size}"] = Case(layers.MPNCOV(normalization="pade_lyapunov"))
+        for n in (1, 2, 3, 5):
             found[f"isqrt_cov_n{n}_{size}"] = Case(layers.MPNCOV(num_iters=n))
     for train in (False, True):
         mode = "train" if train else "eval"
         found[f"mpncov_reduce_{mode}"] = Case(layers.MPNCOV(reduction=8), train=train)
+        found[f"dropcov_{mode}"] = Case(layers.DropCov(reduction=8), train=train)
         found[f"gsop_channel_{mode}"] = attention(gsop(), train=train)
         found[f"gsop_position_{mode}"] = attention(gsop("position"), train=train)
         found[f"gsop_compact_{mode}"] = attention(layers.CompactGSoP(8), train=train)
@@ -125,7 +130,8 @@ def computed(case: Case, golden) -> dict[str, np.ndarray]:
         if module is None:
             return case.function(inputs["x"], inputs.get("lam"), geometry)
         given = {**variables, "params": inputs["params"]}
-        return module.apply(given, inputs["x"], case.train, mutable=["batch_stats"])[0]
+        rngs = {"dropout": jax.random.key(0)}
+        return module.apply(given, inputs["x"], case.train, mutable=["batch_stats"], rngs=rngs)[0]
 
     @jax.jit
     def outputs(inputs, cotangent):

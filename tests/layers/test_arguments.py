@@ -7,6 +7,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import sop.layers
@@ -26,6 +27,8 @@ REFUSED = [
     (partial(layers.MPNCOV, normalization="svd"), "normalization of MPNCOV is 'svd' but must be '"),
     (partial(layers.MPNCOV, normalization="eigh", alpha=0.0), "alpha of MPNCOV is 0.0 but must be"),
     (partial(layers.MPNCOV, dropout=1.0), r"dropout of MPNCOV is 1\.0 but"),
+    (partial(layers.GlobalAverage, hidden=0), "hidden of GlobalAverage is 0 but must be a whole"),
+    (partial(layers.GeneralizedMean, epsilon=0.0), "epsilon of GeneralizedMean is 0.0 but must be"),
     (partial(layers.CompactBilinear, 0), "projected_dim of CompactBilinear is 0 but"),
     (partial(layers.CompactBilinear, seed=-1), "seed of CompactBilinear is -1 but"),
     (partial(layers.GSoP, dim=-3), "dim of GSoP is -3 but"),
@@ -55,12 +58,27 @@ def test_input(name, unchecked):
     module = zoo.LAYERS[name]
     kind = type(module).__name__
     for x, sentence in (
-        (jnp.zeros((4, 4, 8)), f"{kind} got x of shape .*: give a feature map"),
+        (jnp.zeros((4, 8)), f"{kind} got x of shape .*: give a feature map"),
         (jnp.zeros(IMAGE, jnp.int32), f"{kind} got x of dtype int32: cast it"),
         (jnp.zeros((2, 0, 4, 8)), f"{kind} got x of shape .*: every axis must be at least 1"),
     ):
         with pytest.raises(UsageError, match=sentence):
             jax.eval_shape(lambda x: module.init(jax.random.key(0), x, False), x)
+
+
+@pytest.mark.parametrize("name", zoo.LAYERS)
+def test_tokens_are_the_positions_of_a_map_to_representations_alone(name, unchecked):
+    module = zoo.LAYERS[name]
+    x = jax.random.normal(jax.random.key(0), (2, 2, 3, zoo.channels(name)))
+    tokens = x.reshape(2, 6, -1)
+    variables = zoo.variables(module, x)
+    if name in zoo.REPRESENTATIONS:
+        np.testing.assert_allclose(
+            module.apply(variables, tokens, False), module.apply(variables, x, False), atol=1e-6
+        )
+    else:
+        with pytest.raises(UsageError, match=r"give a feature map \[B, H, W, C\]\."):
+            module.apply(variables, tokens, False)
 
 
 @pytest.mark.parametrize("name", [info.name for info in pkgutil.iter_modules(sop.layers.__path__)])

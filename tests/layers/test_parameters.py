@@ -11,8 +11,13 @@ from sop import layers
 
 # Trainable scalars for 256 channels at 14 × 14, as docs/layers.md has them.
 COUNTS = [
+    (layers.GlobalAverage(hidden=100), 25_700),
+    (layers.GeneralizedMean(), 1),
+    (layers.GeneralizedMean(learned="channel"), 256),
     (layers.MPNCOV(), 0),
     (layers.MPNCOV(reduction=128), 33_024),
+    (layers.GaussianPooling(reduction=128), 33_024),
+    (layers.DropCov(), 3),
     (layers.CompactBilinear(), 0),
     (layers.GSoP(), 230_784),
     (layers.GSoP(manner="position"), 66_368),
@@ -152,6 +157,24 @@ def test_dropout_draws_in_training_only():
     kept = dropped != 0
     assert 0 < kept.sum() < kept.size
     np.testing.assert_allclose(dropped[kept], 2 * whole[kept], rtol=1e-6)
+
+
+def test_dropcov_drops_whole_channels_of_the_covariance_in_training():
+    """All channels count alike, but half of them correlate negatively: the rate is about ⅓."""
+    half = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
+    x = jnp.concatenate([half, -0.7 * half], axis=3)
+    variables = {"params": {"conv": {"kernel": jnp.zeros((3, 1, 1))}}}
+    module = layers.DropCov()
+    whole = module.apply(variables, x, False)
+    y = module.apply(variables, x, True, rngs={"dropout": jax.random.key(1)})
+    assert 0 < np.sum(y == 0) < y.size
+    rows, columns = np.triu_indices(6)
+    dropped = np.asarray(y)[:, rows == columns] == 0
+    np.testing.assert_array_equal(y == 0, dropped[:, rows] | dropped[:, columns])
+    kept = np.asarray(y) != 0
+    factors = np.asarray(y)[kept] / np.asarray(whole)[kept]  # of (1 + w)², w = 1/6, and the rate
+    np.testing.assert_allclose(factors, factors[0], rtol=1e-4)
+    assert factors[0] > (7 / 6) ** 2
 
 
 def test_attention_keeps_half_precision_within_its_range():

@@ -38,8 +38,18 @@ def hard_inputs(shape, dtype):
 
 
 POISON = (np.nan, np.inf, -np.inf)
-# ReLU(x·p) of −∞ is 0, and the largest of a window or of two terms is not −∞.
-DISCARD_MINUS_INFINITY = {"MaxPool", "GSoP position", "GSoP position grid", "GSoP fusion_max"}
+# ReLU(x·p) of −∞ is 0, max(x, ε) is ε, and the largest of a window or of two terms is not −∞.
+DISCARD_MINUS_INFINITY = {
+    "MaxPool",
+    "GlobalMax",
+    "GlobalAverage hidden",
+    "GeneralizedMean",
+    "GeneralizedMean channel",
+    "GeneralizedMean fixed",
+    "GSoP position",
+    "GSoP position grid",
+    "GSoP fusion_max",
+}
 
 
 def poisoned(normal):
@@ -73,7 +83,8 @@ def outputs_and_gradients(module, train):
 
         def apply(x, params):
             given = {**others, "params": params}
-            return module.apply(given, x, train, mutable=["batch_stats"])
+            rngs = {"dropout": jax.random.key(0)}
+            return module.apply(given, x, train, mutable=["batch_stats"], rngs=rngs)
 
         y, pullback, statistics = jax.vjp(apply, x, variables.get("params", {}), has_aux=True)
         cotangent = jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
@@ -84,9 +95,13 @@ def outputs_and_gradients(module, train):
 
 # Variants that meet a single position or channel as another layer of the list does.
 FEW_POSITIONS_ONLY = {
+    "GlobalAverage hidden",
+    "GeneralizedMean fixed",
     "MPNCOV matrix",
     "BilinearCNN matrix",
     "MPNCOV eigh 0.3",
+    "MPNCOV element",
+    "GaussianPooling reduced",
     "GSoP channel",
     "GSoP position",
     "GSoP fusion_max",

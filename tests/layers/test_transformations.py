@@ -18,6 +18,10 @@ from tests.layers import zoo
 DIFFERENTIABLE = {
     "MPNCOV": layers.MPNCOV(reduction=3, num_iters=3),
     "MPNCOV eigh": layers.MPNCOV(reduction=3, normalization="eigh"),
+    "MPNCOV log": layers.MPNCOV(reduction=3, normalization="log"),
+    "MPNCOV element": layers.MPNCOV(reduction=3, normalization="element"),
+    "GeneralizedMean": layers.GeneralizedMean(2.0),
+    "GaussianPooling": layers.GaussianPooling(reduction=3, num_iters=2, beta=0.5),
     "BilinearCNN": layers.BilinearCNN(),
     "CompactBilinear": layers.CompactBilinear(projected_dim=32),
     "GSoP": layers.GSoP(3, stride=2),
@@ -36,7 +40,8 @@ def features(shape, seed=0):
 
 def trained(module, variables, x):
     """Output in training mode; BN statistics are dropped."""
-    return module.apply(variables, x, True, mutable=["batch_stats"])[0]
+    rngs = {"dropout": jax.random.key(0)}
+    return module.apply(variables, x, True, mutable=["batch_stats"], rngs=rngs)[0]
 
 
 def close(found, expected, tolerance=1e-5):

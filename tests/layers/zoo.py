@@ -12,12 +12,23 @@ WINDOW = {"window": 3, "strides": 2, "padding": 1}
 
 REPRESENTATIONS: dict[str, Callable] = {
     "GlobalAverage": layers.GlobalAverage(),
+    "GlobalAverage hidden": layers.GlobalAverage(hidden=5),
+    "GlobalMax": layers.GlobalMax(),
+    "GeneralizedMean": layers.GeneralizedMean(),
+    "GeneralizedMean channel": layers.GeneralizedMean(0.5, "channel"),
+    "GeneralizedMean fixed": layers.GeneralizedMean(2.0, None),
     "MPNCOV": layers.MPNCOV(),
     "MPNCOV reduced": layers.MPNCOV(reduction=4, num_iters=3),
     "MPNCOV matrix": layers.MPNCOV(vectorize=False, num_iters=1),
     "MPNCOV eigh": layers.MPNCOV(normalization="eigh"),
     "MPNCOV eigh 0.3": layers.MPNCOV(reduction=4, normalization="eigh", alpha=0.3),
+    "MPNCOV pade_lyapunov": layers.MPNCOV(normalization="pade_lyapunov"),
+    "MPNCOV log": layers.MPNCOV(normalization="log"),
+    "MPNCOV element": layers.MPNCOV(normalization="element", vectorize=False),
     "MPNCOV none": layers.MPNCOV(normalization="none"),
+    "GaussianPooling": layers.GaussianPooling(num_iters=3),
+    "GaussianPooling reduced": layers.GaussianPooling(reduction=4, num_iters=2, beta=0.3),
+    "DropCov": layers.DropCov(reduction=4),
     "BilinearCNN": layers.BilinearCNN(),
     "BilinearCNN matrix": layers.BilinearCNN(vectorize=False),
     "CompactBilinear": layers.CompactBilinear(projected_dim=16),
@@ -72,7 +83,7 @@ def variables(module, x) -> dict:
     generator = np.random.default_rng(0)
 
     def draw(path, shape):
-        if path[-1] in ("scale", "var", "lam"):
+        if path[-1] in ("scale", "var", "lam", "power"):
             return generator.uniform(0.5, 1.5, shape.shape).astype(np.float32)
         # An accumulated product keeps the size of its factors.
         size = np.prod(shape.shape[:-1], initial=1)

@@ -117,10 +117,13 @@ def shapes(config):
         ({"pool": "median"}, "no pool 'median'; there are 'max', 'average', 'skip'"),
         ({"pool": {"name": "max", "window": 3}}, "no option 'window' of pool 'max'"),
         ({"pool": {"name": "gfgp", "activation": "tanh"}}, "'activation' of pool 'gfgp' is 'tanh'"),
-        ({"representation": "vlad"}, "no representation 'vlad'; there are 'gavp', 'mpncov'"),
         (
-            {"representation": {"name": "gavp", "width": 3}},
-            "no option 'width' of representation 'gavp'; it takes none",
+            {"representation": "vlad"},
+            "no representation 'vlad'; there are 'gavp', 'max', 'gem', 'mp",
+        ),
+        (
+            {"representation": {"name": "max", "width": 3}},
+            "no option 'width' of representation 'max'; it takes none",
         ),
         ({"representation": {"name": "mpncov", "num_iters": True}}, "'num_iters' of represent"),
         ({"representation": {"name": "mpncov", "num_iters": 0}}, "'num_iters' of represent"),

@@ -20,9 +20,19 @@ def on_features(shape):
         "isqrt_cov autodiff": lambda x: ops.isqrt_cov(x, 3, autodiff=True),
         "isqrt_cov N=1": lambda x: ops.isqrt_cov(x, 1),
         "isqrt_cov N=4": lambda x: ops.isqrt_cov(x, 4),
+        "isqrt_gaussian": lambda x: ops.isqrt_gaussian(x, 3, 0.7),
         "matrix_sqrt": lambda x: ops.matrix_sqrt(ops.covariance(x), 3),
         "matrix_sqrt autodiff": lambda x: ops.matrix_sqrt(ops.covariance(x), 3, autodiff=True),
         "matrix_power": lambda x: ops.matrix_power(ops.covariance(x), 0.5),
+        "matrix_log": lambda x: ops.matrix_log(ops.covariance(x)),
+        "scaled_covariance": lambda x: ops.scaled_covariance(x)[0],
+        "matrix_sqrt_pade": lambda x: ops.matrix_sqrt_pade(ops.covariance(x)),
+        "sqrt_cov_pade": ops.sqrt_cov_pade,
+        "signed_sqrt": lambda x: ops.signed_sqrt(ops.covariance(x)),
+        "first_maximum": lambda x: ops.first_maximum(ops.at_least_float32(x), (1, 2)),
+        "generalized_mean": ops.generalized_mean,
+        "generalized_mean 1e-9": lambda x: ops.generalized_mean(x, 1e-9),
+        "generalized_mean -3": lambda x: ops.generalized_mean(x, -3.0),
         "bilinear": ops.bilinear,
         "compact_bilinear": lambda x: ops.compact_bilinear(x, *HASHES, 8),
         "max_entropy_pool": lambda x: ops.max_entropy_pool(x, 0.7, (1, 1)),
@@ -39,4 +49,11 @@ def on_features(shape):
     }
 
 
+# What the equation itself does not look at.
+DISCARDS = {
+    "first_maximum": ("-inf",),
+    "generalized_mean": ("-inf",),
+    "generalized_mean 1e-9": ("-inf",),
+    "generalized_mean -3": ("-inf", "inf"),
+}
 NAMES = list(on_features((1, 2, 2, 3)))

@@ -32,9 +32,48 @@ def isqrt_cov(x, num_iters):
     return np.array([matrix[np.triu_indices(x.shape[-1])] for matrix in root])
 
 
+def isqrt_gaussian(x, num_iters, beta):
+    mean = np.float64(x).mean((1, 2))[..., None]
+    one = np.ones((len(x), 1, 1))
+    outer = beta**2 * mean * mean.swapaxes(1, 2)
+    top = np.concatenate([covariance(x) + outer, beta * mean], axis=2)
+    bottom = np.concatenate([beta * mean.swapaxes(1, 2), one], axis=2)
+    root = matrix_sqrt(np.concatenate([top, bottom], axis=1), num_iters)
+    return np.array([matrix[np.triu_indices(x.shape[-1] + 1)] for matrix in root])
+
+
 def matrix_power(a, alpha):
     values, vectors = np.linalg.eigh(np.float64(a))
     return np.einsum("bij,bj,bkj->bik", vectors, np.maximum(values, 0) ** alpha, vectors)
+
+
+def matrix_log(a, epsilon):
+    values, vectors = np.linalg.eigh(np.float64(a))
+    return np.einsum("bij,bj,bkj->bik", vectors, np.log(np.maximum(values, 0) + epsilon), vectors)
+
+
+def matrix_sqrt_pade(a):
+    """By partial fractions: √(1 + z) ≈ 1 + Σⱼ aⱼz/(1 + bⱼz)."""
+    found = []
+    for matrix in np.float64(a):
+        norm, identity = np.linalg.norm(matrix), np.eye(len(matrix))
+        z = matrix / norm - identity
+        root = identity
+        for j in range(1, 6):
+            share, pole = 2 / 11 * np.sin(j * np.pi / 11) ** 2, np.cos(j * np.pi / 11) ** 2
+            root = root + share * z @ np.linalg.inv(identity + pole * z)
+        found.append(np.sqrt(norm) * root)
+    return np.array(found)
+
+
+def lyapunov(root, d):
+    """z of root z + z root = d."""
+    found = []
+    for b, right in zip(np.float64(root), np.float64(d), strict=True):
+        identity = np.eye(len(b))
+        both = np.kron(b, identity) + np.kron(identity, b)
+        found.append(np.linalg.solve(both, right.ravel()).reshape(b.shape))
+    return np.array(found)
 
 
 def _normalized_root(y):
@@ -75,6 +114,15 @@ def max_entropy_pool(x, lam, window, strides, padding, shape):
         weights = np.exp(scores - scores.max())
         y[b, i, j, c] = weights @ values / weights.sum()
     return y
+
+
+def generalized_mean(x, power, epsilon):
+    found = []
+    for image in np.float64(x):
+        rows = np.maximum(image.reshape(-1, image.shape[-1]), epsilon)
+        geometric = np.exp(np.log(rows).mean(0))
+        found.append((rows**power).mean(0) ** (1 / power) if power else geometric)
+    return np.array(found)
 
 
 def adaptive_average_pool(x, shape):

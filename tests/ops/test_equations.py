@@ -1,5 +1,6 @@
 """Every function against its equation, written out in float64 NumPy, on random shapes."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -45,6 +46,13 @@ def test_isqrt_cov(shape, seed, num_iters):
     assert_close(ops.isqrt_cov(x, num_iters), slow.isqrt_cov(x, num_iters))
 
 
+@pytest.mark.parametrize("beta", [1.0, 0.3, 0.0])
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 1, 3, 5), (1, 1, 1, 1)])
+def test_isqrt_gaussian(shape, beta):
+    x = draw(0, *shape) + 1
+    assert_close(ops.isqrt_gaussian(x, 5, beta), slow.isqrt_gaussian(x, 5, beta))
+
+
 @pytest.mark.parametrize("num_iters", [1, 2, 3, 4, 5, 7, 12])
 def test_matrix_sqrt(num_iters):
     x = draw(0, 2, 3, 4, 6)
@@ -64,6 +72,61 @@ def test_matrix_power(shape, alpha):
     a = np.asarray(ops.covariance(draw(0, *shape)))
     # A vanishing eigenvalue is known to 1e-7 of the largest, its power to (1e-7)^α.
     assert_close(ops.matrix_power(a, alpha), slow.matrix_power(a, alpha), 1e-5 + 1e-6**alpha)
+
+
+@pytest.mark.parametrize("epsilon", [1e-3, 1.0])
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 1, 3, 5), (1, 1, 1, 1)])
+def test_matrix_log(shape, epsilon):
+    a = np.asarray(ops.covariance(draw(0, *shape)))
+    # Of an eigenvalue that is known to 1e-7 of the largest, log(λ + ε) is known to 1e-7/ε of it.
+    tolerance = 1e-5 + 1e-7 * np.abs(a).max() / epsilon
+    assert_close(ops.matrix_log(a, epsilon), slow.matrix_log(a, epsilon), tolerance)
+
+
+SIZES = [(2, 3, 4, 5), (2, 1, 3, 5), (1, 1, 1, 1)]
+
+
+@pytest.mark.parametrize("shape", SIZES)
+def test_pade_square_root(shape):
+    x = draw(0, *shape)
+    expected = slow.matrix_sqrt_pade(slow.covariance(x)) if x[0].size > 1 else np.zeros((1, 1, 1))
+    assert_close(ops.matrix_sqrt_pade(ops.covariance(x)), expected)
+    assert_close(ops.sqrt_cov_pade(x), expected)
+
+
+def test_derivative_of_the_pade_square_root_solves_the_lyapunov_equation():
+    """Eight steps of the iteration from 1/11 are at 0.999 of the solution; from ½ at all of it."""
+    a = np.eye(5) + 0.3 * np.asarray(ops.covariance(draw(0, 2, 3, 4, 5)))
+    d = draw(1, 2, 5, 5)
+    d = d + d.swapaxes(1, 2)
+    root, found = jax.jvp(ops.matrix_sqrt_pade, (jnp.float32(a),), (d,))
+    assert_close(root @ root, a)
+    assert_close(found, slow.lyapunov(root, d))
+    [pulled] = jax.vjp(ops.matrix_sqrt_pade, jnp.float32(a))[1](d)
+    assert_close(pulled, slow.lyapunov(root, d))
+
+
+@pytest.mark.parametrize("shape", SIZES[:2])
+def test_gradient_of_the_pade_square_root_by_the_gram_matrix(shape):
+    x, v = draw(0, *shape), draw(1, shape[0], shape[3], shape[3])
+
+    def derivatives(f):
+        return jax.vjp(f, x)[1](v)[0], jax.jvp(f, (x,), (x**2,))[1]
+
+    found = derivatives(ops.sqrt_cov_pade)
+    for a, b in zip(
+        found, derivatives(lambda x: ops.matrix_sqrt_pade(ops.covariance(x))), strict=True
+    ):
+        assert_close(a, b, 2e-5)
+
+
+def test_drop_rate_is_what_the_original_computes():
+    """The rate that the original's code printed for these numbers."""
+    x, weights = draw(5, 3, 4, 4, 32), jax.nn.softmax(draw(6, 3, 32))
+    sigma = ops.covariance(x)
+    assert ops.drop_rate(weights, sigma) == pytest.approx(0.17468315362930298, rel=1e-5)
+    assert ops.drop_rate(weights, 1e-30 * sigma) == pytest.approx(0.174683153, rel=1e-5)
+    assert ops.drop_rate(weights, 0 * sigma) == 1
 
 
 @few
@@ -97,6 +160,17 @@ def test_hashes_depend_on_the_seed_alone():
         assert np.array_equal(first, second)
     assert not np.array_equal(again[0], ops.tensor_sketch_hashes(2, 50, 8192)[0])
     assert not np.array_equal(again[0], again[2])
+
+
+@pytest.mark.parametrize("power", [0.0, 1.0, 3.0, -2.0, 40.0])
+def test_generalized_mean(power):
+    x = np.abs(draw(0, 2, 3, 4, 5)) + 0.1
+    assert_close(ops.generalized_mean(x, power), slow.generalized_mean(x, power, 1e-6))
+
+
+def test_generalized_mean_of_powers_out_of_range():
+    x = 1e30 * (np.abs(draw(0, 2, 3, 4, 5)) + 0.1)
+    assert_close(ops.generalized_mean(x, 8.0), slow.generalized_mean(x, 8.0, 1e-6))
 
 
 WINDOWS = [

@@ -33,9 +33,10 @@ def features(*shape):
     return np.random.default_rng(1).standard_normal(shape) + 0.3
 
 
-# More positions than channels, and fewer where that changes the algorithm.
-CASES = [(name, (2, 2, 3, 3)) for name in NAMES]
-CASES += [(name, (2, 1, 2, 3)) for name in NAMES if name.startswith("isqrt_cov")]
+# More positions than channels, and fewer where that changes the algorithm. The derivative of the
+# Padé roots is that of the root which they approximate.
+CASES = [(name, (2, 2, 3, 3)) for name in NAMES if "pade" not in name]
+CASES += [(name, (2, 1, 2, 3)) for name in NAMES if name.startswith("isqrt")]
 
 
 @pytest.mark.parametrize("name, shape", CASES)

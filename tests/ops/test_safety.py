@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sop import ops
-from tests.ops.functions import NAMES, on_features
+from tests.ops.functions import DISCARDS, NAMES, on_features
 
 SHAPE = (2, 2, 3, 3)
 NORMAL = np.random.default_rng(0).standard_normal(SHAPE)
@@ -68,7 +68,8 @@ def test_finite_where_the_input_is(name, dtype):
     normal = [np.asarray(a, np.float32) for a in compiled[SHAPE](jnp.asarray(NORMAL, dtype))]
     for key, values in POISON.items():
         found = [np.asarray(a, np.float32) for a in compiled[SHAPE](jnp.asarray(values, dtype))]
-        assert not np.isfinite(found[0][0]).all(), key
+        if key not in DISCARDS.get(name, ()):
+            assert not np.isfinite(found[0][0]).all(), key
         for a, b in zip(found, normal, strict=True):
             np.testing.assert_array_equal(a[1], b[1], err_msg=key)
 
@@ -168,6 +169,10 @@ REFUSED = [
     (lambda: ops.matrix_sqrt(jnp.ones((2, 3))), r"a has shape \(2, 3\): give square"),
     (lambda: ops.matrix_power(jnp.ones((2, 2)), 0), "alpha is 0: give"),
     (lambda: ops.upper_triangle(jnp.ones(3)), "give square"),
+    (
+        lambda: ops.drop_rate(jnp.ones((1, 3)), jnp.ones((1, 2, 2))),
+        r"shape \(1, 2, 2\) for weights",
+    ),
     (lambda: ops.max_entropy_pool(jnp.ones((1, 4, 4, 2)), jnp.ones((1, 3, 1, 1))), "lam has shape"),
     (lambda: ops.max_entropy_pool(jnp.ones((1, 4, 4, 2)), 1.0, (5, 5)), "window is 5 for 4"),
     (lambda: ops.max_entropy_pool(jnp.ones((1, 4, 4, 2)), 1.0, padding=(2, 2)), "padding is 2"),

@@ -16,14 +16,23 @@ from tests.ops.functions import NAMES, on_features
 
 SHAPE = (2, 2, 3, 3)
 X = jnp.asarray(np.random.default_rng(0).standard_normal(SHAPE), jnp.float32)
-BY_HAND = ["isqrt_cov", "matrix_sqrt", "matrix_power", "max_entropy_pool 2"]
+BY_HAND = [
+    "isqrt_cov",
+    "isqrt_gaussian",
+    "matrix_sqrt",
+    "matrix_power",
+    "matrix_log",
+    "max_entropy_pool 2",
+]
+# Their derivative is that of what they approximate, and its derivative that of the formula for it.
+APPROXIMATE = ["matrix_sqrt_pade", "sqrt_cov_pade"]
 
 
 def loss(f):
     return lambda x: jnp.sum(jnp.sin(f(x)))
 
 
-@pytest.mark.parametrize("name", BY_HAND)
+@pytest.mark.parametrize("name", [*BY_HAND, *APPROXIMATE])
 def test_vmap_jit_checkpoint_shard_map(name):
     f = on_features(SHAPE)[name]
     plain = jax.jit(jax.grad(loss(f)))(X)
@@ -58,7 +67,7 @@ def test_derivatives_of_the_gradient(name):
     assert found == pytest.approx([float(expected)] * 3, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", BY_HAND)
+@pytest.mark.parametrize("name", [*BY_HAND, *APPROXIMATE])
 def test_jacobians_of_both_modes_are_equal(name):
     f = on_features(SHAPE)[name]
     forward, reverse = jax.jit(lambda x: (jax.jacfwd(f)(x), jax.jacrev(f)(x)))(X[:1, :, :2])

@@ -60,7 +60,8 @@ def _outputs_and_gradients(module, x, train):
     def run(x, params):
         def apply(x, params):
             given = {**others, "params": params}
-            return module.apply(given, x, train, mutable=["batch_stats"])[0]
+            rngs = {"dropout": jax.random.key(0)}
+            return module.apply(given, x, train, mutable=["batch_stats"], rngs=rngs)[0]
 
         y, pullback = jax.vjp(apply, x, params)
         cotangent = jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)

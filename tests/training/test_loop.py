@@ -77,6 +77,7 @@ class Train:
 
 
 class Evaluation:
+    num_examples = EXAMPLES
     image_shape = row_shape = (4, 4, 3)
     identity = IDENTITY
     num_examples = EXAMPLES

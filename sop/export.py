@@ -1,0 +1,202 @@
+"""Exports a run: python -m sop.export --workdir=RUN --out=FOLDER.
+
+The folder then holds the network as a program of its own, `model.stablehlo`, which takes uint8
+images [batch, height, width, 3] after the run's evaluation transforms and gives logits, on CPUs,
+GPUs and TPUs; its weights under the names of the original's PyTorch code, `model.safetensors`; the
+config; and a card, `README.md`. `sop.load` and `config.init_from` read it back.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sop.command import Parser, folder, run
+from sop.config.validation import as_json
+from sop.data import transforms
+from sop.errors import UsageError
+from sop.torch_weights import to_state_dict
+from sop.training.durable import write_atomically, write_json
+from sop.training.exported import FACTS, PROGRAM, WEIGHTS
+from sop.training.history import evaluation_at
+from sop.training.provenance import read_provenance
+from sop.training.reporting import describe
+from sop.using import Run, load
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+# By how much of the largest logit the exported program may differ from the run.
+_TOLERANCE = 1e-5
+
+
+def program(loaded: Run, image_shape: Sequence[int]) -> jax.export.Exported:
+    """The network of a run with its weights inside: uint8 [b, H, W, 3] → logits float32 [b, K].
+
+    `b` may be any number; normalisation is part of it.
+
+    Args:
+      loaded: the run.
+      image_shape: (H, W, 3).
+    """
+    variables = jax.device_get(loaded.variables)
+
+    def logits(images: jax.Array) -> jax.Array:
+        x = loaded.normalize(images)
+        return loaded.model.apply(variables, x, train=False).astype(jnp.float32)
+
+    (batch,) = jax.export.symbolic_shape("b")
+    images = jax.ShapeDtypeStruct((batch, *image_shape), jnp.uint8)
+    return jax.export.export(jax.jit(logits), platforms=PLATFORMS)(images)
+
+
+def image_shape(loaded: Run, size: int | None) -> tuple[int, int, int]:
+    """(H, W, 3) of the images that the program takes, `size`² or as the transforms end.
+
+    Raises:
+      UsageError: the transforms do not tell.
+    """
+    text = loaded.config.input.test_transforms or loaded.config.input.eval_transforms
+    found = transforms.parse(text, training=False).output_size(None)
+    found = (size, size) if size else found
+    if found is None:
+        raise UsageError(
+            f"The evaluation transforms, '{text}', leave open how large images are: name the side "
+            "of a square, --image_size=224."
+        )
+    return (*found, 3)
+
+
+def export(loaded: Run, out: str | Path, size: int | None = None) -> float:
+    """Writes the folder; see the module. The program is read again and run.
+
+    Args:
+      loaded: the run.
+      out: a new folder.
+      size: see `image_shape`.
+    Returns:
+      The largest difference of its logits from the run's, as a part of the largest logit.
+    Raises:
+      UsageError: the folder is not empty, a library is missing, or the program's logits differ.
+    """
+    out = Path(out)
+    if out.exists() and any(out.iterdir()):
+        raise UsageError(f"--out={out} is not empty: choose another folder.")
+    try:
+        import flatbuffers  # noqa: F401, of jax.export
+        from safetensors.numpy import save
+    except ImportError as error:
+        raise UsageError(
+            f"Exporting needs {error.name}; install it with `pip install -e '.[export]'`."
+        ) from error
+    shape = image_shape(loaded, size)
+    serialized = program(loaded, shape).serialize()
+    difference = check(serialized, loaded, shape)
+    variables = jax.device_get(loaded.variables)
+    weights = to_state_dict(variables, loaded.config.model)
+    facts = {
+        "step": loaded.step,
+        "epoch": loaded.epoch,
+        "class_names": list(loaded.class_names),
+        "image_shape": list(shape),
+        "scores": evaluation_at(loaded.workdir, loaded.step),
+        "runs": read_provenance(loaded.workdir),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / PROGRAM, bytes(serialized))
+    write_atomically(out / WEIGHTS, save({k: np.ascontiguousarray(v) for k, v in weights.items()}))
+    write_json(out / "config.json", as_json(loaded.config))
+    write_json(out / FACTS, facts)
+    write_atomically(out / "README.md", card(loaded, facts).encode())
+    return difference
+
+
+def check(serialized: bytes | bytearray, loaded: Run, shape: Sequence[int]) -> float:
+    """The largest difference of an exported program's logits from the run's, for two batches.
+
+    Raises:
+      UsageError: it is more than rounding.
+    """
+    again = jax.export.deserialize(bytearray(serialized))
+    draw = np.random.default_rng(0)
+    differences = []
+    for count in (1, 3):
+        images = draw.integers(0, 256, (count, *shape), dtype=np.uint8)
+        expected = loaded.logits(images)
+        found = np.asarray(again.call(images))
+        differences.append(float(np.abs(found - expected).max() / np.abs(expected).max()))
+    if not max(differences) < _TOLERANCE:
+        raise UsageError(
+            f"The exported program's logits differ from the run's by {max(differences):.1e} of the "
+            f"largest, more than {_TOLERANCE:g}: nothing was written; please report this network."
+        )
+    return max(differences)
+
+
+def card(loaded: Run, facts: Mapping[str, Any]) -> str:
+    """What stands in the folder's README.md."""
+    config = loaded.config
+    height, width, _ = facts["image_shape"]
+    scores = facts["scores"]
+    found = f"{describe(scores)}, on {scores['count']:,} examples" if scores else "not evaluated"
+    names = ", ".join(loaded.class_names[:20])
+    more = f", … ({len(loaded.class_names):,} in all)" if len(loaded.class_names) > 20 else ""
+    return f"""# {config.model.backbone} on {config.input.dataset}
+
+| | |
+| --- | --- |
+| model | `{json.dumps(as_json(config)["model"])}` |
+| trained on | `{config.input.dataset}`, split `{config.input.train_split}` |
+| trained for | {loaded.epoch:.1f} epochs, {loaded.step:,} steps |
+| evaluated on | split `{config.input.eval_split}`: {found} |
+| images | uint8 RGB, {height}×{width}, after `{config.input.eval_transforms}`; normalised inside |
+| classes | {names}{more} |
+| licence | not stated: yours to give, mind that of the data |
+
+`config.json` is the whole recipe, `{FACTS}` says where and with what it was trained.
+
+```python
+import sop
+
+run = sop.load("FOLDER")  # this folder; `--config.init_from=FOLDER` starts a training from it
+print(run.predict("image.png"))
+```
+
+Without sop, on CPU, GPU or TPU, any number of images at once:
+
+```python
+import jax
+import numpy as np
+
+program = jax.export.deserialize(bytearray(open("FOLDER/{PROGRAM}", "rb").read()))
+logits = program.call(np.zeros((1, {height}, {width}, 3), np.uint8))
+```
+
+`{WEIGHTS}` has the parameters under the names that the original's PyTorch code gives them.
+"""
+
+
+def make_parser() -> Parser:
+    """The flags of this command."""
+    parser = Parser(prog="python -m sop.export", description=__doc__)
+    parser.add_argument("--workdir", required=True, type=folder, metavar="RUN")
+    parser.add_argument("--out", required=True, type=folder, metavar="FOLDER", help="a new folder")
+    parser.add_argument("--checkpoint", default="best", help="best, latest or a step")
+    parser.add_argument(
+        "--image_size", type=int, metavar="S", help="of square images; default: as the run's are"
+    )
+    return parser
+
+
+def main(arguments: Sequence[str]) -> None:
+    options = make_parser().parse_args(arguments)
+    loaded = load(options.workdir, options.checkpoint)
+    difference = export(loaded, options.out, options.image_size)
+    print(f"The program's logits are the run's up to {difference:.1e} of the largest.")
+    print(f"Step {loaded.step} of {options.workdir} is in {options.out}: {PROGRAM}, {WEIGHTS}")
+
+
+if __name__ == "__main__":
+    run(main)
