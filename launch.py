@@ -19,6 +19,7 @@ import input_pipeline
 from sop.config import check_batches, flatten, stage_configs
 from sop.config.validation import as_json
 from sop.errors import UsageError
+from sop.interruption import tell_of_end
 from sop.models import create_model
 from sop.models.network import Network
 from sop.training import distributed, loop
@@ -50,6 +51,8 @@ def join(
     """Joins this process to the others of its run; see `sop.training.distributed.initialize`."""
     partners = distributed.initialize(coordinator, num_processes, process_id, timeout)
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))  # JAX takes it for itself
+    if partners:
+        tell_of_end(partners.leave)
     return partners
 
 

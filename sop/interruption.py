@@ -5,11 +5,18 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn, Self
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _FROM_HANDLER = 128  # marks a note; signals' numbers are smaller
+_listeners: list[Callable[[str], object]] = []
+
+
+def tell_of_end(listener: Callable[[str], object]) -> None:
+    """Has a function called with the sentence that this process ends with at a first signal."""
+    _listeners.append(listener)
 
 
 def end(number: int) -> NoReturn:
@@ -55,7 +62,10 @@ class Interruption:
 
     def first(self, number: int) -> None:
         """The answer to the first signal: a sentence, and the end."""
-        say(f"Stopped by {signal.Signals(number).name}: nothing to save.")
+        sentence = f"Stopped by {signal.Signals(number).name}: nothing to save."
+        say(sentence)
+        for listener in _listeners:
+            listener(sentence)
         end(number)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

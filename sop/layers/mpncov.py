@@ -80,15 +80,17 @@ class MPNCOV(Reduced):
         return nn.Dropout(self.dropout, deterministic=not train)(y)
 
     def _normalized_covariance(self, x):
-        if self.normalization == "newton_schulz":
-            return ops.matrix_sqrt(ops.covariance(x), self.num_iters)
         if self.normalization == "pade_lyapunov":
             return ops.sqrt_cov_pade(x)
         if self.normalization == "none":
             return ops.covariance(x)
+        # A root may be in range where the covariance is not.
         sigma, size = ops.scaled_covariance(x)
+        if self.normalization == "newton_schulz":
+            return size * ops.matrix_sqrt(sigma, self.num_iters)
         if self.normalization == "element":
-            return size * ops.signed_sqrt(sigma, 1e-8 / size / size)
+            threshold = jnp.maximum(1e-8 / size / size, jnp.finfo(size.dtype).tiny)
+            return size * ops.signed_sqrt(sigma, threshold)
         if self.normalization == "log":
             # What is lost of ε below the range of float32 is far below rounding errors of Σ.
             epsilon = jnp.maximum(self.epsilon / size / size, 1e-37)

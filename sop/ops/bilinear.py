@@ -10,12 +10,13 @@ from sop.errors import UsageError
 from sop.ops.annotations import Array, FeatureMap
 from sop.ops.arguments import require_feature_map
 from sop.ops.covariance import positions, second_moment
+from sop.ops.precision import magnitude
 
 _THRESHOLD = 1e-8
 
 
 def signed_sqrt(
-    y: Float[Array, "*shape"], threshold: float | Float[Array, "..."] = _THRESHOLD
+    y: Float[Array, "*shape"], threshold: float | jax.Array = _THRESHOLD
 ) -> Float[jax.Array, "*shape"]:
     """sign(y)·√(|y| + threshold), by default 1e-8, with gradient zero at zero; dtype of y.
 
@@ -61,10 +62,21 @@ def bilinear(
     [[0.5, 0.5, 0.5, 0.5]]
     """
     require_feature_map(x)
-    x = positions(x)
+    x, threshold = _in_range(positions(x))
     y = second_moment(x) / x.shape[1]
-    y = signed_sqrt(y)
+    y = signed_sqrt(y, threshold)
     return l2_normalize(y.reshape(y.shape[0], -1) if vectorize else y, axis=1)
+
+
+def _in_range(x):
+    """x over a power of two, so that its squares are in range, and the ε that goes with them.
+
+    The power cancels in the norm: result and gradient are those of x, to the bit.
+    """
+    size = magnitude(x, (1, 2))
+    inverse = 1 / size
+    threshold = jnp.maximum(_THRESHOLD * inverse * inverse, jnp.finfo(x.dtype).tiny)
+    return x / size, threshold
 
 
 def tensor_sketch_hashes(
@@ -138,7 +150,7 @@ def compact_bilinear(
             raise UsageError(
                 f"{name} has shape {value.shape}: give one entry per channel of x, [{channels}]."
             )
-    x = positions(x)
+    x, threshold = _in_range(positions(x))
     # The sketch is linear in the outer product: entry (c, d) of XᵀX goes to hash_1[c] + hash_2[d].
     y = second_moment(x)
     y = y * sign_1[:, None] * sign_2[None, :]
@@ -148,4 +160,4 @@ def compact_bilinear(
         .at[:, target.reshape(-1)]
         .add(y.reshape(x.shape[0], -1))
     )
-    return l2_normalize(signed_sqrt(y))
+    return l2_normalize(signed_sqrt(y, threshold[:, 0]))

@@ -1,5 +1,7 @@
 """Second-order statistics of feature maps and the vectors made of them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,6 +48,36 @@ def _outer(x, y):
     return einsum("bnc,bnd->bcd", x, y)
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _saturating(product, x):
+    """product(x, x) of x [B, n, C]; entries beyond 1e-4 of the type's largest number become that.
+
+    So the next sums over them are in range as well. `product` is bilinear, and transposed where its
+    arguments are swapped. The derivative is that of the product itself: x times a cotangent is in
+    range where x times x is not.
+    """
+    size = magnitude(x, (1, 2))
+    limit = 1e-4 * float(jnp.finfo(x.dtype).max) / size
+    return jnp.clip(product(x / size, x), -limit, limit) * size
+
+
+@_saturating.defjvp
+def _saturating_jvp(product, primals, tangents):
+    (x,), (dx,) = primals, tangents
+    w = product(x, dx)
+    return _saturating(product, x), w + jnp.swapaxes(w, 1, 2)
+
+
+def _mean_product(x, y):
+    return _outer(x, y) / x.shape[1]
+
+
+def _position_product(x, y):
+    m = x.shape[1]
+    products = einsum("bmc,bnc->bmn", x, y)
+    return products / m - x.sum(axis=2)[:, :, None] * y.sum(axis=2)[:, None, :] / m**2
+
+
 def covariance(x: FeatureMap) -> Float[jax.Array, "b c c"]:
     """Covariance of the channels over positions, Σ = (1/n) Σᵢ (xᵢ − x̄)(xᵢ − x̄)ᵀ, n = H·W.
 
@@ -56,7 +88,8 @@ def covariance(x: FeatureMap) -> Float[jax.Array, "b c c"]:
       x: features [B, H, W, C], any floating dtype.
 
     Returns:
-      [B, C, C], symmetric, accumulated and returned in float32 (float64 for float64 x).
+      [B, C, C], symmetric, accumulated and returned in float32 (float64 for float64 x); entries
+      beyond 1e-4 of its largest number become that.
 
     Raises:
       UsageError: x is not a floating [B, H, W, C] with at least one position and one channel.
@@ -66,8 +99,7 @@ def covariance(x: FeatureMap) -> Float[jax.Array, "b c c"]:
     Array([[[1.]]], dtype=float32)
     """
     require_feature_map(x)
-    x = centre(positions(x))
-    return second_moment(x) / x.shape[1]
+    return _saturating(_mean_product, centre(positions(x)))
 
 
 def scaled_covariance(
@@ -108,7 +140,8 @@ def position_covariance(x: FeatureMap) -> Float[jax.Array, "b h*w h*w"]:
       x: features [B, H, W, C], any floating dtype.
 
     Returns:
-      [B, H·W, H·W], float32 (float64 for float64 x).
+      [B, H·W, H·W], float32 (float64 for float64 x); entries beyond 1e-4 of its largest number
+      become that.
 
     Raises:
       UsageError: x is not a floating [B, H, W, C] with at least one position and one channel.
@@ -118,11 +151,7 @@ def position_covariance(x: FeatureMap) -> Float[jax.Array, "b h*w h*w"]:
     [[0.0, 0.0], [0.0, 0.0]]
     """
     require_feature_map(x)
-    x = positions(x)
-    m = x.shape[1]
-    total = x.sum(axis=2)
-    products = second_moment(jnp.swapaxes(x, 1, 2))
-    return products / m - total[:, :, None] * total[:, None, :] / m**2
+    return _saturating(_position_product, positions(x))
 
 
 def row_convolution(

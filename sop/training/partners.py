@@ -16,13 +16,13 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, NoReturn
 
 from sop.errors import UsageError
 
 _RETRY = 0.2  # seconds between two calls to a process 0 that is not there yet
-_GRACE = 3.0  # seconds that the main thread has to end by itself before it is ended
+_GRACE = 3.0  # seconds that one process waits for what another is about to do or say
 
 
 class Partners:
@@ -38,15 +38,26 @@ class Partners:
         self._process, self._links = process, links
         self._lock, self._once = threading.Lock(), threading.Lock()
         self.heard = threading.Event()
-        for partner, link in links.items():
-            threading.Thread(target=self._watch, args=(partner, link), daemon=True).start()
+        self._watches = [
+            threading.Thread(target=self._watch, args=each, daemon=True) for each in links.items()
+        ]
+        for watch in self._watches:
+            watch.start()
 
-    def say(self, sentence: str | None) -> None:
-        """Tells the others that this process ends: why, or None as all of them do."""
+    def leave(self, sentence: str | None) -> bool:
+        """Tells the others that this process ends, why, or None where all of them do, once.
+
+        Returns:
+          Whether they were told; False: a partner's end is already ending this process.
+        """
+        if not self._once.acquire(blocking=False):
+            return False
         if sentence is not None:
             sentence = f"Process {self._process} has ended: {sentence}"
-        for partner in self._links:
-            self._send(partner, {"end": sentence})
+        self._tell_all(self._links, sentence)
+        if sentence is not None:
+            self._await_ends()
+        return True
 
     def _watch(self, partner: int, link: socket.socket) -> None:
         lines = link.makefile("rb")
@@ -56,28 +67,33 @@ class Partners:
             said = f"Process {partner} has died: see what it printed last."
         if said is None:
             return
-        for other in self._links.keys() - {partner}:
-            self._send(other, {"end": said})
-        self._end(said)
+        self._tell_all(self._links.keys() - {partner}, said)
+        if self._once.acquire(blocking=False):
+            self._end(said)
 
-    def _send(self, partner: int, message: dict[str, Any]) -> None:
-        with self._lock, contextlib.suppress(OSError):
-            self._links[partner].sendall(json.dumps(message).encode() + b"\n")
+    def _tell_all(self, partners: Iterable[int], sentence: str | None) -> None:
+        for partner in partners:
+            with self._lock, contextlib.suppress(OSError):
+                _tell(self._links[partner], {"end": sentence})
 
-    def _end(self, sentence: str) -> None:
-        """Ends this process, whose main thread may wait for a partner for ever."""
-        if not self.begin_to_end():
-            return
+    def _await_ends(self) -> None:
+        """Waits until the others are gone: where process 0 is, JAX aborts those that are left."""
+        deadline = time.monotonic() + _GRACE
+        for watch in self._watches:
+            if watch is not threading.current_thread():
+                watch.join(max(deadline - time.monotonic(), 0))
+
+    def _end(self, sentence: str) -> NoReturn:
+        """Ends this process, whose main thread may wait for a partner for ever.
+
+        At once, as SIGKILL would, which loses nothing that was saved: soon JAX aborts it.
+        """
         print(sentence, file=sys.stderr, flush=True)
         # Whatever the compiled part of JAX, or a traceback, has to say of it adds nothing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         self.heard.set()
-        time.sleep(_GRACE)
+        self._await_ends()
         os._exit(1)
-
-    def begin_to_end(self) -> bool:
-        """Whether nobody else has begun to end this process."""
-        return self._once.acquire(blocking=False)
 
 
 @contextlib.contextmanager
@@ -93,11 +109,10 @@ def ends_told(partners: Partners | None) -> Iterator[None]:
         # A partner's end makes what is computed together fail here; then its thread says so.
         if not is_refusal and partners.heard.wait(_GRACE):
             sys.exit(1)
-        if not partners.begin_to_end():
+        if not partners.leave(str(error) if is_refusal else repr(error)):
             sys.exit(1)
-        partners.say(str(error) if is_refusal else repr(error))
         raise
-    partners.say(None)
+    partners.leave(None)
 
 
 def call_roll(coordinator: str, process: int, processes: int, timeout: float) -> Partners:

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Mapping
 
-from tests.torture import numbers, pictures, runs
+from tests.torture import numbers, pairs, pictures, runs, settings, weights
 from tests.torture.trial import Bench, Trial
 
 KINDS: Mapping[str, Callable[[random.Random, Bench], Trial]] = {
@@ -11,6 +11,9 @@ KINDS: Mapping[str, Callable[[random.Random, Bench], Trial]] = {
     "stop": runs.stop,
     "damage": runs.damage,
     "disk": runs.full_disk,
+    "processes": pairs.processes,
+    "config": settings.config,
+    "weights": weights.state_dict,
     "images": pictures.folder,
     "layer": numbers.layer,
 }

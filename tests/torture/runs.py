@@ -15,7 +15,7 @@ from tests.kill_and_resume import unequal
 from tests.torture.trial import RUN, Bench, End, Trial, expect, start, wait
 
 # What each way leaves of a file's bytes.
-_WAYS = {
+WAYS = {
     "emptied": lambda data, rng: b"",
     "cut short": lambda data, rng: data[: rng.randrange(len(data) + 1)],
     "with one bit flipped": lambda data, rng: _flip(data, rng),
@@ -69,7 +69,7 @@ def damage(rng: random.Random, bench: Bench) -> Trial:
     """A file of a work folder damaged: the same numbers, or a sentence."""
     finished = rng.random() < 0.5
     mode = rng.choice(["train", "eval"])
-    way = rng.choice([*_WAYS, *_BEYOND_BYTES])
+    way = rng.choice([*WAYS, *_BEYOND_BYTES])
     number = rng.random()
     changes = random.Random(rng.random())
     state = "finished" if finished else "half-finished"
@@ -183,8 +183,8 @@ def _evaluations(run: Path) -> dict[int, dict[str, Any]]:
 
 
 def _damage(file: Path, way: str, rng: random.Random) -> None:
-    if way in _WAYS:
-        file.write_bytes(_WAYS[way](file.read_bytes(), rng))
+    if way in WAYS:
+        file.write_bytes(WAYS[way](file.read_bytes(), rng))
         return
     file.unlink()
     if way == "a folder":
