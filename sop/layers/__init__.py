@@ -9,6 +9,7 @@ from sop.layers.bilinear import BilinearCNN, CompactBilinear
 from sop.layers.cbam import CBAM
 from sop.layers.cgd import CGD, SpatialCGD, ToyCGD
 from sop.layers.coordinate import CoordinateAttention
+from sop.layers.deepbdc import DeepBDC
 from sop.layers.dropcov import DropCov
 from sop.layers.eca import ECA
 from sop.layers.fcanet import FcaNet
@@ -17,6 +18,7 @@ from sop.layers.gaussian import GaussianPooling
 from sop.layers.gc import GlobalContext
 from sop.layers.gct import GCT
 from sop.layers.gsop import CompactGSoP, GSoP
+from sop.layers.isice import ISICE
 from sop.layers.local_pooling import GFGP, AveragePool, MaxEntropyPool, MaxPool, NoPool, SkipPool
 from sop.layers.mpncov import MPNCOV
 from sop.layers.norm import BatchNorm
@@ -30,6 +32,7 @@ __all__ = [
     "ECA",
     "GCT",
     "GFGP",
+    "ISICE",
     "MPNCOV",
     "SRM",
     "AveragePool",
@@ -38,6 +41,7 @@ __all__ = [
     "CompactBilinear",
     "CompactGSoP",
     "CoordinateAttention",
+    "DeepBDC",
     "DropCov",
     "FcaNet",
     "GSoP",

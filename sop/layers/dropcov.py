@@ -54,12 +54,12 @@ class DropCov(Reduced):
 
     @nn.compact
     def represent(self, x: FeatureMap, train: bool) -> Float[jax.Array, "b d"]:
-        x = ops.at_least_float32(self.reduce(x, train))
+        x = ops.at_least_float32(self.reduced(x, train))
         # Also in evaluation, where initialisation asks for its parameter.
         weights = nn.softmax(channel_conv(3)(x.mean((1, 2))[..., None])[..., 0])
         if train:
             x = x * (1 + weights[:, None, None, :])
-        sigma, size = ops.scaled_covariance(x)
+        sigma = ops.covariance(x)
         if train:
             kept = 1 - ops.drop_rate(weights, sigma, self.axis_name)
             drawn = jax.random.bernoulli(self.make_rng("dropout"), kept, weights.shape)
@@ -67,4 +67,4 @@ class DropCov(Reduced):
             weight = jnp.where(drawn & (kept > _LEAST_KEPT), 1 / jnp.maximum(kept, _LEAST_KEPT), 0)
             # The covariance of dropped channels is the covariance with dropped rows and columns.
             sigma = sigma * (weight[:, :, None] * weight[:, None, :]).astype(sigma.dtype)
-        return ops.upper_triangle(size * size * sigma)
+        return ops.upper_triangle(sigma)

@@ -51,5 +51,5 @@ class GaussianPooling(Reduced):
 
     @nn.compact
     def represent(self, x: FeatureMap, train: bool) -> Float[jax.Array, "b d"]:
-        y = ops.isqrt_gaussian(self.reduce(x, train), self.num_iters, self.beta)
+        y = ops.isqrt_gaussian(self.reduced(x, train), self.num_iters, self.beta)
         return nn.Dropout(self.dropout, deterministic=not train)(y)

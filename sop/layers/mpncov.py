@@ -71,7 +71,7 @@ class MPNCOV(Reduced):
 
     @nn.compact
     def represent(self, x: FeatureMap, train: bool) -> Vectors:
-        x = self.reduce(x, train)
+        x = self.reduced(x, train)
         if self.normalization == "newton_schulz" and self.vectorize:
             y = ops.isqrt_cov(x, self.num_iters)
         else:
@@ -84,13 +84,13 @@ class MPNCOV(Reduced):
             return ops.sqrt_cov_pade(x)
         if self.normalization == "none":
             return ops.covariance(x)
+        # A root may be in range where the covariance is not.
         sigma, size = ops.scaled_covariance(x)
         if self.normalization == "newton_schulz":
             return size * ops.matrix_sqrt(sigma, self.num_iters)
         if self.normalization == "element":
-            # Divided by size twice, the compiler would divide by size², which may be infinite.
-            inverse = 1 / size
-            return size * ops.signed_sqrt(sigma, jnp.maximum(1e-8 * inverse * inverse, 1e-37))
+            threshold = jnp.maximum(1e-8 / size / size, jnp.finfo(size.dtype).tiny)
+            return size * ops.signed_sqrt(sigma, threshold)
         if self.normalization == "log":
             # What is lost of ε below the range of float32 is far below rounding errors of Σ.
             epsilon = jnp.maximum(self.epsilon / size / size, 1e-37)

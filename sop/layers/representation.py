@@ -72,7 +72,7 @@ class Reduced(Representation):
     dtype: Any = None
     axis_name: str | None = None
 
-    def reduce(self, x: FeatureMap, train: bool) -> Float[Array, "b h w d"]:
+    def reduced(self, x: FeatureMap, train: bool) -> Float[Array, "b h w d"]:
         """x, or ReLU(BN(W x)) with `reduction`; for use in a compact method."""
         if not self.reduction:
             return x

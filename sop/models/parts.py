@@ -34,6 +34,8 @@ REPRESENTATIONS = {
     "mpncov": sop.layers.MPNCOV,
     "gaussian": sop.layers.GaussianPooling,
     "dropcov": sop.layers.DropCov,
+    "isice": sop.layers.ISICE,
+    "deepbdc": sop.layers.DeepBDC,
     "bcnn": sop.layers.BilinearCNN,
     "compact_bilinear": sop.layers.CompactBilinear,
 }

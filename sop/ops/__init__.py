@@ -1,6 +1,7 @@
 """The mathematics: pure functions on arrays."""
 
 from sop.ops.bilinear import bilinear, compact_bilinear, signed_sqrt, tensor_sketch_hashes
+from sop.ops.brownian import brownian_distance_matrix
 from sop.ops.cgd import cgd, spatial_cgd, toy_cgd
 from sop.ops.cosine import cosine_coefficients
 from sop.ops.covariance import (
@@ -12,17 +13,19 @@ from sop.ops.covariance import (
 )
 from sop.ops.dropcov import drop_rate
 from sop.ops.isqrt_cov import isqrt_cov, isqrt_gaussian
-from sop.ops.matrix_functions import matrix_log, matrix_power, matrix_sqrt
+from sop.ops.matrix_functions import matrix_inverse_sqrt, matrix_log, matrix_power, matrix_sqrt
 from sop.ops.means import first_maximum, generalized_mean
 from sop.ops.pade import matrix_sqrt_pade, sqrt_cov_pade
 from sop.ops.pooling import adaptive_average_pool, max_entropy_pool, pool_padding
 from sop.ops.precision import at_least_float32, einsum, magnitude, narrow, widen
 from sop.ops.simam import simam
+from sop.ops.sparse_inverse import sparse_inverse_covariance
 
 __all__ = [
     "adaptive_average_pool",
     "at_least_float32",
     "bilinear",
+    "brownian_distance_matrix",
     "cgd",
     "compact_bilinear",
     "cosine_coefficients",
@@ -34,6 +37,7 @@ __all__ = [
     "isqrt_cov",
     "isqrt_gaussian",
     "magnitude",
+    "matrix_inverse_sqrt",
     "matrix_log",
     "matrix_power",
     "matrix_sqrt",
@@ -46,6 +50,7 @@ __all__ = [
     "scaled_covariance",
     "signed_sqrt",
     "simam",
+    "sparse_inverse_covariance",
     "spatial_cgd",
     "sqrt_cov_pade",
     "tensor_sketch_hashes",

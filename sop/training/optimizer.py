@@ -200,7 +200,7 @@ def _made(name, options, groups, labels, params):
 def keep_momentum(before: Any, state: Any) -> Any:
     """The new `state` of an optimizer with the momentum of another's, for the same parameters.
 
-    What was frozen before, or is now, has none to keep, nor has what another rule than 'sgd' made.
+    What was frozen before, or is now, has none to keep, nor has a rule without momentum.
     """
     old, new = (optax.tree.get(each, "trace") for each in (before, state))
     if old is None or new is None:  # no momentum

@@ -11,15 +11,16 @@ import jax.numpy as jnp
 from configs import digits
 from sop.checks import hints_of
 from sop.command import Parser
-from sop.config import stage_configs
+from sop.config import check_batches, stage_configs
 from sop.config.command_line import add_config, parse
 from sop.config.schema import KEYS
 from sop.data import transforms
-from sop.data.normalization import check_normalization
+from sop.data.normalization import check_normalization, make_normalize
 from sop.models import BACKBONES, create_model
 from sop.models.attention import ATTENTIONS
 from sop.models.lookup import RESERVED
 from sop.models.parts import POOLS, REPRESENTATIONS
+from sop.training.mixing import make_mixing
 from sop.training.optimizer import RULES, make_optimizer, make_schedule
 from sop.training.state import init_state, init_variables
 
@@ -110,7 +111,8 @@ def take(overrides: list[str]) -> None:
     parser = Parser(prog="fuzz")
     add_config(parser, default=str(Path(digits.__file__)))
     _, config = parse(parser, overrides)
-    model = create_model(config.model, dtype=jnp.dtype(config.dtype))
+    check_batches(config, 1)
+    model = create_model(config.model, dtype=jnp.dtype(config.dtype), remat=config.remat)
     for stage in stage_configs(config):
         check_normalization(stage.input.normalization)
         sizes = [
@@ -124,4 +126,8 @@ def take(overrides: list[str]) -> None:
         schedule = make_schedule(stage.schedule, rate, stage.num_epochs, 22)
         shapes: Any = jax.eval_shape(partial(init_variables, model, config.seed, (*sizes[0], 3)))
         tx = make_optimizer(stage.optimizer, schedule, shapes["params"])
-        jax.eval_shape(partial(init_state, tx=tx), shapes)
+        jax.eval_shape(partial(init_state, tx=tx, ema=config.ema_decay is not None), shapes)
+        images = jax.ShapeDtypeStruct((2, *sizes[0], 3), jnp.uint8)
+        jax.eval_shape(make_normalize(stage), images)
+        if mixing := make_mixing(stage.mixup, stage.cutmix):
+            jax.eval_shape(mixing, jax.random.key(0), images)

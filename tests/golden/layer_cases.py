@@ -57,6 +57,8 @@ def cases() -> dict[str, Case]:
         "gem": Case(layers.GeneralizedMean()),
         "max": Case(layers.GlobalMax()),
         "eigh_pade": Case(layers.MPNCOV(normalization="eigh_pade")),
+        "deepbdc": Case(layers.DeepBDC()),
+        "isice": Case(layers.ISICE(sparsity=0.3)),
         "compact_bilinear": Case(layers.CompactBilinear(projected_dim=64)),
         "mpncov_plain": Case(layers.MPNCOV(normalization="none", vectorize=False)),
         "cgd": attention(layers.CGD()),

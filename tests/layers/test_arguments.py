@@ -29,6 +29,7 @@ REFUSED = [
     (partial(layers.MPNCOV, dropout=1.0), r"dropout of MPNCOV is 1\.0 but"),
     (partial(layers.GlobalAverage, hidden=0), "hidden of GlobalAverage is 0 but must be a whole"),
     (partial(layers.GeneralizedMean, epsilon=0.0), "epsilon of GeneralizedMean is 0.0 but must be"),
+    (partial(layers.ISICE, num_steps=1), "num_steps of ISICE is 1 but must be a whole number"),
     (partial(layers.CompactBilinear, 0), "projected_dim of CompactBilinear is 0 but"),
     (partial(layers.CompactBilinear, seed=-1), "seed of CompactBilinear is -1 but"),
     (partial(layers.GSoP, dim=-3), "dim of GSoP is -3 but"),

@@ -18,6 +18,8 @@ COUNTS = [
     (layers.MPNCOV(reduction=128), 33_024),
     (layers.GaussianPooling(reduction=128), 33_024),
     (layers.DropCov(), 3),
+    (layers.DeepBDC(), 1),
+    (layers.ISICE(), 0),
     (layers.CompactBilinear(), 0),
     (layers.GSoP(), 230_784),
     (layers.GSoP(manner="position"), 66_368),

@@ -22,6 +22,8 @@ DIFFERENTIABLE = {
     "MPNCOV element": layers.MPNCOV(reduction=3, normalization="element"),
     "GeneralizedMean": layers.GeneralizedMean(2.0),
     "GaussianPooling": layers.GaussianPooling(reduction=3, num_iters=2, beta=0.5),
+    "DeepBDC": layers.DeepBDC(reduction=3),
+    "ISICE": layers.ISICE(reduction=3, num_steps=2),
     "BilinearCNN": layers.BilinearCNN(),
     "CompactBilinear": layers.CompactBilinear(projected_dim=32),
     "GSoP": layers.GSoP(3, stride=2),

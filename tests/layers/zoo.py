@@ -29,6 +29,8 @@ REPRESENTATIONS: dict[str, Callable] = {
     "GaussianPooling": layers.GaussianPooling(num_iters=3),
     "GaussianPooling reduced": layers.GaussianPooling(reduction=4, num_iters=2, beta=0.3),
     "DropCov": layers.DropCov(reduction=4),
+    "DeepBDC": layers.DeepBDC(),
+    "ISICE": layers.ISICE(num_steps=3),
     "BilinearCNN": layers.BilinearCNN(),
     "BilinearCNN matrix": layers.BilinearCNN(vectorize=False),
     "CompactBilinear": layers.CompactBilinear(projected_dim=16),

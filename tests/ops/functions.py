@@ -24,6 +24,11 @@ def on_features(shape):
         "matrix_sqrt": lambda x: ops.matrix_sqrt(ops.covariance(x), 3),
         "matrix_sqrt autodiff": lambda x: ops.matrix_sqrt(ops.covariance(x), 3, autodiff=True),
         "matrix_power": lambda x: ops.matrix_power(ops.covariance(x), 0.5),
+        "matrix_inverse_sqrt": lambda x: ops.matrix_inverse_sqrt(ops.covariance(x), 3),
+        "sparse_inverse_covariance": lambda x: ops.sparse_inverse_covariance(
+            ops.covariance(x), 0.1, num_steps=2, num_iters=2
+        ),
+        "brownian_distance_matrix": lambda x: ops.brownian_distance_matrix(x, -1.0),
         "matrix_log": lambda x: ops.matrix_log(ops.covariance(x)),
         "scaled_covariance": lambda x: ops.scaled_covariance(x)[0],
         "matrix_sqrt_pade": lambda x: ops.matrix_sqrt_pade(ops.covariance(x)),

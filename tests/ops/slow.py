@@ -47,6 +47,41 @@ def matrix_power(a, alpha):
     return np.einsum("bij,bj,bkj->bik", vectors, np.maximum(values, 0) ** alpha, vectors)
 
 
+def matrix_inverse_sqrt(a, num_iters):
+    found = []
+    for matrix in np.float64(a):
+        trace, identity = np.trace(matrix), np.eye(len(matrix))
+        z = identity
+        for _ in range(num_iters):
+            z = 1.5 * z - 0.5 * z @ z @ z @ matrix / trace
+        found.append(z / np.sqrt(trace))
+    return np.array(found)
+
+
+def sparse_inverse_covariance(a, sparsity, step_size, num_steps, num_iters):
+    a = np.float64(a) / np.trace(a, axis1=1, axis2=2)[:, None, None]
+    theta = matrix_inverse_sqrt(a, num_iters) @ matrix_inverse_sqrt(a, num_iters)
+    for step in range(num_steps):
+        size = step_size * (1 - step / (num_steps - 1))
+        root = matrix_inverse_sqrt(theta, num_iters)
+        gradient = a - root @ root
+        plus = np.maximum(np.maximum(theta, 0) - size * (gradient + sparsity), 0)
+        minus = np.maximum(np.maximum(-theta, 0) - size * (sparsity - gradient), 0)
+        theta = plus - minus
+    return theta / np.sqrt(np.trace(theta, axis1=1, axis2=2))[:, None, None]
+
+
+def brownian_distance_matrix(x, log_scale):
+    found = []
+    for image in np.float64(x):
+        rows = image.reshape(-1, image.shape[-1]).T
+        squares = ((rows[:, None] - rows[None]) ** 2).sum(-1)
+        distances = np.sqrt(np.exp(log_scale) * squares + 1e-5)
+        centring = np.eye(len(rows)) - 1 / len(rows)
+        found.append(centring @ distances @ centring)
+    return np.array(found)
+
+
 def matrix_log(a, epsilon):
     values, vectors = np.linalg.eigh(np.float64(a))
     return np.einsum("bij,bj,bkj->bik", vectors, np.log(np.maximum(values, 0) + epsilon), vectors)

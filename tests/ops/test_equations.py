@@ -129,6 +129,33 @@ def test_drop_rate_is_what_the_original_computes():
     assert ops.drop_rate(weights, 0 * sigma) == 1
 
 
+@pytest.mark.parametrize("num_iters", [1, 2, 5, 7])
+def test_matrix_inverse_sqrt(num_iters):
+    a = np.asarray(ops.covariance(draw(0, 2, 3, 4, 6)))
+    expected = slow.matrix_inverse_sqrt(a, num_iters)
+    assert_close(ops.matrix_inverse_sqrt(a, num_iters), expected)
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.3])
+def test_sparse_inverse_covariance(sparsity):
+    a = np.asarray(ops.covariance(draw(0, 2, 5, 6, 4)))
+    expected = slow.sparse_inverse_covariance(a, sparsity, 2.0, 4, 7)
+    assert_close(ops.sparse_inverse_covariance(a, sparsity, 2.0, 4), expected)
+
+
+def test_a_step_out_of_the_definite_matrices_is_not_taken():
+    a = np.asarray(ops.covariance(draw(0, 2, 5, 6, 4)))
+    far = ops.sparse_inverse_covariance(a, 0.3, step_size=1e3)
+    assert np.linalg.eigvalsh(far).min() > 0
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 1, 1, 5), (1, 2, 3, 1)])
+def test_brownian_distance_matrix(shape):
+    x = draw(0, *shape) + 100
+    found = ops.brownian_distance_matrix(x, -1.3)
+    assert_close(found, slow.brownian_distance_matrix(x, -1.3), 2e-5)
+
+
 @few
 @given(SHAPES, SEEDS)
 def test_bilinear(shape, seed):

@@ -168,6 +168,7 @@ REFUSED = [
     (lambda: ops.isqrt_cov(jnp.ones((1, 2, 2, 1)), 2.0), "num_iters is 2.0 but must be"),
     (lambda: ops.matrix_sqrt(jnp.ones((2, 3))), r"a has shape \(2, 3\): give square"),
     (lambda: ops.matrix_power(jnp.ones((2, 2)), 0), "alpha is 0: give"),
+    (lambda: ops.sparse_inverse_covariance(jnp.eye(2), num_steps=1), "num_steps is 1: give"),
     (lambda: ops.upper_triangle(jnp.ones(3)), "give square"),
     (
         lambda: ops.drop_rate(jnp.ones((1, 3)), jnp.ones((1, 2, 2))),
