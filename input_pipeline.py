@@ -273,13 +273,13 @@ class _Images:
             self.check(data)
             image = self.pipeline.decode(data, draws)
         except BadImageError as error:
-            self._bad_examples.add(example)
             name = self.source.describe(example)
-            if not self.skip_bad:
+            if not self.skip_bad:  # nor is it remembered: a batch made ahead may meet it first
                 raise UsageError(
                     f"The image {name} cannot be decoded, {error}; replace it, or set "
                     "config.input.bad_images = 'skip'."
                 ) from error
+            self._bad_examples.add(example)
             if name not in self.bad:
                 self.bad.add(name)
                 found = f"The image {name} cannot be decoded, {error}; it is skipped"

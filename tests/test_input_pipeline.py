@@ -272,6 +272,17 @@ def test_an_undecodable_image_stops_the_run_by_its_name(folder_config, tmp_path,
         take(input_pipeline.create_train(folder_config).batches(), 3)
 
 
+def test_an_undecodable_image_stops_every_batch_that_holds_it(folder_config, tmp_path):
+    """Whichever is made first: those that are made ahead may be of the next epoch."""
+    break_images(folder_config, tmp_path, "train/b/3.png")
+    folder_config.input.num_workers = 0
+    for start in (3, 0):
+        batches = input_pipeline.create_train(folder_config)
+        for _ in range(2):
+            with pytest.raises(UsageError, match="cannot be decoded"):
+                take(batches.batches(start), 3)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_undecodable_images_are_counted_and_skipped(folder_config, tmp_path, workers, capsys):
     break_images(folder_config, tmp_path, "train/b/3.png", "train/b/5.png", "test/a/2.png")
