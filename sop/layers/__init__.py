@@ -19,6 +19,7 @@ from sop.layers.gc import GlobalContext
 from sop.layers.gct import GCT
 from sop.layers.gsop import CompactGSoP, GSoP
 from sop.layers.isice import ISICE
+from sop.layers.iter_norm import IterNorm
 from sop.layers.local_pooling import GFGP, AveragePool, MaxEntropyPool, MaxPool, NoPool, SkipPool
 from sop.layers.mpncov import MPNCOV
 from sop.layers.norm import BatchNorm
@@ -50,6 +51,7 @@ __all__ = [
     "GlobalAverage",
     "GlobalContext",
     "GlobalMax",
+    "IterNorm",
     "MaxEntropyPool",
     "MaxPool",
     "NoPool",

@@ -82,6 +82,8 @@ def cases() -> dict[str, Case]:
         mode = "train" if train else "eval"
         found[f"mpncov_reduce_{mode}"] = Case(layers.MPNCOV(reduction=8), train=train)
         found[f"dropcov_{mode}"] = Case(layers.DropCov(reduction=8), train=train)
+        iter_norm = layers.IterNorm(group_size=8)
+        found[f"iter_norm_{mode}"] = Case(iter_norm, place="norm", train=train)
         found[f"gsop_channel_{mode}"] = attention(gsop(), train=train)
         found[f"gsop_position_{mode}"] = attention(gsop("position"), train=train)
         found[f"gsop_compact_{mode}"] = attention(layers.CompactGSoP(8), train=train)

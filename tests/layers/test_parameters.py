@@ -39,6 +39,7 @@ COUNTS = [
     (layers.SRM(), 1_024),
     (layers.FcaNet(), 8_192),
     (layers.CoordinateAttention(), 6_680),
+    (layers.IterNorm(), 512),
     (layers.SkipPool(), 262_144),
     (layers.MaxEntropyPool(learned="channel"), 256),
     (layers.GFGP(), 66_688),

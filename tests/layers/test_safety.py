@@ -102,6 +102,7 @@ FEW_POSITIONS_ONLY = {
     "MPNCOV eigh 0.3",
     "MPNCOV element",
     "GaussianPooling reduced",
+    "IterNorm groups",
     "GSoP channel",
     "GSoP position",
     "GSoP fusion_max",

@@ -26,6 +26,7 @@ DIFFERENTIABLE = {
     "ISICE": layers.ISICE(reduction=3, num_steps=2),
     "BilinearCNN": layers.BilinearCNN(),
     "CompactBilinear": layers.CompactBilinear(projected_dim=32),
+    "IterNorm": layers.IterNorm(group_size=2, num_iters=3),
     "GSoP": layers.GSoP(3, stride=2),
     "CompactGSoP": layers.CompactGSoP(3),
     "CGD": layers.CGD(),
@@ -158,6 +159,7 @@ def test_rematerialised_gradient_is_the_same(name):
         layers.GSoP(3, "fusion_avg", axis_name="batch"),
         layers.CompactGSoP(3, axis_name="batch"),
         layers.GFGP(2, axis_name="batch"),
+        layers.IterNorm(group_size=2, axis_name="batch"),
     ],
     ids=lambda module: type(module).__name__,
 )

@@ -70,7 +70,11 @@ LOCAL_POOLINGS = {
     "GFGP sample": layers.GFGP(**WINDOW, mode="sample", hidden_node=3),
     "GFGP position": layers.GFGP(**WINDOW, mode="position"),
 }
-LAYERS = {**REPRESENTATIONS, **ATTENTIONS, **LOCAL_POOLINGS}
+NORMS = {
+    "IterNorm": layers.IterNorm(num_iters=3),
+    "IterNorm groups": layers.IterNorm(group_size=4, num_iters=2),
+}
+LAYERS = {**REPRESENTATIONS, **ATTENTIONS, **LOCAL_POOLINGS, **NORMS}
 
 
 def channels(name: str) -> int:
