@@ -11,6 +11,8 @@ os.environ.setdefault(
     str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "jax"),
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+# Compiling takes most of the time, and a test computes little with what it compiled.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jaxtyping
 import pytest
