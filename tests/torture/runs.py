@@ -4,7 +4,6 @@ import json
 import os
 import random
 import re
-import resource
 import signal
 import subprocess
 import time
@@ -25,6 +24,13 @@ WAYS = {
     "with bytes that are no UTF-8": lambda data, rng: data[: len(data) // 2] + b"\xff\xfe\x80",
     "with a line added": lambda data, rng: data + b"\x00\n{",
 }
+# A program that limits the size of files and then becomes `python ARGUMENTS…`.
+_LIMITED = """
+import os, resource, sys
+limit = int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
 _BEYOND_BYTES = ("removed", "a folder", "a dangling link")
 
 
@@ -106,14 +112,11 @@ def full_disk(rng: random.Random, bench: Bench) -> Trial:
     small_disk = rng.random() < 0.5 and os.geteuid() == 0
     path = bench.new_folder()
 
-    def limit_files() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
     def run() -> None:
         whole = bench.whole
         arguments = [*RUN, f"--workdir={path}"]
         if not small_disk:
-            expect(wait(start(arguments, preexec_fn=limit_files)), [0, 2])
+            expect(wait(start(["-c", _LIMITED, str(limit), *arguments])), [0, 2])
             _finish(path, whole)
             return bench.clean(path)
         path.mkdir()

@@ -53,7 +53,7 @@ class End(NamedTuple):
         return self.out + self.err
 
 
-def start(arguments: Sequence[str], devices: int = 1, **options) -> subprocess.Popen[str]:
+def start(arguments: Sequence[str], devices: int = 1) -> subprocess.Popen[str]:
     """Starts `python ARGUMENTS…` in the top folder, its output to be had by `wait`."""
     return subprocess.Popen(
         [sys.executable, *arguments],
@@ -63,7 +63,6 @@ def start(arguments: Sequence[str], devices: int = 1, **options) -> subprocess.P
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        **options,
     )
 
 
