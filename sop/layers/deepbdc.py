@@ -50,4 +50,4 @@ class DeepBDC(Reduced):
     def represent(self, x: FeatureMap, train: bool) -> Float[jax.Array, "b d"]:
         start = nn.initializers.constant(-math.log(2 * x.shape[1] * x.shape[2]))
         log_scale = self.param("temperature", start, (1, 1), jnp.float32)
-        return ops.upper_triangle(ops.brownian_distance_matrix(self.reduce(x, train), log_scale))
+        return ops.upper_triangle(ops.brownian_distance_matrix(self.reduced(x, train), log_scale))

@@ -51,6 +51,6 @@ class ISICE(Reduced):
 
     @nn.compact
     def represent(self, x: FeatureMap, train: bool) -> Float[jax.Array, "b d"]:
-        sigma, _ = ops.scaled_covariance(self.reduce(x, train))
+        sigma, _ = ops.scaled_covariance(self.reduced(x, train))
         theta = ops.sparse_inverse_covariance(sigma, self.sparsity, self.step_size, self.num_steps)
         return nn.Dropout(self.dropout, deterministic=not train)(ops.upper_triangle(theta))

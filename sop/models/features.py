@@ -1,0 +1,126 @@
+"""What a network computes on the way: its stages, the representation, the logits."""
+
+import re
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
+
+from sop.errors import UsageError
+from sop.models import create_model, get_backbone
+from sop.models.network import Network
+
+_FEATURES = "features"
+_STAGE = re.compile(r"((?:layer|block)\d+)_(?:layer_)?\d+")  # of ResNets, of wide ones
+
+
+class Features(NamedTuple):
+    """What one forward pass gives.
+
+    Attributes:
+      stages: name → [B, h, w, c]; see `features`, and `pyramid` for their order.
+      representation: [B, D], float32.
+      logits: [B, K], float32.
+    """
+
+    stages: dict[str, jax.Array]
+    representation: jax.Array
+    logits: jax.Array
+
+
+class Level(NamedTuple):
+    """One level of the pyramid of a network's stages.
+
+    Attributes:
+      stride: pixels from one of its positions to the next.
+      channels: of its map.
+    """
+
+    stride: int
+    channels: int
+
+
+def features(network: Network, variables: Any, images: jax.Array) -> Features:
+    """A forward pass in evaluation that keeps its stages; jit-compile and differentiate it freely.
+
+    Stages are the numbered ones where a network has them ('layer1' … 'layer4' of ResNets: what
+    their last blocks put out). In other networks a stage is what the last module put out before the
+    resolution falls, and carries that module's name; the last one is the feature map itself.
+
+    Args:
+      network: of `sop.models.create_model`.
+      variables: of it.
+      images: [B, H, W, 3], normalised.
+    Raises:
+      UsageError: as `network`.
+
+    >>> network = create_model({"backbone": "resnet8_cifar", "num_classes": 10})
+    >>> images = jnp.zeros((2, 32, 32, 3))
+    >>> variables = network.init(jax.random.key(0), images, train=False)
+    >>> {name: x.shape for name, x in features(network, variables, images).stages.items()}
+    {'layer1': (2, 32, 32, 16), 'layer2': (2, 16, 16, 32), 'layer3': (2, 8, 8, 64)}
+    """
+    called: list[str] = []
+
+    def is_wanted(module: nn.Module, method: str) -> bool:
+        place = module.path
+        wanted = method == "__call__" and (
+            place in ((_FEATURES,), ("representation",))
+            or (len(place) == 2 and place[0] == _FEATURES)
+        )
+        if wanted and len(place) == 2:
+            called.append(place[1])
+        return wanted
+
+    logits, found = network.apply(
+        variables,
+        images,
+        train=False,
+        capture_intermediates=is_wanted,
+        mutable=["intermediates"],
+    )
+    flat = flatten_dict(found["intermediates"], sep="/")
+    values = {path.removesuffix("/__call__"): value[-1] for path, value in flat.items()}
+    inner = {name: values[f"{_FEATURES}/{name}"] for name in dict.fromkeys(called)}
+    stages = _stages({name: x for name, x in inner.items() if getattr(x, "ndim", 0) == 4})
+    last = next(reversed(stages), _FEATURES)
+    stages[last] = values[_FEATURES]
+    return Features(stages, values["representation"], logits)
+
+
+def _stages(maps: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """The last map of each numbered stage, or else of each resolution."""
+    numbered = {name: _STAGE.fullmatch(name) for name in maps}
+    if any(numbered.values()):
+        return {found[1]: maps[name] for name, found in numbered.items() if found}
+    last: dict[tuple[int, ...], str] = {}
+    for name, x in maps.items():
+        last[x.shape[1:3]] = name
+    return {name: maps[name] for name in last.values()}
+
+
+def pyramid(config: Mapping[str, Any], image_size: int | None = None) -> dict[str, Level]:
+    """The stages of the network of a config.model, finest first, without computing anything.
+
+    Args:
+      config: see `sop.models.create_model`.
+      image_size: height and width of the images; None: those it was published for.
+    Raises:
+      UsageError: as `create_model`, or the images are too small.
+
+    >>> pyramid({"backbone": "resnet50", "num_classes": 1000})["layer4"]
+    Level(stride=32, channels=2048)
+    """
+    network, size = create_model(config), image_size or get_backbone(config).image_size
+    if size < 1:
+        raise UsageError(f"image_size is {size}: give a number of pixels.")
+    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    variables = jax.eval_shape(partial(network.init, train=False), jax.random.key(0), images)
+    found = jax.eval_shape(partial(features, network), variables, images).stages
+    # A dict that comes out of a transformation has its names in alphabetical order.
+    names = sorted(found, key=lambda name: (-found[name].shape[1], name))
+    return {name: Level(round(size / found[name].shape[1]), found[name].shape[3]) for name in names}
