@@ -7,14 +7,17 @@ preparing our own and converting do not.
 """
 
 import concurrent.futures
+import contextlib
 import importlib.util
 import os
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import requests
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import dataset_info, file_adapters
+from tensorflow_datasets.core.download import downloader
 from tensorflow_datasets.core.utils import py_utils
 
 from sop.command import Parser, run
@@ -22,6 +25,7 @@ from sop.data import sources
 from sop.errors import UsageError
 from sop.import_path import is_import_path
 from sop.interruption import Unwinding
+from sop.progress import shown
 
 
 def prepare(dataset: str, data_dir: str | None = None, manual_dir: str | None = None) -> str:
@@ -35,7 +39,7 @@ def prepare(dataset: str, data_dir: str | None = None, manual_dir: str | None = 
 
     Raises:
       UsageError: The name is unknown; TensorFlow or files downloaded by hand are missing; the data
-        set is there already, as TFRecord.
+        set is there already, as TFRecord; or a server does not answer.
     """
     name = sources.builder_name(dataset)
     of_catalogue = name not in sources.OWN_BUILDERS and not is_import_path(dataset)
@@ -50,7 +54,15 @@ def prepare(dataset: str, data_dir: str | None = None, manual_dir: str | None = 
         return os.fspath(builder.data_path)
     options = tfds.download.DownloadConfig(manual_dir=manual_dir)
     try:
-        builder.download_and_prepare(download_config=options, file_format=sources.RANDOM_ACCESS)
+        with _few_retries():
+            builder.download_and_prepare(download_config=options, file_format=sources.RANDOM_ACCESS)
+    except requests.RequestException as error:
+        asked = error.request.url if error.request is not None else "its server"
+        raise UsageError(
+            f"Data set {dataset!r} cannot be downloaded: {asked} does not answer "
+            f"({type(error).__name__}); check the network, or prepare it on a machine that has one "
+            "and copy its folder."
+        ) from error
     except (AssertionError, FileNotFoundError) as error:
         if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
             raise
@@ -61,6 +73,17 @@ def prepare(dataset: str, data_dir: str | None = None, manual_dir: str | None = 
             f"their folder by --manual_dir: {instructions}"
         ) from error
     return os.fspath(builder.data_path)
+
+
+@contextlib.contextmanager
+def _few_retries() -> Iterator[None]:
+    """TFDS asks ten times, in ever longer intervals, for 100 seconds."""
+    before = downloader.MAX_RETRIES
+    downloader.MAX_RETRIES = 3
+    try:
+        yield
+    finally:
+        downloader.MAX_RETRIES = before
 
 
 def convert(dataset: str, data_dir: str | None = None) -> str:
@@ -84,8 +107,9 @@ def convert(dataset: str, data_dir: str | None = None) -> str:
         )
     shards = [shard for split in builder.info.splits.values() for shard in _shards(split)]
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        for done, name in enumerate(pool.map(_convert_shard, shards), start=1):
-            print(f"{done}/{len(shards)} {name}", flush=True)
+        parts = ((1, name) for name in pool.map(_convert_shard, shards))
+        for name in shown(parts, len(shards), "converting", "shard"):
+            print(name, flush=True)
     info = dataset_info.read_proto_from_builder_dir(folder)
     info.alternative_file_formats.append(sources.RANDOM_ACCESS.value)
     dataset_info.write_dataset_info_proto(info, folder)

@@ -1,12 +1,15 @@
 import shutil
+import time
 from pathlib import Path
 
 import pytest
+import tensorflow_datasets as tfds
 from tensorboardX.record_writer import RecordWriter
 from tensorflow_datasets.core import dataset_info
 
 from sop.data import prepare, sources
 from sop.errors import UsageError
+from tests.launch import free_port
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +89,27 @@ def test_the_catalogue_needs_tensorflow(monkeypatch, tmp_path):
     monkeypatch.setattr(prepare.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"needs TensorFlow; run: pip install -e '.\[prepare\]'"):
         prepare.prepare("cifar10", str(tmp_path))
+
+
+def test_a_server_that_does_not_answer_is_said_within_seconds(tmp_path, monkeypatch):
+    """Nothing listens at the port."""
+
+    class FromNowhere(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            return self.dataset_info_from_configs(features=tfds.features.FeaturesDict({}))
+
+        def _split_generators(self, dl_manager):
+            dl_manager.download(f"http://127.0.0.1:{free_port()}/data.zip")
+
+        def _generate_examples(self):
+            yield from ()
+
+    monkeypatch.setattr(
+        sources, "new_builder", lambda name, data_dir: FromNowhere(data_dir=data_dir)
+    )
+    begun = time.monotonic()
+    with pytest.raises(UsageError, match=r"'digits' cannot be downloaded: http://127.* not answer"):
+        prepare.prepare("digits", str(tmp_path))
+    assert time.monotonic() - begun < 20
