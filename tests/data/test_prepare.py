@@ -106,9 +106,8 @@ def test_a_server_that_does_not_answer_is_said_within_seconds(tmp_path, monkeypa
         def _generate_examples(self):
             yield from ()
 
-    monkeypatch.setattr(
-        sources, "new_builder", lambda name, data_dir: FromNowhere(data_dir=data_dir)
-    )
+    builder = FromNowhere(data_dir=tmp_path)
+    monkeypatch.setattr(sources, "new_builder", lambda name, data_dir: builder)
     begun = time.monotonic()
     with pytest.raises(UsageError, match=r"'digits' cannot be downloaded: http://127.* not answer"):
         prepare.prepare("digits", str(tmp_path))
