@@ -277,7 +277,8 @@ def evaluate_checkpoint(
         variables, step, epoch = checkpoints.restore_variables(which, template)
         average = checkpoints.restore_average(step, template)
     eval_step = data_parallel(make_eval_step(model, normalize=make_normalize(config)), mesh)
-    say(f"Compiling the step of evaluation, for checkpoint {step} …")
+    if jax.process_index() == 0:
+        say(f"Compiling the step of evaluation, for checkpoint {step} …")
     _compile_evaluation(config, eval_step, variables, evaluation, mesh)
     scores = _evaluate_both(eval_step, mesh, variables, average, evaluation, config)
     return {"step": step, "epoch": epoch, **scores}
