@@ -16,6 +16,7 @@ from ml_collections.config_dict import placeholder
 from sop.errors import UsageError
 from sop.layers import MPNCOV
 from sop.models import create_model
+from sop.models.parts import REPRESENTATIONS
 
 SMALL = {"backbone": "resnet8_cifar", "num_classes": 3}
 IMAGES = jnp.zeros((2, 16, 16, 3))
@@ -280,3 +281,13 @@ def test_the_representation_alone_may_take_statistics_over_devices():
         model = create_model(config, **axes)
         assert model.representation.axis_name == "batch"
         assert model.features.norm.keywords["axis_name"] == axes.get("axis_name")
+
+
+@pytest.mark.parametrize("name", ["mpncov", "gaussian", "dropcov", "deepbdc", "isice"])
+def test_second_order_representations_get_the_networks_reduction(name):
+    assert REPRESENTATIONS[name].published.reduces
+    for backbone, width in (("resnet18", 256), ("resnet8_cifar", 128)):
+        config = {"backbone": backbone, "num_classes": 3, "representation": name}
+        assert create_model(config).representation.reduction == width
+        config["representation"] = {"name": name, "reduction": 8}
+        assert create_model(config).representation.reduction == 8
