@@ -2,7 +2,8 @@
 
 `python benchmarks/layers.py --originals=DIR` prints a markdown table. DIR holds checkouts named as
 their repositories: fast-MPN-COV, Global-Second-order-Pooling-Convolutional-Networks, GFGP,
-Compact-Global-Descriptor. Without it, ours is timed alone. Repetitions of the two are interleaved;
+Compact-Global-Descriptor, DifferentiableSVD, FastDifferentiableMatSqrt, DropCov, DeepBDC, iSICE,
+IterNorm-pytorch. Without it, ours is timed alone. Repetitions of the two are interleaved;
 a ratio is the median of the ratios of neighbours, its spread their quartiles.
 """
 
@@ -14,6 +15,7 @@ import json
 import platform
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -68,6 +70,16 @@ def cases():
         for n in (3, 5):
             ours = function(lambda x, n=n: ops.isqrt_cov(x, n))
             add(f"iSQRT-COV N={n}", 16, size, channels, ours, original_layers.their_isqrt_cov(n))
+    for size, channels in ((7, 256), (14, 256)):
+        second_order = partial(add, batch=16, size=size, channels=channels)
+        for name, theirs in original_layers.NORMALIZATIONS.items():
+            ours = module(layers.MPNCOV(normalization=name))
+            second_order(f"MPN-COV {name}", ours=ours, theirs=theirs)
+        for layer, theirs in original_layers.REPRESENTATIONS.items():
+            ours = module(getattr(layers, layer)())
+            second_order(layer, ours=ours, theirs=theirs)
+    ours = module(layers.IterNorm(group_size=64))
+    add("IterNorm d=64", 16, 28, 256, ours, original_layers.their_iter_norm)
     for size, channels in ((56, 256), (28, 512), (14, 1024), (14, 2048)):
         ours = module(layers.GSoP(planes=channels // 4))
         add("GSoP channel", 8, size, channels, ours, original_layers.their_gsop)
@@ -223,7 +235,8 @@ def measure(case, arguments):
     row = {"layer": case.name, "input": f"{case.batch}×{case.channels}×{case.size}×{case.size}"}
     runs = {"forward": [ours.forward], "both": [lambda: ours.both(v)]}
     row["residual MB"] = ours.residual_bytes() / 1e6
-    comparable = not ours.params and case.name != "compact bilinear"
+    random = case.name == "DropCov"
+    comparable = not ours.params and not random and case.name != "compact bilinear"
     precise = comparable and arguments.dtype == "float32"
     if precise:
         row["error"] = max(float64_errors(case, x, cotangent, ours.both(v)))

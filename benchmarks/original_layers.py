@@ -144,3 +144,69 @@ def their_gfgp(originals, x):
             return torch_max_entropy(x, self.to_lam(x), 2, 2, 0)
 
     return Pool()
+
+
+def _covariance(x):
+    x = x.flatten(2)
+    x = x - x.mean(2, keepdim=True)
+    return x @ x.transpose(1, 2) / x.shape[2]
+
+
+def _upper_triangle(y):
+    import torch
+
+    return y[:, *torch.triu_indices(*y.shape[1:], device=y.device)]
+
+
+def their_pade_lyapunov(originals, x):
+    """The covariance in the fewest operations; the original's class has one of its own."""
+    path = originals / "FastDifferentiableMatSqrt/Decorrelated BN/torch_utils.py"
+    root = load(path, "original_pade").MPA_Lya
+    return lambda x: _upper_triangle(root.apply(_covariance(x)))
+
+
+def their_eigh_pade(originals, x):
+    import torch
+
+    path = originals / "DifferentiableSVD/src/representation/SVD_Pade.py"
+    if not torch.cuda.is_available():
+        # It moves tensors to a GPU by name.
+        torch.Tensor.cuda = lambda tensor, *_: tensor
+    return load(path, "original_eigh_pade").SVD_Pade(input_dim=x.shape[1])
+
+
+def their_deep_bdc(originals, x):
+    path = originals / "DeepBDC/methods/bdc_module.py"
+    return load(path, "original_bdc").BDC(input_dim=tuple(x.shape[1:]))
+
+
+def their_isice(originals, x):
+    path = originals / "iSICE/src/representation/SICE.py"
+    make = load(path, "original_sice").SICE
+    return make(iterNum=5, sparsity_val=0.01, sice_lrate=1.0, input_dim=x.shape[1])
+
+
+def their_iter_norm(originals, x):
+    path = originals / "IterNorm-pytorch/extension/normailzation/iterative_normalization.py"
+    # PyTorch has renamed what autograd saves.
+    source = path.read_text(encoding="utf-8").replace("saved_variables", "saved_tensors")
+    namespace = {"__name__": "original_iter_norm"}
+    exec(compile(source, path, "exec"), namespace)
+    return namespace["IterNorm"](x.shape[1], num_channels=64)
+
+
+NORMALIZATIONS = {
+    "newton_schulz": their_isqrt_cov(5),
+    "pade_lyapunov": their_pade_lyapunov,
+    "eigh": None,
+    "eigh_pade": their_eigh_pade,
+    "log": None,
+    "element": None,
+    "none": None,
+}
+REPRESENTATIONS = {
+    "GaussianPooling": None,
+    "DropCov": None,
+    "DeepBDC": their_deep_bdc,
+    "ISICE": their_isice,
+}

@@ -92,7 +92,7 @@ def test_pools(backbone, name):
 @pytest.mark.parametrize("name", tracing.REPRESENTATIONS)
 def test_representations(name):
     _, shapes, features, _ = tracing.trace({"backbone": "wrn10_1_cifar", "representation": name})
-    width = 128 * 129 // 2 if name == "mpncov" else tracing.REPRESENTATIONS[name](features[-1])
+    width = tracing.REPRESENTATIONS[name](features[-1], 128)
     assert shapes["params/classifier/kernel"] == (width, 10)
 
 

@@ -18,6 +18,7 @@ from ml_collections.config_dict import placeholder
 from sop.errors import UsageError
 from sop.layers import MPNCOV
 from sop.models import BACKBONES, create_model
+from sop.models.parts import REPRESENTATIONS
 
 SMALL = {"backbone": "resnet8_cifar", "num_classes": 3}
 IMAGES = jnp.zeros((2, 16, 16, 3))
@@ -324,3 +325,13 @@ def test_a_backbone_of_a_users_own_takes_all_that_is_put_in():
         variables_of(each) for each in (model, create_model(config | {"backbone": "resnet18"}))
     )
     assert own == known
+
+
+@pytest.mark.parametrize("name", ["mpncov", "gaussian", "dropcov", "deepbdc", "isice"])
+def test_second_order_representations_get_the_networks_reduction(name):
+    assert REPRESENTATIONS[name].published.reduces
+    for backbone, width in (("resnet18", 256), ("resnet8_cifar", 128)):
+        config = {"backbone": backbone, "num_classes": 3, "representation": name}
+        assert create_model(config).representation.reduction == width
+        config["representation"] = {"name": name, "reduction": 8}
+        assert create_model(config).representation.reduction == 8

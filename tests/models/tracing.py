@@ -12,11 +12,14 @@ from sop.models import create_model
 
 ATTENTIONS = ("gsop", "gsop_compact", "cgd", "cgd_spatial", "cgd_toy")
 POOLS = ("max", "average", "skip", "max_entropy", "gfgp")
+# Name → width, of the channels and of what they are reduced to.
 REPRESENTATIONS = {
-    "gavp": lambda channels: channels,
-    "mpncov": lambda channels: 256 * 257 // 2,
-    "bcnn": lambda channels: channels**2,
-    "compact_bilinear": lambda channels: 8192,
+    "gavp": lambda channels, reduced: channels,
+    "mpncov": lambda channels, reduced: reduced * (reduced + 1) // 2,
+    "gaussian": lambda channels, reduced: (reduced + 1) * (reduced + 2) // 2,
+    "dropcov": lambda channels, reduced: reduced * (reduced + 1) // 2,
+    "bcnn": lambda channels, reduced: channels**2,
+    "compact_bilinear": lambda channels, reduced: 8192,
 }
 
 
@@ -85,7 +88,7 @@ def check_types(config):
 def check_representation(config, name):
     """The representation's width is that of the features; the classifier takes it."""
     _, shapes, features, logits = trace({**config, "representation": name})
-    width = REPRESENTATIONS[name](features[-1])
+    width = REPRESENTATIONS[name](features[-1], 256)
     assert logits == (2, 10)
     first = next(shapes[p] for p in shapes if p.startswith("params/classifier/") and "kernel" in p)
     assert first[0] == width
