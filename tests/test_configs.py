@@ -10,7 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import cifar10, cifar100, digits, fine_grained, imagenet
+from configs import (
+    cifar10,
+    cifar100,
+    digits,
+    fine_grained,
+    imagenet,
+    mnist_5k,
+    textures,
+    typefaces,
+)
 from sop.config import check, stage_configs
 from sop.config.command_line import load
 from sop.config.validation import flatten
@@ -24,10 +33,17 @@ from sop.training.step import data_parallel, make_eval_step, make_mesh, make_tra
 FOLDER = Path(digits.__file__).parent
 FILES = {
     file.__name__.rpartition(".")[2]: file
-    for file in (digits, imagenet, cifar100, cifar10, fine_grained)
+    for file in (digits, typefaces, textures, mnist_5k, imagenet, cifar100, cifar10, fine_grained)
 }
 NAMES = [f"{file}.py:{name}" for file in FILES for name in FILES[file].EXPERIMENTS]
-NATIVE = {"cifar100": (32, 32), "cifar10": (32, 32), "digits": (8, 8)}
+NATIVE = {
+    "cifar100": (32, 32),
+    "cifar10": (32, 32),
+    "digits": (8, 8),
+    "typefaces": (32, 32),
+    "textures": (32, 32),
+    "mnist_5k": (28, 28),
+}
 SMALL = [name for name in NAMES if name.startswith(tuple(NATIVE))]
 CIFAR = [name for name in NAMES if name.startswith("cifar")]
 
@@ -59,13 +75,16 @@ GOLDEN = {
     "imagenet.py:vgg16mod_max": "gfgp_vgg16_mod_max",
 }
 
+# The networks of the typefaces on other data.
+TYPEFACES = [name for name in NAMES if name.startswith(("textures", "mnist_5k"))]
 # Deep networks, and those that differ from another one by the number of classes alone.
 SLOW = {
     *(name for name in NAMES if any(w in name for w in ("densenet", "resnext", "101"))),
     *(name for name in NAMES if name.startswith(("fine_grained.py:a", "fine_grained.py:ca"))),
     *CIFAR,
+    *TYPEFACES,
 } - {"cifar100.py:preresnet164_gavp"}
-UNRUN = set(CIFAR) - {"cifar100.py:preresnet164_gsop2"}
+UNRUN = {*CIFAR, *TYPEFACES} - {"cifar100.py:preresnet164_gsop2"}
 # XLA's options for compiling 164 layers in seconds rather than a minute.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 TRACED = [pytest.param(name, marks=pytest.mark.heavy) if name in SLOW else name for name in NAMES]

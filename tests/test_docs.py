@@ -24,7 +24,7 @@ import sop.layers
 from sop import export, plots
 from sop.config import stage_configs
 from sop.config.command_line import load, parse
-from sop.data import prepare, transforms
+from sop.data import prepare, show, transforms
 from sop.errors import UsageError
 from sop.models import BACKBONES, create_model
 from sop.models.__main__ import make_parser as make_models_parser
@@ -155,6 +155,8 @@ def check_python(arguments):
             check_config(config)
         case ["-m", "sop.data.prepare", *flags]:
             prepare.main(flags)
+        case ["-m", "sop.data.show", *flags]:
+            show.make_parser().parse_args(flags)
         case ["-m", "tests.torture", *flags]:
             torture.make_parser().parse_args(flags)
         case ["-m", "sop.models", *flags]:

@@ -91,7 +91,7 @@ KEYS = {
     "input.dataset": Key(
         "imagenet2012",
         str,
-        "a TFDS name ('cifar10:3.0.2'), 'digits', 'folder:/path' or an import path",
+        "a TFDS name ('cifar10:3.0.2'), 'digits', 'typefaces', 'folder:/path' or an import path",
     ),
     "input.data_dir": Key(None, str | None, "of TFDS; None: TFDS's own default", resume=True),
     "input.train_split": Key("train", str, "also parts and sums: 'train[:90%]'"),

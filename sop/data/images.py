@@ -1,6 +1,7 @@
 """Encoded bytes → uint8 RGB images, decoded only as large as needed, and resizing."""
 
 import dataclasses
+import functools
 import io
 from collections.abc import Callable
 from typing import Literal
@@ -14,10 +15,19 @@ _PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND"
 MAX_PIXELS = 89_478_485
 _EXIF_ORIENTATION = 0x0112
 _TURNED = (5, 6, 7, 8)  # orientations that swap height and width
+# Documents, films and drawings, which Pillow hands to other programs or cannot read by itself.
+_NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
 
 
 class BadImageError(ValueError):
     """Bytes that are no complete image of a known format."""
+
+
+@functools.cache
+def image_suffixes() -> frozenset[str]:
+    """Of the pictures that Pillow reads."""
+    formats = Image.registered_extensions()
+    return frozenset(s for s, kind in formats.items() if kind in Image.OPEN.keys() - _NO_PICTURES)
 
 
 def is_jpeg(data: bytes) -> bool:

@@ -19,22 +19,22 @@ from typing import Any, Protocol
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 from tensorflow_datasets.core import file_adapters, naming, registered
 
 from sop.data.aircraft import FgvcAircraft
 from sop.data.digits import Digits
-from sop.data.images import BadImageError, encode, without_orientation
+from sop.data.images import BadImageError, encode, image_suffixes, without_orientation
+from sop.data.mnist_5k import Mnist5k
+from sop.data.textures import Textures
+from sop.data.typefaces import Typefaces
 from sop.errors import UsageError, shorten
 from sop.import_path import import_object, is_import_path
 
 # Names that importing the builders has made known to TFDS; they are prepared without TensorFlow.
-OWN_BUILDERS = (Digits.name, FgvcAircraft.name)
+_PREPARED_ON_USE = (Digits.name, Mnist5k.name, Textures.name, Typefaces.name)
+OWN_BUILDERS = (*_PREPARED_ON_USE, FgvcAircraft.name)
 RANDOM_ACCESS = file_adapters.FileFormat.ARRAY_RECORD
-_PREPARED_ON_USE = (Digits.name,)
 _FOLDER = "folder:"
-# Documents, films and drawings, which Pillow hands to other programs or cannot read by itself.
-_NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
 
 
 class Source(Protocol):
@@ -75,8 +75,8 @@ def open_source(dataset: str, split: str, data_dir: str | None = None) -> Source
 
     Args:
       dataset: 'folder:/path', a TFDS name with or without config and version ('cifar10:3.0.2'), or
-        the import path of a class of sources or of a TFDS builder. 'digits' is prepared on first
-        use.
+        the import path of a class of sources or of a TFDS builder. 'digits', 'mnist_5k', 'textures'
+        and 'typefaces' are prepared on first use.
       split: Its name, or parts and sums, 'train[:90%]', 'train+validation'.
       data_dir: Of TFDS; None means TFDS's own default.
 
@@ -319,7 +319,9 @@ def find_prepared(dataset: str, data_dir: str | None) -> tfds.core.DatasetBuilde
 
 
 def _open_builder(dataset: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
-    if dataset.split("/")[0].split(":")[0] not in _PREPARED_ON_USE:
+    name = dataset.partition(":")[0]
+    # What lies in a folder of the user's own is prepared by the command, which is told the folder.
+    if name.partition("/")[0] not in _PREPARED_ON_USE or name.endswith("/own"):
         return find_prepared(dataset, data_dir)
     builder = new_builder(dataset, data_dir)
     if not builder.data_path.exists():
@@ -524,13 +526,6 @@ def _size(entry: os.DirEntry) -> int:
     except OSError:  # a link that leads nowhere
         return -1
     return found.st_size if stat.S_ISREG(found.st_mode) else -1
-
-
-@functools.cache
-def image_suffixes() -> frozenset[str]:
-    """Of the pictures that Pillow reads."""
-    formats = Image.registered_extensions()
-    return frozenset(s for s, kind in formats.items() if kind in Image.OPEN.keys() - _NO_PICTURES)
 
 
 def _say_left_out(folder: Path, taken: int, left_out: collections.Counter[str]) -> None:
