@@ -25,7 +25,7 @@ _CONTRADICTIONS = {
     "evaluates": ["--mode=eval"],
     "has another work folder": ["--workdir={elsewhere}"],
     "knows of three processes": ["--num_processes=3"],
-    "has the first one's number": ["--process_id=0"],
+    "has the other's number": ["--process_id={other}"],
     "has an unknown key": ["--config.none_such=1"],
     "has a data set that is not there": ["--config.input.dataset=folder:/none/such"],
     "never comes": None,
@@ -44,7 +44,8 @@ def processes(rng: random.Random, bench: Bench) -> Trial:
         if what in _CONTRADICTIONS:
             more = _CONTRADICTIONS[what]
             if more is not None:
-                more = [each.format(elsewhere=f"{path}-elsewhere") for each in more]
+                words = {"elsewhere": f"{path}-elsewhere", "other": int(first_misbehaves)}
+                more = [each.format(**words) for each in more]
             ends = _run_two(path, more, first_misbehaves)
             for end in ends:
                 expect(end, [1, 2])
