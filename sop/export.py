@@ -6,6 +6,7 @@ GPUs and TPUs; its weights under the names of the original's PyTorch code, `mode
 config; and a card, `README.md`. `sop.load` and `config.init_from` read it back.
 """
 
+import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,14 +33,14 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 _TOLERANCE = 1e-5
 
 
-def program(loaded: Run, image_shape: Sequence[int]) -> jax.export.Exported:
+def program(loaded: Run, shape: Sequence[int]) -> jax.export.Exported:
     """The network of a run with its weights inside: uint8 [b, H, W, 3] → logits float32 [b, K].
 
     `b` may be any number; normalisation is part of it.
 
     Args:
       loaded: the run.
-      image_shape: (H, W, 3).
+      shape: (H, W, 3) of an image.
     """
     variables = jax.device_get(loaded.variables)
 
@@ -48,7 +49,7 @@ def program(loaded: Run, image_shape: Sequence[int]) -> jax.export.Exported:
         return loaded.model.apply(variables, x, train=False).astype(jnp.float32)
 
     (batch,) = jax.export.symbolic_shape("b")
-    images = jax.ShapeDtypeStruct((batch, *image_shape), jnp.uint8)
+    images = jax.ShapeDtypeStruct((batch, *shape), jnp.uint8)
     return jax.export.export(jax.jit(logits), platforms=PLATFORMS)(images)
 
 
@@ -84,13 +85,13 @@ def export(loaded: Run, out: str | Path, size: int | None = None) -> float:
     out = Path(out)
     if out.exists() and any(out.iterdir()):
         raise UsageError(f"--out={out} is not empty: choose another folder.")
-    try:
-        import flatbuffers  # noqa: F401, of jax.export
-        from safetensors.numpy import save
-    except ImportError as error:
-        raise UsageError(
-            f"Exporting needs {error.name}; install it with `pip install -e '.[export]'`."
-        ) from error
+    for library in ("flatbuffers", "safetensors"):  # jax.export's files; ours
+        if importlib.util.find_spec(library) is None:
+            raise UsageError(
+                f"Exporting needs {library}; install it with `pip install -e '.[export]'`."
+            )
+    from safetensors.numpy import save
+
     shape = image_shape(loaded, size)
     serialized = program(loaded, shape).serialize()
     difference = check(serialized, loaded, shape)

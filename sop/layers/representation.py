@@ -44,7 +44,7 @@ class Representation(nn.Module):
         return self.represent(x.astype(self.dtype or x.dtype), train)
 
     def represent(self, x: FeatureMap, train: bool) -> Vectors:
-        """The vectors of a map [B, H, W, C] in the compute type."""
+        """The vectors of a map [B, H, W, C] in the compute type: what a representation defines."""
         raise NotImplementedError
 
 

@@ -1,7 +1,7 @@
 """What a network computes on the way: its stages, the representation, the logits."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -66,30 +66,38 @@ def features(network: Network, variables: Any, images: jax.Array) -> Features:
     """
     called: list[str] = []
 
-    def is_wanted(module: nn.Module, method: str) -> bool:
-        place = module.path
-        wanted = method == "__call__" and (
-            place in ((_FEATURES,), ("representation",))
-            or (len(place) == 2 and place[0] == _FEATURES)
-        )
-        if wanted and len(place) == 2:
-            called.append(place[1])
-        return wanted
+    def is_wanted(module: nn.Module) -> bool:
+        if len(module.path) == 2 and module.path[0] == _FEATURES:
+            called.append(module.path[1])
+            return True
+        return module.path in ((_FEATURES,), ("representation",))
 
-    logits, found = network.apply(
-        variables,
-        images,
-        train=False,
-        capture_intermediates=is_wanted,
-        mutable=["intermediates"],
-    )
-    flat = flatten_dict(found["intermediates"], sep="/")
-    values = {path.removesuffix("/__call__"): value[-1] for path, value in flat.items()}
+    logits, values = outputs(network, variables, images, is_wanted)
     inner = {name: values[f"{_FEATURES}/{name}"] for name in dict.fromkeys(called)}
     stages = _stages({name: x for name, x in inner.items() if getattr(x, "ndim", 0) == 4})
     last = next(reversed(stages), _FEATURES)
     stages[last] = values[_FEATURES]
     return Features(stages, values["representation"], logits)
+
+
+def outputs(
+    network: nn.Module, variables: Any, images: jax.Array, is_wanted: Callable[[nn.Module], bool]
+) -> tuple[jax.Array, dict[str, Any]]:
+    """Logits in evaluation, and what the modules put out that are wanted, by their paths.
+
+    A module that is called more than once gives the output of its last call. `is_wanted` is asked
+    at the end of each call.
+    """
+    logits, found = network.apply(
+        variables,
+        images,
+        train=False,
+        capture_intermediates=lambda module, name: name == "__call__" and is_wanted(module),
+        mutable=["intermediates"],
+    )
+    values = flatten_dict(found["intermediates"], sep="/")
+    calls = {path: value[-1] for path, value in values.items() if path.endswith("__call__")}
+    return logits, {path.removesuffix("__call__").rstrip("/"): y for path, y in calls.items()}
 
 
 def _stages(maps: Mapping[str, jax.Array]) -> dict[str, jax.Array]:

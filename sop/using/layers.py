@@ -2,14 +2,15 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict
 
 from sop.errors import UsageError, did_you_mean, show
+from sop.models import features
 
 _FEATURES = "features/"
 
@@ -17,24 +18,10 @@ _FEATURES = "features/"
 def outputs(
     model: nn.Module, variables: Any, images: jax.Array, wanted: Sequence[str]
 ) -> dict[str, jax.Array]:
-    """What the layers `wanted` put out in evaluation, by their paths; also what they `sow`.
-
-    A layer that is called more than once gives the output of its last call.
-    """
-
-    def is_wanted(module: nn.Module, method: str) -> bool:
-        return method == "__call__" and "/".join(module.path) in wanted
-
-    _, found = model.apply(
-        variables,
-        images,
-        train=False,
-        capture_intermediates=is_wanted,
-        mutable=["intermediates"],
-    )
-    values = flatten_dict(found["intermediates"])
-    named = {"/".join(path).removesuffix("/__call__"): value[-1] for path, value in values.items()}
-    return {name: value for name, value in named.items() if name in wanted}
+    """What the layers `wanted` put out in evaluation, by their paths; see `features.outputs`."""
+    return features.outputs(
+        model, variables, images, lambda module: "/".join(module.path) in wanted
+    )[1]
 
 
 def trace(
@@ -46,20 +33,14 @@ def trace(
     """
     order: list[tuple[str, type]] = []
 
-    def note(module: nn.Module, method: str) -> bool:
-        if method == "__call__" and module.path:
+    def note(module: nn.Module) -> bool:
+        if module.path:
             order.append(("/".join(module.path), type(module)))
-        return method == "__call__"
-
-    def forward(variables, images):
-        _, found = model.apply(
-            variables, images, train=False, capture_intermediates=note, mutable=["intermediates"]
-        )
-        return found["intermediates"]
+        return True
 
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    shapes = flatten_dict(jax.eval_shape(forward, variables, images))
-    values = {"/".join(path[:-1]): value[-1] for path, value in shapes.items()}
+    forward = partial(features.outputs, model, is_wanted=note)
+    _, values = jax.eval_shape(forward, variables, images)
     return {name: (kind, values[name]) for name, kind in order if hasattr(values[name], "shape")}
 
 

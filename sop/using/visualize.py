@@ -72,6 +72,7 @@ def visualize(
                 stem = folder / f"{batch.first + row:04}-{_stem(name)}"
                 seen = [each[place] for each in found]
                 draw(f"{stem}.png", _heading(name, batch.labels[row], run), seen)
+                # NumPy's annotation takes every keyword for its flag allow_pickle.
                 np.savez_compressed(f"{stem}.npz", **_arrays(seen))  # type: ignore[arg-type]
             drawn += 1
     if not drawn:

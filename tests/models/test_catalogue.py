@@ -41,13 +41,16 @@ def test_products_are_counted_through_loops_and_branches():
     def branch(x, w):
         return lax.cond(x[0, 0] > 0, lambda: x @ w, lambda: x)
 
+    def convolve(x, k):
+        layout = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(
+            x, k, (2, 2), "SAME", dimension_numbers=layout, feature_group_count=2
+        )
+
     x, w = jnp.ones((2, 3)), jnp.ones((3, 3))
     assert multiply_adds(jax.make_jaxpr(loop)(x, w).jaxpr) == 5 * 2 * 3 * 3
     assert multiply_adds(jax.make_jaxpr(branch)(x, w).jaxpr) == 2 * 3 * 3
     images, kernel = jnp.ones((1, 8, 8, 4)), jnp.ones((3, 3, 2, 6))
-    convolve = lambda x, k: lax.conv_general_dilated(  # noqa: E731
-        x, k, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=2
-    )
     assert multiply_adds(jax.make_jaxpr(convolve)(images, kernel).jaxpr) == 16 * 6 * 9 * 2
 
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import main
-from sop import progress
 from sop.errors import UsageError
 from sop.using.mistakes import Confusion, Mistake, Worst
 from tests import launch
@@ -154,12 +153,3 @@ def test_the_worst_mistakes_are_kept():
         image = np.zeros((2, 2, 3), np.uint8)
         worst.add(Mistake(loss, number, "", "", "", image))
     assert sorted(each.loss for each in worst._kept) == [3.0, 5.0]
-
-
-def test_progress_has_a_rate_and_the_time_left(monkeypatch, capsys):
-    monkeypatch.setattr(progress, "_EVERY", 0)
-    parts = [(2, "a"), (2, "b"), (1, "c")]
-    assert list(progress.shown(parts, 5, "predicting")) == ["a", "b", "c"]
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 2 and lines[0].startswith("predicting: 2 of 5 images, ")
-    assert lines[0].endswith(" images/s, 0:00:00 left")
