@@ -21,7 +21,8 @@ from ml_collections import ConfigDict
 from sop.data import randomness, transforms
 from sop.data.images import BadImageError, Region, image_size, is_jpeg, reduction
 from sop.data.normalization import check_normalization
-from sop.data.sources import Source, Unturned, open_source
+from sop.data.source import Source
+from sop.data.sources import Unturned, open_source
 from sop.errors import UsageError
 from sop.progress import shown
 

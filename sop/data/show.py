@@ -12,7 +12,8 @@ from PIL import Image, ImageDraw
 
 from sop.command import Parser, run
 from sop.data.images import BadImageError, decode
-from sop.data.sources import Source, open_source
+from sop.data.source import Source
+from sop.data.sources import open_source
 from sop.errors import UsageError
 
 _MARGIN = 1

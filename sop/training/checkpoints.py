@@ -97,7 +97,7 @@ class Checkpoints:
             ),
             item_handlers={
                 "variables": ocp.StandardCheckpointHandler(),
-                "ema": ocp.StandardCheckpointHandler(),
+                _EMA: ocp.StandardCheckpointHandler(),
                 "optimizer": ocp.StandardCheckpointHandler(),
                 "progress": ocp.JsonCheckpointHandler(),
             },

@@ -13,8 +13,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from sop.data import transforms
+from sop.data.folders import read_file
 from sop.data.images import BadImageError, image_suffixes, without_orientation
-from sop.data.sources import open_source, read_file
+from sop.data.sources import open_source
 from sop.errors import UsageError, shorten, show
 
 UNLABELLED = -1
