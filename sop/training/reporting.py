@@ -27,12 +27,10 @@ from typing import Any
 
 import jax
 from ml_collections import ConfigDict
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from sop.training.durable import write_json
+from sop.training.events import Events
 from sop.training.history import HISTORY, append_entry, read_history, write_history
 from sop.training.plots import draw_curves
 from sop.training.profiling import Tracer
@@ -82,7 +80,7 @@ class Reporter:
         self._speed = _Speed()
         self._about: dict[str, Any] = {}
         self._bar: tqdm | None = None
-        self._events: EventsWriter | None = None
+        self._events: Events | None = None
         self._failed: set[Path] = set()
 
     def start(
@@ -119,10 +117,7 @@ class Reporter:
 
         self._rewind(step, saved or {}, scores)
         with self._spared(self._workdir / "events"):
-            # The library names files by the second; a kill and a restart may be closer than that.
-            self._events = EventsWriter(str(self._workdir / "events"), f".{time.time_ns()}")
-        # TensorBoard forgets what older files say from this step on.
-        self._event(step + 1, session_log=SessionLog(status=SessionLog.START))
+            self._events = Events(self._workdir, step + 1)
         self._publish()
         if sys.stdout.isatty() and sys.stderr.isatty():
             form = "{desc} {percentage:3.0f}%|{bar}| step {n_fmt}/{total_fmt}{postfix}, {remaining}"
@@ -225,7 +220,7 @@ class Reporter:
         progress = f"loss {means['loss']:.4f}, top-1 {means['top1']:.2%}"
         if self._speed.rate is not None:
             progress += f", {self._speed.rate:,.0f} images/s"
-            self._event(step, summary=scalar("train/images_per_second", self._speed.rate))
+            self._event(step, "train/images_per_second", self._speed.rate)
         if self._bar is None:
             left = self._speed.left(self._last_step - step)
             self.say(f"{self._place(step)}: {progress}, {left} left")
@@ -250,15 +245,15 @@ class Reporter:
         append_entry(self._workdir, entry)
         for name, value in values.items():
             if name != "count":
-                self._event(step, summary=scalar(f"{split}/{name}", value))
+                self._event(step, f"{split}/{name}", value)
         if self._events is not None:
             with self._spared(self._workdir / "events"):
                 self._events.flush()
 
-    def _event(self, step: int, **what: Any) -> None:
+    def _event(self, step: int, name: str, value: float) -> None:
         if self._events is not None:
             with self._spared(self._workdir / "events"):
-                self._events.write_event(Event(wall_time=time.time(), step=step, **what))
+                self._events.write(step, name, value)
 
     def _evaluations(self) -> list[dict[str, Any]]:
         return [entry for entry in self._history if entry["split"] == "eval"]

@@ -2,6 +2,8 @@
 
 import json
 import struct
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import cv2
@@ -11,7 +13,7 @@ import pytest
 from ml_collections import ConfigDict
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from sop.training import reporting
+from sop.training import events, reporting
 from sop.training.history import read_history
 from sop.training.plots import draw_curves
 from sop.training.reporting import Reporter
@@ -250,8 +252,8 @@ def test_what_a_run_can_do_without_does_not_end_it(tmp_path, monkeypatch, capsys
         raise OSError("no space")
 
     monkeypatch.setattr(reporting, "draw_curves", fail)
-    monkeypatch.setattr(reporting.EventsWriter, "write_event", fail)
-    monkeypatch.setattr(reporting.EventsWriter, "flush", fail)
+    monkeypatch.setattr(events.Events, "write", fail)
+    monkeypatch.setattr(events.Events, "flush", fail)
     go_on(tmp_path)
     output = capsys.readouterr().out
     for file in ("curves.png", "events"):
@@ -322,3 +324,9 @@ def test_a_damaged_history_is_said_and_the_results_stand(tmp_path, capsys, lost)
     results = json.loads((tmp_path / "results.json").read_text())
     del results["timing"], expected["timing"]
     assert results == expected
+
+
+def test_evaluations_do_without_tensorboard():
+    """Where PyTorch is installed tensorboardX imports it, for seconds."""
+    code = "import sys, launch; sys.exit('tensorboardX' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=100).returncode == 0
