@@ -100,6 +100,27 @@ def outputs(
     return logits, {path.removesuffix("__call__").rstrip("/"): y for path, y in calls.items()}
 
 
+def stages(module: nn.Module, images: jax.Array, train: bool) -> dict[str, jax.Array]:
+    """The stages of a features module, by name, for a module that holds it; see `features`.
+
+    Args:
+      module: bound, as a field of another module in its `__call__`; its blocks not rematerialised.
+    """
+    found = {}
+
+    def keep(call, args, kwargs, context):
+        y = call(*args, **kwargs)
+        path = context.module.path
+        if context.method_name == "__call__" and path[:-1] == module.path:
+            found[path[-1]] = y
+        return y
+
+    with nn.intercept_methods(keep):
+        last = module(images, train)
+    maps = _stages({name: x for name, x in found.items() if getattr(x, "ndim", 0) == 4})
+    return {**maps, next(reversed(maps), _FEATURES): last}
+
+
 def _stages(maps: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """The last map of each numbered stage, or else of each resolution."""
     numbered = {name: _STAGE.fullmatch(name) for name in maps}

@@ -1,0 +1,291 @@
+"""SSD: single-shot detection from several feature maps."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Annotated, Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from sop.checks import Count, Rate, above, at_least, check_fields
+from sop.detection import anchors as anchor_boxes
+from sop.detection import boxes as box
+from sop.detection.losses import smooth_l1
+from sop.detection.matching import match
+from sop.detection.nms import best_of_classes
+from sop.detection.sampling import hard_negatives
+from sop.errors import UsageError
+from sop.layers import BatchNorm
+from sop.models.features import stages
+from sop.models.network import Conv
+from sop.models.plain import ConvLayer
+
+# Of boxes' centres and of the logs of their sizes, by which targets are divided.
+DEVIATIONS = (0.1, 0.1, 0.2, 0.2)
+
+
+class SSD(nn.Module):
+    """Single Shot MultiBox Detector (Liu et al., ECCV 2016).
+
+    Two feature maps of the backbone, and further ones that shrink behind them, each get a 3×3
+    convolution for classes and one for boxes. At every position they say for each anchor
+    (`sop.detection.anchors.ssd_base`) the logits of background and C classes, and the box in the
+    terms of `sop.detection.boxes.encode`. Defaults are the SSD300 of He et al. 2019 (CGD)
+    on VOC, but for its `inclusive=True` and `strides=(8, 16, 32, 64, 100, 300)`.
+
+    In training an anchor answers for the object that it overlaps most, by 0.5 or more, and each
+    object has at least the anchor that overlaps it most. With P positive anchors in the batch of a
+    device the losses are
+
+        classification = (Σ over positives and hard negatives of cross-entropy) / max(P, 1)
+        box            = (Σ over positives of smooth L1) / max(P, 1)
+
+    where an image has at most `negatives` times as many hard negatives as positives.
+
+    Attributes:
+      features: backbone, called with (images, train).
+      num_classes: C, without background.
+      base_levels: the last so many stages of the backbone are used.
+      extras: (hidden, width, stride) of each map behind them: 1×1 convolution to `hidden`, 3×3 to
+        `width`, each with batch norm and ReLU. With stride 1 the 3×3 has no padding.
+      extra_momentum: of their batch norms, see `sop.layers.BatchNorm`.
+      ratios: of each map's anchors.
+      scales: anchors' sizes as parts of the image, see `sop.detection.anchors.ssd_sizes`.
+      strides: pixels between the positions of each map; None: image size / map size.
+      inclusive: old mmdetection's boxes, whose last pixel is inside, and whole-numbered anchors;
+        see `sop.detection.boxes`.
+      negatives: hard negatives for each positive.
+      score_threshold, overlap, candidates, detections: see `sop.detection.nms.best_of_classes`.
+      dtype: compute type of the convolutions; losses and boxes are float32.
+      axis_name: of batch norm.
+
+    Call:
+      images: [B, H, W, 3], normalised;
+      targets: None, or {'boxes' [B, N, 4], 'labels' int32 [B, N] in 0 … C − 1, 'valid' bool [B, N],
+        'crowd' bool [B, N] (optional, such objects are left out)}; boxes are cut off at the image,
+        and those without an area are left out;
+      train: of batch norms;
+      sizes: [B, 2], height and width of what is no padding, which detections are cut off at.
+
+    Returns:
+      with targets {'classification', 'box'}, float32 scalars; without, see `best_of_classes`, each
+      with a leading B.
+
+    Raises:
+      UsageError: when traced, where a field does not fit or no position is left of a map.
+    """
+
+    features: nn.Module
+    num_classes: int
+    base_levels: Count = 2
+    extras: tuple[tuple[Count, Count, Count], ...] = (
+        (256, 512, 2),
+        (128, 256, 2),
+        (128, 256, 1),
+        (128, 256, 1),
+    )
+    extra_momentum: Rate = 0.01
+    ratios: tuple[tuple[Annotated[float, above(0)], ...], ...] = (
+        (2.0,),
+        (2.0, 3.0),
+        (2.0, 3.0),
+        (2.0, 3.0),
+        (2.0,),
+        (2.0,),
+    )
+    scales: tuple[Rate, Rate, Annotated[float, above(0)]] = (0.1, 0.2, 0.9)
+    strides: tuple[Annotated[float, above(0)], ...] | None = None
+    inclusive: bool = False
+    negatives: Annotated[float, at_least(0)] = 3.0
+    score_threshold: Rate = 0.02
+    overlap: Rate = 0.45
+    candidates: Count = 400
+    detections: Count = 200
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(
+        self,
+        images: jax.Array,
+        targets: dict[str, jax.Array] | None = None,
+        train: bool = False,
+        sizes: jax.Array | None = None,
+    ) -> dict[str, jax.Array]:
+        check_fields(self)
+        maps = self._maps(images, train)
+        base = self._base(images.shape[1:3], maps)
+        logits, deltas = zip(
+            *(
+                self._head(i, x, len(boxes))
+                for i, (x, (boxes, *_)) in enumerate(zip(maps, base, strict=True))
+            ),
+            strict=True,
+        )
+        logits, deltas = jnp.concatenate(logits, 1), jnp.concatenate(deltas, 1)
+        anchors = np.concatenate(
+            [
+                anchor_boxes.grid(b, x.shape[1:3], s, o)
+                for x, (b, s, o) in zip(maps, base, strict=True)
+            ]
+        )
+        size = jnp.array(images.shape[1:3], jnp.float32)
+        if targets is not None:
+            return losses(
+                logits, deltas, anchors, inside(targets, size, self.inclusive),
+                negatives=self.negatives, inclusive=self.inclusive,
+            )  # fmt: skip
+        sizes = jnp.broadcast_to(size, (len(images), 2)) if sizes is None else sizes
+        one = partial(
+            detect,
+            anchors=anchors,
+            inclusive=self.inclusive,
+            threshold=self.score_threshold,
+            overlap=self.overlap,
+            candidates=self.candidates,
+            detections=self.detections,
+        )
+        return jax.vmap(one)(logits, deltas, sizes)
+
+    def _maps(self, images: jax.Array, train: bool) -> list[jax.Array]:
+        found = list(stages(self.features, images, train).values())
+        if len(found) < self.base_levels:
+            raise UsageError(
+                f"The backbone has {len(found)} stages; set config.model.detector.base_levels to "
+                "that or less."
+            )
+        maps = found[-self.base_levels :]
+        conv = partial(Conv, dtype=self.dtype)
+        norm = partial(
+            BatchNorm, momentum=self.extra_momentum, dtype=self.dtype, axis_name=self.axis_name
+        )
+        layer = partial(ConvLayer, conv=conv, norm=norm)
+        x = maps[-1]
+        for i, (hidden, width, stride) in enumerate(self.extras):
+            if stride == 1 and min(x.shape[1:3]) < 3:
+                raise UsageError(
+                    f"No position is left in map {len(maps)} of SSD for images of "
+                    f"{images.shape[1]}×{images.shape[2]} pixels: give larger ones, or fewer "
+                    "config.model.detector.extras."
+                )
+            x = layer(hidden, (1, 1), name=f"extra{i}_reduce")(x, train)
+            x = layer(width, (3, 3), stride, int(stride > 1), name=f"extra{i}")(x, train)
+            maps.append(x)
+        return maps
+
+    def _base(
+        self, image: tuple[int, ...], maps: Sequence[jax.Array]
+    ) -> list[tuple[np.ndarray, tuple[float, float], float]]:
+        """Of each map: anchors at a position, strides, offset in strides."""
+        for name, given in (("ratios", self.ratios), ("strides", self.strides)):
+            if given is not None and len(given) != len(maps):
+                raise UsageError(
+                    f"config.model.detector.{name} is for {len(given)} maps, SSD has {len(maps)}: "
+                    "give one entry for each stage of base_levels and each of extras."
+                )
+        pixels = anchor_boxes.ssd_sizes(min(image), len(maps), *self.scales)
+        found = []
+        for i, (x, size) in enumerate(zip(maps, pixels, strict=True)):
+            if self.strides is None:
+                strides = tuple(n / m for n, m in zip(image, x.shape[1:3], strict=True))
+            else:
+                strides = (self.strides[i],) * 2
+            boxes = anchor_boxes.ssd_base(*size, self.ratios[i])
+            if self.inclusive:  # from the first pixel's middle to the last one's, then rounded
+                half = np.tile((np.array(strides[::-1]) - 1) / 2, 2)
+                boxes = np.round(boxes + np.array([0.5, 0.5, -0.5, -0.5]) + half)
+            found.append((boxes, strides, 0.0 if self.inclusive else 0.5))
+        return found
+
+    def _head(self, level: int, x: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+        conv = partial(
+            nn.Conv,
+            kernel_size=(3, 3),
+            padding=1,
+            kernel_init=nn.initializers.glorot_uniform(),
+            dtype=self.dtype,
+        )
+        logits = conv(count * (self.num_classes + 1), name=f"classes{level}")(x)
+        deltas = conv(count * 4, name=f"boxes{level}")(x)
+        return (
+            logits.reshape(len(x), -1, self.num_classes + 1).astype(jnp.float32),
+            deltas.reshape(len(x), -1, 4).astype(jnp.float32),
+        )
+
+
+def inside(targets: dict[str, jax.Array], size: jax.Array, inclusive: bool) -> dict[str, jax.Array]:
+    """The objects a detector is trained for: cut off at the image, those without area left out."""
+    found = box.clip(jnp.nan_to_num(targets["boxes"].astype(jnp.float32)), size)
+    valid = targets["valid"] & box.has_area(found) & jnp.isfinite(targets["boxes"]).all(-1)
+    if "crowd" in targets:
+        valid &= ~targets["crowd"]
+    last_pixel = jnp.array([0, 0, 1, 1], jnp.float32) * inclusive
+    return {"boxes": found - last_pixel, "labels": targets["labels"], "valid": valid}
+
+
+def losses(
+    logits: jax.Array,
+    deltas: jax.Array,
+    anchors: np.ndarray,
+    targets: dict[str, jax.Array],
+    *,
+    negatives: float = 3.0,
+    inclusive: bool = False,
+) -> dict[str, jax.Array]:
+    """SSD's losses, see there.
+
+    Args:
+      logits, deltas: [B, A, C + 1], background first, and [B, A, 4].
+      anchors: [A, 4].
+      targets: of `inside`.
+    """
+    anchors = jnp.asarray(anchors, deltas.dtype)
+
+    def one_image(logits, deltas, boxes, labels, valid):
+        overlaps = box.iou(anchors, boxes, inclusive)
+        found = match(overlaps, valid, positive=0.5, negative=0.5, least=0.0)
+        classes = jnp.where(found.positive, labels[found.index] + 1, 0)
+        entropy = optax.softmax_cross_entropy_with_integer_labels(logits, classes)
+        hard = hard_negatives(entropy, found.positive, found.negative, negatives)
+        # Where there is no object, one of an area stands in for it.
+        theirs = jnp.where(found.positive[:, None], boxes[found.index], anchors)
+        wanted = box.encode(theirs, anchors, DEVIATIONS, inclusive)
+        distance = smooth_l1(deltas - wanted).sum(-1)
+        return (
+            jnp.where(found.positive | hard, entropy, 0).sum(),
+            jnp.where(found.positive, distance, 0).sum(),
+            found.positive.sum(),
+        )
+
+    of_images = jax.vmap(one_image)
+    rows = (targets["boxes"].astype(deltas.dtype), targets["labels"], targets["valid"])
+    classification, distance, positives = of_images(logits, deltas, *rows)
+    count = jnp.maximum(positives.sum(), 1)
+    return {"classification": classification.sum() / count, "box": distance.sum() / count}
+
+
+def detect(
+    logits: jax.Array,
+    deltas: jax.Array,
+    size: jax.Array,
+    *,
+    anchors: np.ndarray,
+    inclusive: bool,
+    **options: Any,
+) -> dict[str, jax.Array]:
+    """What one image's logits [A, C + 1] and deltas [A, 4] say, see `best_of_classes`."""
+    boxes = box.decode(deltas, jnp.asarray(anchors), DEVIATIONS, inclusive)
+    limits = size - inclusive
+    found = best_of_classes(
+        box.clip(boxes, limits)[:, None],
+        jax.nn.softmax(logits)[:, 1:],
+        inclusive=inclusive,
+        **options,
+    )
+    del found["index"]
+    last_pixel = jnp.array([0, 0, 1, 1], jnp.float32) * inclusive
+    found["boxes"] += last_pixel * found["valid"][:, None]
+    return found

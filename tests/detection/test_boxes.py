@@ -1,0 +1,170 @@
+"""Boxes, matching, suppression and SSD's losses are torchvision's, and stand what breaks them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sop.detection import anchors, boxes, ssd
+from sop.detection.matching import match
+from sop.detection.nms import best_of_classes, suppress
+from sop.detection.sampling import hard_negatives
+from tests.golden import detection as golden
+
+GOLDEN = np.load(golden.FILE)
+GIVEN = golden.arrays()
+DTYPES = (np.float64, np.float32)
+
+
+@pytest.fixture(params=DTYPES, ids=lambda dtype: dtype.__name__)
+def given(request):
+    """The arrays and how near to torchvision's float64 their type must come."""
+    double = request.param is np.float64
+    with jax.enable_x64(double):
+        cast = {
+            name: jnp.asarray(x, request.param if x.dtype == np.float64 else np.int32)
+            for name, x in GIVEN.items()
+        }
+        yield cast, 1e-8 if double else 1e-4
+
+
+def near(found, wanted, tolerance):
+    """Relative to the largest."""
+    assert found.shape == wanted.shape
+    assert np.abs(found - wanted).max() <= tolerance * np.abs(wanted).max()
+
+
+def test_overlaps(given):
+    arrays, tolerance = given
+    near(boxes.iou(arrays["anchors"], arrays["boxes"][0]), GOLDEN["iou"], tolerance)
+
+
+def test_coder(given):
+    arrays, tolerance = given
+    some = arrays["anchors"][: golden.OBJECTS]
+    encoded = boxes.encode(arrays["boxes"][0], some, golden.DEVIATIONS)
+    near(encoded, GOLDEN["encoded"], tolerance)
+    near(boxes.decode(encoded, some, golden.DEVIATIONS), GIVEN["boxes"][0], tolerance)
+    decoded = boxes.decode(arrays["deltas"][0], arrays["anchors"], golden.DEVIATIONS)
+    near(decoded, GOLDEN["decoded"], tolerance)
+
+
+def test_coder_of_boxes_whose_last_pixel_is_inside():
+    """One pixel is a box with an area there, and corners come back as they were."""
+    pixel = jnp.array([[3.0, 4.0, 3.0, 4.0]])
+    assert boxes.area(pixel, inclusive=True) == 1 and boxes.area(pixel) == 0
+    anchor = jnp.array([[1.0, 1.0, 8.0, 6.0]])
+    deltas = boxes.encode(pixel, anchor, golden.DEVIATIONS, inclusive=True)
+    back = boxes.decode(deltas, anchor, golden.DEVIATIONS, inclusive=True)
+    np.testing.assert_allclose(back, pixel, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        (
+            "rpn",
+            {"positive": 0.7, "negative": 0.3, "least": 0.0, "all_best": True, "own": True},
+        ),
+        ("roi", {"positive": 0.5, "negative": 0.5}),
+    ],
+)
+def test_matches(name, options):
+    """−1 is background there, −2 left out."""
+    overlaps = boxes.iou(GIVEN["anchors"], GIVEN["boxes"][0])
+    found = match(overlaps, jnp.ones(golden.OBJECTS, bool), **options)
+    said = np.where(found.positive, found.index, np.where(found.negative, -1, -2))
+    np.testing.assert_array_equal(said, GOLDEN[name])
+
+
+def test_matches_of_ssd():
+    overlaps = boxes.iou(GIVEN["anchors"], GIVEN["boxes"])
+    valid = jnp.ones((golden.IMAGES, golden.OBJECTS), bool)
+    found = match(overlaps, valid, positive=0.5, negative=0.5, least=0.0)
+    np.testing.assert_array_equal(jnp.where(found.positive, found.index, -1), GOLDEN["ssd"])
+
+
+def test_objects_that_only_fill_up_are_matched_by_none():
+    overlaps = boxes.iou(GIVEN["anchors"], GIVEN["boxes"][0])
+    valid = jnp.arange(golden.OBJECTS) < 2
+    found = match(overlaps, valid, positive=0.5, negative=0.5, least=0.0)
+    alone = match(overlaps[:, :2], valid[:2], positive=0.5, negative=0.5, least=0.0)
+    for one, other in zip(found, alone, strict=True):
+        np.testing.assert_array_equal(one, other)
+    none = match(overlaps, valid & False, positive=0.5, negative=0.5, least=0.0)
+    assert not none.positive.any() and none.negative.all()
+
+
+def test_suppression():
+    """In turn through the classes, as torchvision's batched one."""
+    order = np.argsort(-GIVEN["scores"])
+    shifted = GIVEN["many"] + 1000 * GIVEN["classes"][:, None]
+    valid = jnp.ones(golden.SUPPRESSED, bool)
+    kept = jax.jit(suppress, static_argnums=2)(jnp.asarray(shifted[order]), valid, 0.4)
+    np.testing.assert_array_equal(order[np.asarray(kept)], GOLDEN["kept"])
+
+
+def test_a_chain_of_boxes_is_suppressed_in_turn():
+    """Each hides the next alone, so that every second one stays: the longest way of the loop."""
+    left = np.arange(64.0) * 4
+    chain = np.stack([left, 0 * left, left + 10, 0 * left + 10], -1)
+    kept = suppress(jnp.asarray(chain, jnp.float32), jnp.ones(64, bool), 0.4)
+    np.testing.assert_array_equal(kept, np.arange(64) % 2 == 0)
+
+
+def test_best_of_classes():
+    """A box of two classes stays for both, a second one of a class goes, what is low is no find."""
+    found = best_of_classes(
+        jnp.array([[0.0, 0, 10, 10], [1, 0, 10, 10], [50, 50, 60, 60]])[:, None],
+        jnp.array([[0.9, 0.6], [0.8, 0.1], [0.01, 0.7]]),
+        threshold=0.05,
+        overlap=0.5,
+        candidates=10,
+        detections=5,
+    )
+    assert found["valid"].tolist() == [True] * 3 + [False] * 2
+    np.testing.assert_allclose(found["scores"], [0.9, 0.7, 0.6, 0, 0])
+    assert found["labels"].tolist() == [0, 1, 1, 0, 0]
+    assert found["index"].tolist() == [0, 2, 0, 0, 0]
+    assert found["boxes"][1].tolist() == [50, 50, 60, 60] and not found["boxes"][3:].any()
+
+
+def test_hard_negatives_are_the_worst():
+    losses = jnp.array([5.0, 1.0, 4.0, 3.0, 2.0, 9.0])
+    positive = jnp.array([False] * 5 + [True])
+    taken = hard_negatives(losses, positive, ~positive & (losses != 4), 2)
+    assert taken.tolist() == [True, False, False, True, False, False]
+
+
+def test_losses_and_gradients_of_ssd(given):
+    arrays, tolerance = given
+    targets = {name: arrays[name] for name in ("boxes", "labels")}
+    targets["valid"] = jnp.ones(targets["labels"].shape, bool)
+
+    def total(logits, deltas):
+        found = ssd.losses(logits, deltas, arrays["anchors"], targets)
+        return sum(found.values()), jnp.stack([found["classification"], found["box"]])
+
+    gradient = jax.jit(jax.grad(total, (0, 1), has_aux=True))
+    (of_logits, of_deltas), found = gradient(arrays["logits"], arrays["deltas"])
+    near(found, GOLDEN["losses"], tolerance)
+    near(of_logits, GOLDEN["logits_gradient"], tolerance)
+    near(of_deltas, GOLDEN["deltas_gradient"], tolerance)
+
+
+def test_anchors_of_ssd300():
+    """8,732 of them, as published; those of the first map at its first position by hand."""
+    shapes = (38, 19, 10, 5, 3, 1)
+    sizes = anchors.ssd_sizes(300, 6, 0.1, 0.2, 0.9)
+    ratios = ((2,), (2, 3), (2, 3), (2, 3), (2,), (2,))
+    every = [
+        anchors.grid(anchors.ssd_base(*size, ratio), (n, n), (300 / n, 300 / n), 0.5)
+        for n, size, ratio in zip(shapes, sizes, ratios, strict=True)
+    ]
+    assert sum(map(len, every)) == 8732
+    centre, root = 300 / 38 / 2, 2**0.5
+    side = (30 * 60) ** 0.5
+    wanted = [(30, 30), (side, side), (30 * root, 30 / root), (30 / root, 30 * root)]
+    for found, (width, height) in zip(every[0], wanted, strict=False):
+        half = np.array([width, height]) / 2
+        np.testing.assert_allclose(found, [*(centre - half), *(centre + half)], rtol=1e-5)

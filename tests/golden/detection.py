@@ -1,0 +1,86 @@
+"""What torchvision computes of boxes, matches, suppression and SSD's losses, on arrays drawn here.
+
+    python -m tests.golden.detection        writes detection/boxes.npz anew
+
+It needs PyTorch and torchvision; the tests read the numbers alone.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+FILE = Path(__file__).parent / "detection" / "boxes.npz"
+CLASSES, ANCHORS, OBJECTS, IMAGES = 5, 60, 4, 3
+SUPPRESSED = 300
+DEVIATIONS = (0.1, 0.1, 0.2, 0.2)
+
+
+def boxes(draw: np.random.Generator, *shape: int) -> np.ndarray:
+    """Boxes in an image of 100×100."""
+    corner, size = draw.uniform(0, 70, (*shape, 2)), draw.uniform(4, 30, (*shape, 2))
+    return np.concatenate([corner, corner + size], -1)
+
+
+def arrays() -> dict[str, np.ndarray]:
+    """What goes in, float64."""
+    draw = np.random.default_rng(0)
+    return {
+        "anchors": boxes(draw, ANCHORS),
+        "boxes": boxes(draw, IMAGES, OBJECTS),
+        "labels": draw.integers(0, CLASSES, (IMAGES, OBJECTS)),
+        "logits": draw.standard_normal((IMAGES, ANCHORS, CLASSES + 1)),
+        "deltas": 3 * draw.standard_normal((IMAGES, ANCHORS, 4)),
+        "many": boxes(draw, SUPPRESSED),
+        "scores": draw.uniform(0, 1, SUPPRESSED),
+        "classes": draw.integers(0, 3, SUPPRESSED),
+    }
+
+
+def computed() -> dict[str, np.ndarray]:
+    import torch
+    from torchvision.models.detection import _utils
+    from torchvision.models.detection.ssd import SSD
+    from torchvision.ops import batched_nms, box_iou
+
+    given = {name: torch.tensor(value) for name, value in arrays().items()}
+    anchors, objects = given["anchors"], given["boxes"][0]
+    coder = _utils.BoxCoder(tuple(1 / deviation for deviation in DEVIATIONS))
+    overlaps = [box_iou(each, anchors) for each in given["boxes"]]
+    high, low = 0.7, 0.3
+    rpn = _utils.Matcher(high, low, allow_low_quality_matches=True)
+    roi = _utils.Matcher(0.5, 0.5)
+    ssd = _utils.SSDMatcher(0.5)
+
+    # Its losses use the coder, the ratio of negatives and nothing else of it.
+    network = SSD.__new__(SSD)
+    torch.nn.Module.__init__(network)
+    network.box_coder, network.neg_to_pos_ratio = coder, 3
+    said = {
+        "cls_logits": given["logits"].clone().requires_grad_(),
+        "bbox_regression": given["deltas"].clone().requires_grad_(),
+    }
+    targets = [
+        {"boxes": b, "labels": label + 1}
+        for b, label in zip(given["boxes"], given["labels"], strict=True)
+    ]
+    matches = [ssd(each) for each in overlaps]
+    losses = network.compute_loss(targets, said, [anchors] * IMAGES, matches)
+    sum(losses.values()).backward()
+    kept = batched_nms(given["many"], given["scores"], given["classes"], 0.4)
+    return {
+        "iou": overlaps[0].T.numpy(),
+        "encoded": coder.encode_single(objects, anchors[:OBJECTS]).numpy(),
+        "decoded": coder.decode_single(given["deltas"][0], anchors).numpy(),
+        "rpn": rpn(overlaps[0]).numpy(),
+        "roi": roi(overlaps[0]).numpy(),
+        "ssd": np.stack([each.numpy() for each in matches]),
+        "kept": kept.numpy(),
+        "losses": np.array([losses["classification"].item(), losses["bbox_regression"].item()]),
+        "logits_gradient": said["cls_logits"].grad.numpy(),
+        "deltas_gradient": said["bbox_regression"].grad.numpy(),
+    }
+
+
+if __name__ == "__main__":
+    FILE.parent.mkdir(exist_ok=True)
+    np.savez_compressed(FILE, **computed())
