@@ -30,6 +30,8 @@ from sop.models import BACKBONES, create_model
 from sop.models.__main__ import make_parser as make_models_parser
 from sop.models.attention import ATTENTIONS
 from sop.models.parts import POOLS, REPRESENTATIONS
+from sop.sweep.__main__ import plan_of
+from sop.sweep.tuning import phases
 from sop.torch_weights.__main__ import make_parser as make_weights_parser
 from tests.test_configs import FILES, NAMES
 from tests.torture import __main__ as torture
@@ -153,6 +155,10 @@ def check_python(arguments):
         case ["-m", "sop.torch_weights", *flags]:
             _, config = parse(make_weights_parser(), flags)
             check_config(config)
+        case ["-m", "sop.sweep", *flags]:
+            sweep, tuning, _ = plan_of(flags)
+            for run in next(phases(sweep, tuning, lambda run: None)):
+                check_config(run.config)
         case ["-m", "sop.data.prepare", *flags]:
             prepare.main(flags)
         case ["-m", "sop.data.show", *flags]:
