@@ -30,6 +30,7 @@ from sop.models import BACKBONES, create_model
 from sop.models.__main__ import make_parser as make_models_parser
 from sop.models.attention import ATTENTIONS
 from sop.models.parts import POOLS, REPRESENTATIONS
+from sop.results.__main__ import make_parser as make_results_parser
 from sop.sweep.__main__ import plan_of
 from sop.sweep.tuning import phases
 from sop.torch_weights.__main__ import make_parser as make_weights_parser
@@ -159,6 +160,8 @@ def check_python(arguments):
             sweep, tuning, _ = plan_of(flags)
             for run in next(phases(sweep, tuning, lambda run: None)):
                 check_config(run.config)
+        case ["-m", "sop.results", *flags]:
+            make_results_parser().parse_args(flags)
         case ["-m", "sop.data.prepare", *flags]:
             prepare.main(flags)
         case ["-m", "sop.data.show", *flags]:

@@ -120,10 +120,10 @@ def _machine(entry: Mapping[str, Any]) -> str | None:
     return f"{entry['host']}: {devices['count']} × {', '.join(devices['kinds'])}"
 
 
-def read_folder(folder: Path) -> list[Row]:
-    """The rows of all finished runs whose work folders stand in `folder`, by name.
+def read_folder(folder: Path) -> dict[Path, Row]:
+    """Work folder → row, of all finished runs whose work folders stand in `folder`, by name.
 
-    A method is called as its folder, the seed left out.
+    A method is called as its folders, the seed left out.
 
     Raises:
       UsageError: there is none.
@@ -131,7 +131,8 @@ def read_folder(folder: Path) -> list[Row]:
     runs = sorted(path.parent for path in folder.glob("*/results.json"))
     if not runs:
         raise UsageError(f"No folder in {folder} holds a run with results: name that of a sweep.")
-    return [record(run, re.sub(r",?seed=\d+$", "", run.name) or folder.name) for run in runs]
+    names = {run: re.sub(r",?seed=\d+$", "", run.name) or folder.name for run in runs}
+    return {run: record(run, name) for run, name in names.items()}
 
 
 def write_csv(path: str | os.PathLike, rows: Sequence[Row]) -> None:
@@ -144,7 +145,7 @@ def write_csv(path: str | os.PathLike, rows: Sequence[Row]) -> None:
 
 
 def read_csv(path: str | os.PathLike) -> list[Row]:
-    """What `write_csv` wrote; an empty cell is None. [] where there is no such file."""
+    """What `write_csv` wrote; a number that is missing is None. []: there is no such file."""
     try:
         with open(path, encoding="utf-8", newline="") as file:
             return [_typed(row) for row in csv.DictReader(file)]
@@ -154,7 +155,8 @@ def read_csv(path: str | os.PathLike) -> list[Row]:
 
 def _typed(row: Mapping[str, str]) -> Row:
     return {
-        name: None if text == "" else _NUMBERS.get(name, str)(text) for name, text in row.items()
+        name: (_NUMBERS[name](text) if text else None) if name in _NUMBERS else text
+        for name, text in row.items()
     }
 
 

@@ -39,7 +39,8 @@ def parse_grid(text: str) -> Grid:
 
 def split_values(text: str) -> tuple[str, ...]:
     """The parts between commas, but for those in brackets and quotes."""
-    parts, waiting = [""], []
+    parts = [""]
+    waiting: list[str] = []  # what closes the open brackets and quotes
     for each in text:
         if waiting and waiting[-1] in "'\"":
             if each == waiting[-1]:
