@@ -1,15 +1,16 @@
 """What second-order pooling gains on data that every machine has.
 
-  python results/study.py PART   runs what is missing of a part and adds it to results/runs.csv
+  python -m results.study PART   runs what is missing of a part and adds it to results/runs.csv
+  python -m results.page         writes results/README.md and its figures from results/runs.csv
 
 A part compares the heads, the attentions or the local poolings of one small network on one data
 set. Each method tries the same three learning rates on a validation split; the best one is trained
 with five seeds and evaluated on the test split, after the last epoch. Rows that stand in
-results/runs.csv are not run again, on whatever machine, so a part goes on from there.
+results/runs.csv are not run again, on whatever machine, so a part goes on from there: commit the
+file as it grows. Work folders stand in runs/study.
 """
 
 import dataclasses
-import os
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -164,7 +165,7 @@ def work(part: str, options: Namespace) -> None:
 
 def make_parser() -> Parser:
     """The flags of this command."""
-    parser = Parser(prog="python results/study.py", description=__doc__)
+    parser = Parser(prog="python -m results.study", description=__doc__)
     parser.add_argument("part", help=f"one of {', '.join(PARTS)}")
     parser.add_argument("--workdir", type=Path, default=Path("runs/study"), metavar="DIR")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time")
@@ -177,7 +178,6 @@ def main(arguments: Sequence[str]) -> None:
     if options.part not in PARTS:
         hint = did_you_mean(options.part, PARTS)
         raise UsageError(f"There is no part '{options.part}'.{hint} There are {', '.join(PARTS)}.")
-    os.chdir(FOLDER.parent)
     work(options.part, options)
 
 

@@ -21,6 +21,7 @@ import pytest
 
 import main
 import sop.layers
+from results.study import PARTS
 from sop import export, plots
 from sop.config import stage_configs
 from sop.config.command_line import load, parse
@@ -38,7 +39,7 @@ from tests.test_configs import FILES, NAMES
 from tests.torture import __main__ as torture
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("docs", "configs", "benchmarks")
+FOLDERS = ("docs", "configs", "benchmarks", "results")
 PAGES = [
     ROOT / "README.md",
     ROOT / "CHANGELOG.md",
@@ -160,6 +161,8 @@ def check_python(arguments):
             sweep, tuning, _ = plan_of(flags)
             for run in next(phases(sweep, tuning, lambda run: None)):
                 check_config(run.config)
+        case ["-m", "results.study", part]:
+            assert part in PARTS
         case ["-m", "sop.results", *flags]:
             make_results_parser().parse_args(flags)
         case ["-m", "sop.data.prepare", *flags]:
