@@ -19,7 +19,7 @@ import jax
 
 from sop.command import Parser, run
 from sop.errors import UsageError, did_you_mean
-from sop.results.record import Row, fingerprint, read_csv, record, write_csv
+from sop.results.record import FIELDS, Row, fingerprint, read_csv, record, write_csv
 from sop.sweep.grid import Grid
 from sop.sweep.plan import Run, Sweep, refuse_unfit
 from sop.sweep.progress import result
@@ -137,8 +137,14 @@ def key(row: Row) -> tuple:
 def row_of(part: str, run: Run) -> Row:
     """A finished run as a row of results/runs.csv."""
     tuned = run.workdir.parent.name == "tuning"
-    row = record(run.workdir, run.method)
+    row = record(run.workdir, run.method, robustness=not tuned)
     return {"part": part, "purpose": "tuning" if tuned else "test", **row}
+
+
+def write(rows: Sequence[Row]) -> None:
+    """Replaces results/runs.csv by rows, of which older ones may lack fields."""
+    whole = [{**dict.fromkeys(("part", "purpose", *FIELDS)), **row} for row in rows]
+    write_csv(RUNS, sorted(whole, key=lambda row: [str(each) for each in key(row)]))
 
 
 def work(part: str, options: Namespace) -> None:
@@ -151,7 +157,7 @@ def work(part: str, options: Namespace) -> None:
     def finished(run: Run) -> None:
         row = row_of(part, run)
         rows[key(row)] = row
-        write_csv(RUNS, sorted(rows.values(), key=lambda row: [str(each) for each in key(row)]))
+        write(list(rows.values()))
 
     for runs in phases(*plan(part, options.workdir), found):
         missing = [run for run in sorted(runs, key=lambda run: run.seed) if not found(run)]

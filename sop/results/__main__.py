@@ -2,8 +2,9 @@
 
 A line for each method, whose runs differ in their seeds alone: the mean of top-1 after the last
 epoch with its 95 % interval, the difference to the baseline paired by seed, parameters and
-multiply–adds; with --time images per second and memory of its training step. OUT gets runs.csv,
-table.csv, table.json, and figures: accuracy against cost and against training size, curves.
+multiply–adds; with --time images per second and memory of its training step; with --robustness
+calibration, and accuracy on noisy, blurred and pale images. OUT gets runs.csv, table.csv,
+table.json, and figures: accuracy against cost and against training size, curves.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,9 @@ def make_parser() -> Parser:
     parser.add_argument("folder", metavar="DIR", help="of a sweep: it holds work folders")
     parser.add_argument("--baseline", metavar="METHOD", help="that the others are compared with")
     parser.add_argument("--time", action="store_true", help="the training steps, in turns")
+    parser.add_argument(
+        "--robustness", action="store_true", help="calibration, and accuracy on worse images"
+    )
     parser.add_argument("--out", type=folder, metavar="OUT", help="default: DIR/results")
     return parser
 
@@ -34,8 +38,10 @@ def main(arguments: Sequence[str]) -> None:
     options = make_parser().parse_args(arguments)
     place = Path(options.folder)
     runs = read_folder(place)
+    summarize(list(runs.values()), options.baseline)  # refuses before time is spent
+    if options.robustness:
+        runs = read_folder(place, robustness=True)
     rows = list(runs.values())
-    summarize(rows, options.baseline)  # refuses before time is spent
     lines = summarize(rows, options.baseline, _timed(runs) if options.time else None)
     out = Path(options.out or place / "results")
     out.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,8 @@ from sop.data import transforms
 from sop.data.sources import open_source
 from sop.errors import UsageError
 from sop.models.catalogue import cost
+from sop.progress import shown
+from sop.results.robustness import Robustness, examine
 from sop.sweep.progress import read_results
 from sop.training.checkpoints import saved_progress
 from sop.training.durable import write_atomically
@@ -30,20 +32,23 @@ Row = Mapping[str, Any]
 # What a row holds, in this order; a caller may put further ones in front.
 FIELDS = (
     *("method", "seed", "dataset", "train_split", "eval_split", "eval_transforms", "examples"),
-    *("count", "top1", "top5", "loss", "epoch", "learning_rate", "parameters", "multiply_adds"),
+    *("count", "top1", "top5", "loss", "epoch", *Robustness._fields),
+    *("learning_rate", "parameters", "multiply_adds"),
     *("config", "commit", "dirty", "machine", "jax", "seconds", "start"),
 )
 _NUMBERS = {
     **dict.fromkeys(("seed", "examples", "count", "parameters", "multiply_adds"), int),
     **dict.fromkeys(("top1", "top5", "loss", "epoch", "learning_rate", "seconds"), float),
+    **dict.fromkeys(Robustness._fields, float),
 }
 
 
-def record(workdir: Path, method: str) -> Row:
+def record(workdir: Path, method: str, robustness: bool = False) -> Row:
     """The row of a run that has finished.
 
     Args:
       method: what it is called, without the seed.
+      robustness: whether its network is examined, see `sop.results.robustness`.
     Raises:
       UsageError: the folder holds no run with results.
     """
@@ -56,6 +61,7 @@ def record(workdir: Path, method: str) -> Row:
     data = saved_progress(workdir).get("data")
     row = {
         **{name: found.get(name) for name in FIELDS if name in found},
+        **(examine(workdir)._asdict() if robustness else {}),
         "method": method,
         "seed": config.seed,
         "train_split": last.input.train_split,
@@ -120,11 +126,13 @@ def _machine(entry: Mapping[str, Any]) -> str | None:
     return f"{entry['host']}: {devices['count']} × {', '.join(devices['kinds'])}"
 
 
-def read_folder(folder: Path) -> dict[Path, Row]:
+def read_folder(folder: Path, robustness: bool = False) -> dict[Path, Row]:
     """Work folder → row, of all finished runs whose work folders stand in `folder`, by name.
 
     A method is called as its folders, the seed left out.
 
+    Args:
+      robustness: see `record`.
     Raises:
       UsageError: there is none.
     """
@@ -132,7 +140,9 @@ def read_folder(folder: Path) -> dict[Path, Row]:
     if not runs:
         raise UsageError(f"No folder in {folder} holds a run with results: name that of a sweep.")
     names = {run: re.sub(r",?seed=\d+$", "", run.name) or folder.name for run in runs}
-    return {run: record(run, name) for run, name in names.items()}
+    parts = ((1, item) for item in names.items())
+    named = shown(parts, len(names), "examining" if robustness else "reading", "run")
+    return {run: record(run, name, robustness) for run, name in named}
 
 
 def write_csv(path: str | os.PathLike, rows: Sequence[Row]) -> None:

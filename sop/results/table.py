@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from sop.errors import UsageError, did_you_mean
 from sop.results.record import Row, refuse_other_data, write_csv
+from sop.results.robustness import Robustness
 from sop.results.speed import Speed
 from sop.results.statistics import Estimate, by_seed, difference, estimate
 from sop.training.durable import write_json
@@ -26,6 +27,7 @@ class Line:
       parameters: number of them.
       multiply_adds: of the forward pass on one image.
       speed: of its training step, if it was timed.
+      robustness: name → its mean over the seeds, see `sop.results.robustness`; {}: not examined.
     """
 
     method: str
@@ -36,6 +38,7 @@ class Line:
     parameters: int
     multiply_adds: int | None
     speed: Speed | None = None
+    robustness: Mapping[str, Estimate] = dataclasses.field(default_factory=dict)
 
 
 def summarize(
@@ -82,6 +85,11 @@ def summarize(
             parameters=runs[0]["parameters"],
             multiply_adds=runs[0]["multiply_adds"],
             speed=(speeds or {}).get(method),
+            robustness={
+                name: estimate([run[name] for run in runs])
+                for name in Robustness._fields
+                if all(run.get(name) is not None for run in runs)
+            },
         )
         for method, runs in groups.items()
     ]
@@ -108,6 +116,10 @@ _COLUMNS = (
     _Column("seeds", lambda line: str(line.top1.size)),
     _Column("top-1 (%)", lambda line: percent(line.top1)),
     _Column("difference", lambda line: percent(line.difference, signed=True), optional=True),
+    _Column("noise (%)", lambda line: percent(line.robustness.get("noise")), optional=True),
+    _Column("blur (%)", lambda line: percent(line.robustness.get("blur")), optional=True),
+    _Column("contrast (%)", lambda line: percent(line.robustness.get("contrast")), optional=True),
+    _Column("ECE (%)", lambda line: percent(line.robustness.get("ece")), optional=True),
     _Column("learning rate", lambda line: f"{line.learning_rate:g}"),
     _Column("examples", lambda line: f"{line.examples:,}" if line.examples else "", optional=True),
     _Column("parameters", lambda line: f"{line.parameters:,}"),
@@ -163,6 +175,9 @@ def plain(line: Line) -> dict[str, Any]:
         found |= {name: value and value.mean, f"{name}_half": value and value.half}
     for name in ("learning_rate", "examples", "parameters", "multiply_adds"):
         found[name] = getattr(line, name)
+    for name in Robustness._fields:
+        value = line.robustness.get(name)
+        found |= {name: value and value.mean, f"{name}_half": value and value.half}
     for name in Speed._fields:
         found[name] = getattr(line.speed, name, None)
     return found
