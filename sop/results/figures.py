@@ -3,10 +3,10 @@
 import io
 import os
 import re
-from collections.abc import Sequence
-from itertools import cycle
+from collections.abc import Iterator, Sequence
+from itertools import cycle, product
+from typing import Any
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sop.results.table import Line
@@ -25,11 +25,12 @@ def draw_cost(path: str | os.PathLike, lines: Sequence[Line], title: str) -> boo
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     figure.suptitle(title, parse_math=False)
     left, right = figure.subplots(1, 2, sharey=True)
-    for line, color in zip(lines, cycle(COLORS), strict=False):
-        _point(left, (line.multiply_adds or 0) / 1e6, line, color, line.method)
-        _point(right, line.parameters / 1e3, line, color, None)
-    left.set(xlabel="multiply–adds of an image (M)", ylabel="top-1 (%)", xscale="log")
-    right.set(xlabel="parameters (thousands)", xscale="log")
+    for line, style in zip(lines, _styles(), strict=False):
+        y, half = 100 * line.top1.mean, 100 * (line.top1.half or 0)
+        left.errorbar((line.multiply_adds or 0) / 1e6, y, half, label=line.method, **style)
+        right.errorbar(line.parameters / 1e3, y, half, **style)
+    left.set(xlabel="multiply–adds of an image (millions)", ylabel="top-1 (%)")
+    right.set(xlabel="parameters (thousands)")
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     _save(figure, path)
     return True
@@ -53,16 +54,14 @@ def draw_sizes(path: str | os.PathLike, lines: Sequence[Line], title: str) -> bo
     figure = Figure(figsize=(7, 5), layout="constrained")
     figure.suptitle(title, parse_math=False)
     panel = figure.subplots()
-    for (name, family), color in zip(families.items(), cycle(COLORS), strict=False):
+    for (name, family), style in zip(families.items(), _styles(), strict=False):
         family = sorted(family, key=lambda line: line.examples or 0)
         panel.errorbar(
             [line.examples or 0 for line in family],
             [100 * line.top1.mean for line in family],
             [100 * (line.top1.half or 0) for line in family],
-            color=color,
-            marker="o",
-            capsize=3,
             label=name,
+            **style,
         )
     panel.set(xlabel="training examples", ylabel="top-1 (%)", xscale="log")
     panel.legend(frameon=False, fontsize=8)
@@ -70,9 +69,10 @@ def draw_sizes(path: str | os.PathLike, lines: Sequence[Line], title: str) -> bo
     return True
 
 
-def _point(panel: Axes, x: float, line: Line, color: str, label: str | None) -> None:
-    half = 100 * (line.top1.half or 0)
-    panel.errorbar(x, 100 * line.top1.mean, half, color=color, marker="o", capsize=3, label=label)
+def _styles() -> Iterator[dict[str, Any]]:
+    """One after another, without an end: colors, then the same with other marks."""
+    for mark, color in cycle(product("osD^", COLORS)):
+        yield {"marker": mark, "color": color, "capsize": 3}
 
 
 def _save(figure: Figure, path: str | os.PathLike) -> None:

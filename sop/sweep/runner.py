@@ -61,6 +61,8 @@ def execute(
                 run = waiting.pop(0)
                 if progress(run) is Progress.LEFT:  # no other sweep has taken it meanwhile
                     stop.started.append(_start(run, free.pop(0), jobs))
+                    if stop.asked:  # while it was being started
+                        stop.started[-1].process.terminate()
                 else:
                     pace.drop()
             for each in [one for one in stop.started if one.process.poll() is not None]:
