@@ -14,8 +14,14 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 # Compiling takes most of the time, and a test computes little with what it compiled.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
+import gc
+
 import jaxtyping
 import pytest
+
+# Traces and compiled programs are many objects and live long: by default Python would look through
+# all of them thousands of times, a sixth of the tests' time and more.
+gc.set_threshold(100_000, 50, 100)
 
 # Not sop.training.state: a state of shapes or shardings is one too.
 CHECKED = ("sop.ops", "sop.layers", "sop.training.step")

@@ -260,7 +260,13 @@ def train(name: str, shapes: dict[str, list[int]]) -> tuple[np.ndarray, np.ndarr
     from sop.torch_weights import convert, to_state_dict
     from sop.training.optimizer import keep_momentum, make_optimizer
     from sop.training.state import init_state
-    from sop.training.step import data_parallel, make_mesh, make_train_step, to_devices
+    from sop.training.step import (
+        data_parallel,
+        make_mesh,
+        make_train_step,
+        replicated,
+        to_devices,
+    )
 
     config = {**CASES[name].config, "num_classes": CLASSES}
     variables = convert({key: weight(name, key, shape) for key, shape in shapes.items()}, config)
@@ -281,7 +287,8 @@ def train(name: str, shapes: dict[str, list[int]]) -> tuple[np.ndarray, np.ndarr
             tx = make_optimizer(options, lambda _: CASES[name].learning_rate, variables["params"])
             step = data_parallel(make_train_step(model, tx, normalize=lambda images: images), mesh)
             if state is None:
-                state = init_state(variables, tx)
+                # Where it stays, so that the second step needs no program of its own.
+                state = jax.device_put(init_state(variables, tx), replicated(mesh))
             else:
                 momentum = keep_momentum(state.opt_state, tx.init(state.params))
                 state = state.replace(opt_state=momentum)
