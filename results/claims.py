@@ -58,8 +58,8 @@ CLAIMS = (
 
 def find(name: str, methods: Iterable[str]) -> str | None:
     """The method of this name, or that begins with it where it ends in '='."""
-    whole = name[-1] != "="
-    return next((each for each in methods if each == name or (not whole and name in each)), None)
+    begins = name.endswith("=")
+    return next((m for m in methods if m == name or (begins and m.startswith(name))), None)
 
 
 def verdict(

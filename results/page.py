@@ -32,7 +32,9 @@ tries the learning rates {", ".join(RATES.values)} once on a validation split; i
 trained with {SEEDS} seeds and evaluated on the test split after the last epoch. Accuracies are
 means in %, ± half of Student's 95 % interval over the seeds; differences to the first line are
 paired by seed, in points. The runs are short and the images small, for two CPU cores: what is
-compared is methods at this budget, not how good they get.
+compared is methods at this budget, not how good they get. The vectors of B-CNN and of compact
+bilinear pooling have length 1, so their classifiers learn slowly at the rate of the rest: they have
+hardly begun where the others end.
 """
 
 _RULE = """
