@@ -7,11 +7,12 @@ from datetime import timedelta
 from pathlib import Path
 
 from results.claims import CLAIMS, verdict
-from results.study import BASELINES, FOLDER, PARTS, RATES, RUNS, SEEDS, plan
+from results.study import BASELINES, FOLDER, PARTS, RATES, RUNS, SEEDS, SPEED, plan
 from sop.command import Parser, run
 from sop.errors import UsageError
 from sop.results.figures import draw_cost
 from sop.results.record import Row, read_csv
+from sop.results.speed import Speed
 from sop.results.statistics import by_seed
 from sop.results.table import as_markdown, percent, summarize
 
@@ -26,15 +27,18 @@ python -m results.study typefaces_heads
 python -m results.page
 ```
 
-The first runs what is missing of a part, on any machine, and adds the rows; commit them. The
-network is ResNet-8 for small images, its last stage at stride 1 whatever the head is. Each method
-tries the learning rates {", ".join(RATES.values)} once on a validation split; its best one is
-trained with {SEEDS} seeds and evaluated on the test split after the last epoch. Accuracies are
-means in %, ± half of Student's 95 % interval over the seeds; differences to the first line are
-paired by seed, in points. The runs are short and the images small, for two CPU cores: what is
-compared is methods at this budget, not how good they get. The vectors of B-CNN and of compact
-bilinear pooling have length 1, so their classifiers learn slowly at the rate of the rest: they have
-hardly begun where the others end.
+The first runs what is missing of a part, on any machine, and adds the rows; commit them. To run one
+again, remove its row. The network is ResNet-8 for small images, its last stage at stride 1 whatever
+the head is. Each method tries the learning rates {", ".join(RATES.values)} once on a validation
+split; its best one is trained with {SEEDS} seeds and evaluated on the test split after the last
+epoch. Accuracies are means in %, ± half of Student's 95 % interval over the seeds; differences to
+the first line are paired by seed, in points. Images per second and memory are those of a training
+step, timed in turns (`--time`, [speed.csv](speed.csv)).
+
+The runs are short and the images small, for two CPU cores: what is compared is methods at this
+budget, not how good they get. The vectors of B-CNN and of compact bilinear pooling have length 1,
+so their classifiers learn slowly at the rate of the rest: they have hardly begun where the others
+end.
 """
 
 _RULE = """
@@ -45,16 +49,19 @@ where runs are missing. Many claims are tested at once: one interval in twenty m
 """
 
 
-def page(rows: Sequence[Row], folder: Path) -> str:
+def page(rows: Sequence[Row], speeds: Sequence[Row], folder: Path) -> str:
     """The page as Markdown; its figures are written into `folder`.
 
+    Args:
+      rows: of results/runs.csv.
+      speeds: of results/speed.csv.
     Raises:
       UsageError: there is no row of a test.
     """
     parts = {name: each for name, each in _parts(rows).items() if _tested(each)}
     if not parts:
         raise UsageError(f"{RUNS} holds no run yet: start with python -m results.study PART.")
-    sections = [_section(name, each, folder) for name, each in parts.items()]
+    sections = [_section(name, each, speeds, folder) for name, each in parts.items()]
     return "\n".join([_INTRODUCTION, _claims(parts), *sections])
 
 
@@ -87,10 +94,15 @@ def short(method: str) -> str:
     return method.partition("=")[2].replace(",reduction=0,dropout=0.0", "").replace(",", ", ")
 
 
-def _section(part: str, rows: Sequence[Row], folder: Path) -> str:
+def _section(part: str, rows: Sequence[Row], speeds: Sequence[Row], folder: Path) -> str:
     tested, base = _tested(rows), BASELINES[part.rpartition("_")[2]]
     methods = dict.fromkeys(row["method"] for row in tested)
-    lines = summarize(tested, base if base in methods else None)
+    timed = {
+        row["method"]: Speed(row["images_per_second"], row["memory"])
+        for row in speeds
+        if row["part"] == part
+    }
+    lines = summarize(tested, base if base in methods else None, timed)
     lines = [dataclasses.replace(line, method=short(line.method)) for line in lines]
     draw_cost(folder / f"{part}.png", lines, f"{part}: accuracy against cost")
     machines = ", ".join(sorted({row["machine"] for row in rows}))
@@ -131,7 +143,7 @@ def make_parser() -> Parser:
 def main(arguments: Sequence[str]) -> None:
     make_parser().parse_args(arguments)
     file = FOLDER / "README.md"
-    file.write_text(page(read_csv(RUNS), FOLDER), encoding="utf-8")
+    file.write_text(page(read_csv(RUNS), read_csv(SPEED), FOLDER), encoding="utf-8")
     print(f"{file} and its figures are written.")
 
 

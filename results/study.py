@@ -1,6 +1,7 @@
 """What second-order pooling gains on data that every machine has.
 
   python -m results.study PART   runs what is missing of a part and adds it to results/runs.csv
+  python -m results.study PART --time   times its training steps in turns, into results/speed.csv
   python -m results.page         writes results/README.md and its figures from results/runs.csv
 
 A part compares the heads, the attentions or the local poolings of one small network on one data
@@ -11,6 +12,7 @@ file as it grows. Work folders stand in runs/study.
 """
 
 import dataclasses
+import socket
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +21,8 @@ import jax
 
 from sop.command import Parser, run
 from sop.errors import UsageError, did_you_mean
-from sop.results.record import FIELDS, Row, fingerprint, read_csv, record, write_csv
+from sop.results.record import FIELDS, Row, fingerprint, image_size, read_csv, record, write_csv
+from sop.results.speed import measure
 from sop.sweep.grid import Grid
 from sop.sweep.plan import Run, Sweep, refuse_unfit
 from sop.sweep.progress import result
@@ -27,7 +30,7 @@ from sop.sweep.runner import execute
 from sop.sweep.tuning import Tuning, phases
 
 FOLDER = Path(__file__).resolve().parent
-RUNS = FOLDER / "runs.csv"
+RUNS, SPEED = FOLDER / "runs.csv", FOLDER / "speed.csv"
 RATES = Grid("optimizer.learning_rate", ("0.05", "0.2", "0.8"))
 SEEDS = 5
 BASELINES = {"heads": "representation=gavp", "attention": "attention=none", "pooling": "pool=None"}
@@ -147,6 +150,23 @@ def write(rows: Sequence[Row]) -> None:
     write_csv(RUNS, sorted(whole, key=lambda row: [str(each) for each in key(row)]))
 
 
+def time_steps(part: str) -> None:
+    """Times a training step of each method of a part, in turns, on this machine."""
+    sweep, _ = plan(part, Path())
+    runs = [run for run in sweep.runs() if run.seed == 0]
+    sizes = {run.method: (run.config, image_size(run.config)) for run in runs}
+    rows = [
+        {"part": part, "method": method, **speed._asdict(), "machine": machine()}
+        for method, speed in measure(sizes).items()
+    ]
+    write_csv(SPEED, [*(row for row in read_csv(SPEED) if row["part"] != part), *rows])
+
+
+def machine() -> str:
+    """As rows of runs have it."""
+    return f"{socket.gethostname()}: {jax.device_count()} × {jax.devices()[0].device_kind}"
+
+
 def work(part: str, options: Namespace) -> None:
     """Runs what is missing of a part."""
     rows = {key(row): row for row in read_csv(RUNS)}
@@ -174,16 +194,20 @@ def make_parser() -> Parser:
     parser = Parser(prog="python -m results.study", description=__doc__)
     parser.add_argument("part", help=f"one of {', '.join(PARTS)}")
     parser.add_argument("--workdir", type=Path, default=Path("runs/study"), metavar="DIR")
+    parser.add_argument("--time", action="store_true", help="time its steps, run nothing")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time")
     return parser
 
 
 def main(arguments: Sequence[str]) -> None:
-    jax.config.update("jax_platforms", "cpu")  # the devices are for the runs
     options = make_parser().parse_args(arguments)
     if options.part not in PARTS:
         hint = did_you_mean(options.part, PARTS)
         raise UsageError(f"There is no part '{options.part}'.{hint} There are {', '.join(PARTS)}.")
+    if options.time:
+        time_steps(options.part)
+        return
+    jax.config.update("jax_platforms", "cpu")  # the devices are for the runs
     work(options.part, options)
 
 

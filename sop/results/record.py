@@ -40,6 +40,7 @@ _NUMBERS = {
     **dict.fromkeys(("seed", "examples", "count", "parameters", "multiply_adds"), int),
     **dict.fromkeys(("top1", "top5", "loss", "epoch", "learning_rate", "seconds"), float),
     **dict.fromkeys(Robustness._fields, float),
+    **{"images_per_second": float, "memory": int},
 }
 
 

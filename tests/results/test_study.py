@@ -61,19 +61,22 @@ def test_every_part_can_be_planned_and_its_claims_told(part):
 
 def test_the_page_says_what_the_rows_say(rows, tmp_path):
     assert len(rows) == 9 * (3 + 5)
-    text = page.page(rows, tmp_path)
+    speed = {"part": "typefaces_heads", "method": "representation=gavp"}
+    speed |= {"images_per_second": 1234.5, "memory": 10**6}
+    text = page.page(rows, [speed], tmp_path)
     assert (tmp_path / "typefaces_heads.png").exists()
     assert "| mpncov, num_iters=5 | 5 | 70.20 ± 0.20 | +20.00 ± 0.00 | 0.2 |" in text
     assert "| covariance beats average pooling | typefaces | +20.00 ± 0.00 | seen |" in text
     assert "| iSQRT-COV beats B-CNN | typefaces | +20.00 ± 0.00 | seen |" in text
     assert "exact root | typefaces | -0.10 ± 0.00 | seen |" in text
     assert "72 runs, 27 of them for the rates; 0:01:12" in text and "## mnist" not in text
+    assert "| 0.00 M | 1,234 | 1 MB |" in text
     few = [row for row in rows if row["seed"] == 0]
     assert "| covariance beats average pooling | typefaces | +20.00 | not decidable" in page.page(
-        few, tmp_path
+        few, [], tmp_path
     )
     with pytest.raises(UsageError, match="holds no run yet"):
-        page.page([row for row in rows if row["purpose"] == "tuning"], tmp_path)
+        page.page([row for row in rows if row["purpose"] == "tuning"], [], tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -99,10 +102,10 @@ def test_verdicts(gains, as_good, at_an_end, said):
 
 
 def test_the_page_is_that_of_the_rows(tmp_path):
-    rows = read_csv(study.RUNS)
+    rows, speeds = read_csv(study.RUNS), read_csv(study.SPEED)
     if rows:
         assert len({study.key(row) for row in rows}) == len(rows)
-        assert (study.FOLDER / "README.md").read_text() == page.page(rows, tmp_path)
+        assert (study.FOLDER / "README.md").read_text() == page.page(rows, speeds, tmp_path)
 
 
 def test_an_unknown_part_is_refused():
