@@ -100,7 +100,7 @@ def _work(runs: Sequence[Run], options: Namespace) -> bool:
     else:
         counts = Counter(states)
         shares = ", ".join(f"{counts[state]} {state}" for state in Progress if counts[state])
-        print(f"{len(runs)} runs in {runs[0].workdir.parent}: {shares}", flush=True)
+        print(f"{len(runs)} run(s) in {runs[0].workdir.parent}: {shares}", flush=True)
         execute(runs, options.jobs)
         states = [progress(run) for run in runs]
     if failed := states.count(Progress.FAILED):

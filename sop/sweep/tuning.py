@@ -51,18 +51,17 @@ def make_tuning(sweep: Sweep, grid: Grid, splits: str | None) -> Tuning:
     """A tuning on two splits, 'train,validation', by default 80 % and 20 % of the training split.
 
     Raises:
-      UsageError: a split is missing or cannot be cut; or one is what the sweep's runs are evaluated
-        on; or the config cannot be meant.
+      UsageError: a split is missing or cannot be cut; or one has the name of what the sweep's runs
+        are evaluated on, though it be another part; or the config cannot be meant.
     """
     config = parse_config((f"--config={sweep.config}", *sweep.fixed))
     whole, test = config.input.train_split, config.input.eval_split
-    if splits is None:
-        if not re.fullmatch(r"\w+", whole):
-            raise UsageError(
-                f"config.input.train_split is {whole!r}, which is not cut by itself: name two "
-                "parts of it, --validation='train[:3000],train[3000:]'."
-            )
-        return Tuning(grid, f"{whole}[:{_SHARE}%]", f"{whole}[{_SHARE}%:]")
+    if splits is None and not re.fullmatch(r"\w+", whole):
+        raise UsageError(
+            f"config.input.train_split is {whole!r}, which is not cut by itself: name two parts of "
+            "it, --validation='train[:3000],train[3000:]'."
+        )
+    splits = splits or f"{whole}[:{_SHARE}%],{whole}[{_SHARE}%:]"
     parts = split_values(splits)
     if len(parts) != 2 or not all(parts) or parts[0] == parts[1]:
         raise UsageError(
@@ -70,8 +69,8 @@ def make_tuning(sweep: Sweep, grid: Grid, splits: str | None) -> Tuning:
         )
     if shared := _names(splits) & _names(test):
         raise UsageError(
-            f"--validation={splits} is chosen on '{shared.pop()}', which the runs are evaluated on "
-            "(config.input.eval_split): choose on parts of the training split."
+            f"The tuning would choose on '{shared.pop()}', which config.input.eval_split, {test!r}, "
+            "is of too: set that to the test split."
         )
     return Tuning(grid, *parts)
 

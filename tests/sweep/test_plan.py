@@ -142,8 +142,10 @@ def test_a_tuning_on_what_is_tested_is_refused():
     grid = Grid("optimizer.learning_rate", ("0.1", "0.2"))
     tuning = make_tuning(plan(), grid, "train[:1000],train[1000:]")
     assert (tuning.train, tuning.validation) == ("train[:1000]", "train[1000:]")
-    with pytest.raises(UsageError, match="chosen on 'test'"):
+    with pytest.raises(UsageError, match="choose on 'test'"):
         make_tuning(plan(), grid, "train,test[:50%]")
+    with pytest.raises(UsageError, match="choose on 'train'"):
+        make_tuning(plan(fixed=("--config.input.eval_split=train[90%:]",)), grid, None)
     with pytest.raises(UsageError, match="two splits"):
         make_tuning(plan(), grid, "train")
     with pytest.raises(UsageError, match="name two parts"):

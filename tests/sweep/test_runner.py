@@ -145,5 +145,5 @@ def test_runs_are_ordinary_work_folders(tmp_path, capsys, monkeypatch):
     assert counts == [120, 360]
     capsys.readouterr()
     sweep(command)
-    assert "1 runs in " in (said := capsys.readouterr().out) and "1 finished" in said
+    assert "1 run(s) in " in (said := capsys.readouterr().out) and "1 finished" in said
     assert "1 left" not in said
