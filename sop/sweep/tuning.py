@@ -69,8 +69,8 @@ def make_tuning(sweep: Sweep, grid: Grid, splits: str | None) -> Tuning:
         )
     if shared := _names(splits) & _names(test):
         raise UsageError(
-            f"The tuning would choose on '{shared.pop()}', and config.input.eval_split is {test!r}: "
-            "set that to the test split."
+            f"The tuning would choose on '{shared.pop()}', but config.input.eval_split is "
+            f"{test!r}: set that to the test split."
         )
     return Tuning(grid, *parts)
 
