@@ -111,3 +111,25 @@ def test_the_page_is_that_of_the_rows(tmp_path):
 def test_an_unknown_part_is_refused():
     with pytest.raises(UsageError, match=r"'typefaces_head'\. Did you mean 'typefaces_heads'"):
         study.main(["typefaces_head"])
+
+
+def test_what_stands_in_the_csv_is_not_run_again(tmp_path, monkeypatch, capsys):
+    started = []
+
+    def execute(runs, jobs, finished):
+        """Finishes five runs, then is interrupted, as on a machine that goes away."""
+        for run in runs[:5]:
+            started.append(run.workdir)
+            finished(run)
+        return len(runs) <= 5
+
+    monkeypatch.setattr(study, "RUNS", tmp_path / "runs.csv")
+    monkeypatch.setattr(study, "execute", execute)
+    monkeypatch.setattr(study, "row_of", row_of)
+    monkeypatch.setattr(study, "refuse_unfit", lambda runs: None)
+    monkeypatch.setattr(study, "SEEDS", 1)
+    for _ in range(5):
+        study.main(["typefaces_pooling", f"--workdir={tmp_path / 'runs'}"])
+    assert len(started) == len(set(started)) == 5 * 3 + 5
+    assert "5 runs, 0 missing" in capsys.readouterr().out
+    assert len(read_csv(study.RUNS)) == 20
