@@ -21,6 +21,7 @@ import pytest
 
 import main
 import sop.layers
+from results.study import PARTS
 from sop import export, plots
 from sop.config import stage_configs
 from sop.config.command_line import load, parse
@@ -30,12 +31,15 @@ from sop.models import BACKBONES, create_model
 from sop.models.__main__ import make_parser as make_models_parser
 from sop.models.attention import ATTENTIONS
 from sop.models.parts import POOLS, REPRESENTATIONS
+from sop.results.__main__ import make_parser as make_results_parser
+from sop.sweep.__main__ import plan_of
+from sop.sweep.tuning import phases
 from sop.torch_weights.__main__ import make_parser as make_weights_parser
 from tests.test_configs import FILES, NAMES
 from tests.torture import __main__ as torture
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("docs", "configs", "benchmarks")
+FOLDERS = ("docs", "configs", "benchmarks", "results")
 PAGES = [
     ROOT / "README.md",
     ROOT / "CHANGELOG.md",
@@ -153,6 +157,14 @@ def check_python(arguments):
         case ["-m", "sop.torch_weights", *flags]:
             _, config = parse(make_weights_parser(), flags)
             check_config(config)
+        case ["-m", "sop.sweep", *flags]:
+            sweep, tuning, _ = plan_of(flags)
+            for run in next(phases(sweep, tuning, lambda run: None)):
+                check_config(run.config)
+        case ["-m", "results.study", part]:
+            assert part in PARTS
+        case ["-m", "sop.results", *flags]:
+            make_results_parser().parse_args(flags)
         case ["-m", "sop.data.prepare", *flags]:
             prepare.main(flags)
         case ["-m", "sop.data.show", *flags]:

@@ -16,7 +16,7 @@ _NUMBERS = {"depth": (20, 56, 110), "widening": (4, 10)}
 
 
 class Cost(NamedTuple):
-    """What a network takes, on one image of its published size.
+    """What a network takes, on one image.
 
     Attributes:
       image_size: height and width of the image.
@@ -34,16 +34,18 @@ class Cost(NamedTuple):
     channels: int
 
 
-def cost(config: Mapping[str, Any]) -> Cost:
+def cost(config: Mapping[str, Any], image_size: int | None = None) -> Cost:
     """What the network of a config.model takes; it is traced, not run.
 
+    Args:
+      image_size: height and width of the image; None: as published.
     Raises:
       UsageError: as `sop.models.create_model`.
 
     >>> cost({"backbone": "resnet50", "num_classes": 1000}).multiply_adds
     4089184256
     """
-    model, size = create_model(config), get_backbone(config).image_size
+    model, size = create_model(config), image_size or get_backbone(config).image_size
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     variables = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
     features = model.features.clone(parent=None)

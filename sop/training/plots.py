@@ -14,7 +14,7 @@ from sop.training.durable import write_atomically
 
 History = Sequence[Mapping[str, Any]]  # entries as in `history.jsonl`, see `sop.training.history`
 
-_COLORS = ("#4C72B0", "#DD5143", "#55A868", "#8172B3", "#CCB974", "#64B5CD", "#8C8C8C", "#DA8BC3")
+COLORS = ("#4C72B0", "#DD5143", "#55A868", "#8172B3", "#CCB974", "#64B5CD", "#8C8C8C", "#DA8BC3")
 _PANELS = {"loss": "loss", "top1": "top-1 error (%)", "top5": "top-5 error (%)"}
 _NAMES = {"train": "training", "eval": "evaluation"}
 
@@ -29,7 +29,7 @@ def draw_curves(path: str | os.PathLike, history: History, title: str) -> None:
     """
     figure, panels = _panels({"": [history]}, title)
     for key, panel in panels.items():
-        for split, color in zip(_NAMES, _COLORS, strict=False):
+        for split, color in zip(_NAMES, COLORS, strict=False):
             _plot(panel, [history], split, key, color, _NAMES[split])
     _save(figure, panels, path)
 
@@ -48,7 +48,7 @@ def draw_groups(
       title: as it is.
     """
     figure, panels = _panels(groups, title)
-    for (name, histories), color in zip(groups.items(), cycle(_COLORS), strict=False):
+    for (name, histories), color in zip(groups.items(), cycle(COLORS), strict=False):
         for key, panel in panels.items():
             for split in _NAMES:
                 label = name if split == "eval" else None

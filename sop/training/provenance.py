@@ -68,13 +68,16 @@ def recorded(workdir: str | os.PathLike, packages: Iterable[str]) -> Iterator[No
 def git_state(folder: Path) -> dict[str, Any] | None:
     """{'commit', 'dirty': whether tracked or new files differ from it}; None outside a repository.
 
+    Files in `results/`, where a study writes down what it found, do not count.
+
     A folder that lies in a repository without being part of it, as an environment does, counts as
     outside.
     """
     commit = _git(folder, "rev-parse", "HEAD")
     if not commit or not _git(folder, "ls-files", "--", "."):
         return None
-    return {"commit": commit, "dirty": bool(_git(folder, "status", "--porcelain"))}
+    code = (":(top)", ":(top,exclude)results")
+    return {"commit": commit, "dirty": bool(_git(folder, "status", "--porcelain", "--", *code))}
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

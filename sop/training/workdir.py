@@ -20,6 +20,8 @@ from sop.models import resolve
 from sop.training.checkpoints import saved_progress, steps_in
 from sop.training.durable import write_json
 
+_HELD = (errno.EWOULDBLOCK, errno.EACCES)  # what locking says where another process has the lock
+
 
 class WorkDir:
     """A work folder in use by this process: a context, which it must be for as long as it runs.
@@ -51,7 +53,7 @@ class WorkDir:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            if error.errno not in _HELD:
                 # Some network file systems have no locks; a run is still possible there.
                 print(f"{path} cannot be locked: {error.strerror}.", file=sys.stderr)
                 return
@@ -89,14 +91,9 @@ class WorkDir:
           UsageError: naming each key that differs, with both values.
         """
         present = as_json(config)
-        if steps_in(self.path):
-            saved = read_config(self.path)
-            changed = _changes(saved, present)
-            refused = [key for key in changed if not _may_change(key, saved, present)]
-            _refuse(self.path, {key: changed[key] for key in refused})
-            if saved == present:
-                return
-        write_json(self.path / "config.json", present)
+        refuse_another_config(self.path, config)
+        if not steps_in(self.path) or read_config(self.path) != present:
+            write_json(self.path / "config.json", present)
 
     def settle_data(self, data: Sequence[Mapping[str, Any]]) -> None:
         """Refuses to go on with other data than those of the run's checkpoints.
@@ -115,6 +112,34 @@ class WorkDir:
                         f"{now[part]['split']!r}, {'; '.join(changes)}. Restore them, or choose "
                         "another --workdir."
                     )
+
+
+def is_in_use(path: str | os.PathLike) -> bool:
+    """Whether a live process holds the work folder; False where there are no locks."""
+    try:
+        lock = os.open(Path(path) / ".lock", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in _HELD
+    finally:
+        os.close(lock)
+    return False
+
+
+def refuse_another_config(path: str | os.PathLike, config: Mapping[str, Any]) -> None:
+    """Refuses to go on in work folder `path`, if it has checkpoints, with a config of another run.
+
+    Raises:
+      UsageError: naming each key that differs and may not, with both values.
+    """
+    if steps_in(path):
+        saved, present = read_config(path), as_json(config)
+        changed = _changes(saved, present)
+        refused = [key for key in changed if not _may_change(key, saved, present)]
+        _refuse(path, {key: changed[key] for key in refused})
 
 
 def refuse_another_folder(path: str | os.PathLike, token: str, seconds: float = 10) -> None:

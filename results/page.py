@@ -1,0 +1,151 @@
+"""Writes results/README.md and its figures from results/runs.csv: python -m results.page"""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+
+from results.claims import CLAIMS, verdict
+from results.study import BASELINES, FOLDER, PARTS, RATES, RUNS, SEEDS, SPEED, plan
+from sop.command import Parser, run
+from sop.errors import UsageError
+from sop.results.figures import draw_cost
+from sop.results.record import Row, read_csv
+from sop.results.speed import Speed
+from sop.results.statistics import by_seed
+from sop.results.table import as_markdown, percent, summarize
+
+_INTRODUCTION = f"""# What second-order pooling gains here
+
+Written by `python -m results.page` from [runs.csv](runs.csv), which holds every run: part, method,
+seed, top-1, hash of its config, commit, machine. The grids stand in `results/study.py`, the
+published claims in `results/claims.py`.
+
+```sh
+python -m results.study typefaces_heads
+python -m results.page
+```
+
+The first runs what is missing of a part, on any machine, and adds the rows; commit them. To run one
+again, remove its row. The network is ResNet-8 for small images, its last stage at stride 1 whatever
+head or attention it has. Each method tries the learning rates {", ".join(RATES.values)} once on a
+validation split; its best one is trained with {SEEDS} seeds and evaluated on the test split after
+the last epoch. Accuracies are means in %, ± half of Student's 95 % interval over the seeds;
+differences to the first line are paired by seed, in points. Images per second and memory are those
+of a training step, timed in turns (`--time`, [speed.csv](speed.csv)).
+
+The runs are short and the images small, for two CPU cores: what is compared is methods at this
+budget, not how good they get. The vectors of B-CNN and of compact bilinear pooling have length 1,
+so their classifiers learn slowly at the rate of the rest: they have hardly begun where the others
+end.
+"""
+
+_RULE = """
+A claim is *seen* where the 95 % interval of the difference lies above 0 ("as good": above −1
+point), and *not seen* where it lies below 1 point ("as good": below −1 point). Else it is *not
+decidable here*; so it is where a learning rate beyond those tried could change the answer, and
+where runs are missing. Many claims are tested at once: one interval in twenty misses its value.
+"""
+
+
+def page(rows: Sequence[Row], speeds: Sequence[Row], folder: Path) -> str:
+    """The page as Markdown; its figures are written into `folder`.
+
+    Args:
+      rows: of results/runs.csv.
+      speeds: of results/speed.csv.
+    Raises:
+      UsageError: there is no row of a test.
+    """
+    parts = {name: each for name, each in _parts(rows).items() if _tested(each)}
+    if not parts:
+        raise UsageError(f"{RUNS} holds no run yet: start with python -m results.study PART.")
+    sections = [_section(name, each, speeds, folder) for name, each in parts.items()]
+    return "\n".join([_INTRODUCTION, _claims(parts), *sections])
+
+
+def _parts(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Part → its rows, both in the order of the study; what the study has no more is left out."""
+    found: dict[str, list[Row]] = {}
+    for part in PARTS:
+        methods = list(plan(part, Path())[0].methods())
+        known = [row for row in rows if row["part"] == part and _of(row) in methods]
+        found[part] = sorted(known, key=lambda row: (methods.index(_of(row)), row["seed"]))
+    return found
+
+
+def _of(row: Row) -> str:
+    """The method that a row, be it of the tuning, belongs to."""
+    return re.sub(r",learning_rate=[^,]*$", "", row["method"])
+
+
+def _tested(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row["purpose"] == "test"]
+
+
+def _at_an_end(rows: Sequence[Row]) -> frozenset[str]:
+    ends = {min(map(float, RATES.values)), max(map(float, RATES.values))}
+    return frozenset(row["method"] for row in _tested(rows) if row["learning_rate"] in ends)
+
+
+def short(method: str) -> str:
+    """A method without what all of its part have."""
+    return method.partition("=")[2].replace(",reduction=0,dropout=0.0", "").replace(",", ", ")
+
+
+def _section(part: str, rows: Sequence[Row], speeds: Sequence[Row], folder: Path) -> str:
+    tested, base = _tested(rows), BASELINES[part.rpartition("_")[2]]
+    methods = dict.fromkeys(row["method"] for row in tested)
+    timed = {
+        row["method"]: Speed(row["images_per_second"], row["memory"])
+        for row in speeds
+        if row["part"] == part
+    }
+    lines = summarize(tested, base if base in methods else None, timed)
+    lines = [dataclasses.replace(line, method=short(line.method)) for line in lines]
+    draw_cost(folder / f"{part}.png", lines, f"{part}: accuracy against cost")
+    machines = ", ".join(sorted({row["machine"] for row in rows}))
+    seconds = timedelta(seconds=round(sum(row["seconds"] for row in rows)))
+    ends = [short(method) for method in methods if method in _at_an_end(rows)]
+    text = f"{len(rows)} runs, {len(rows) - len(tested)} of them for the rates; {seconds} in all"
+    text += f" (hours:minutes:seconds), on {machines}."
+    if ends:
+        text += f" At an end of the rates tried, so others may suit better: {'; '.join(ends)}."
+    picture = f"![{part}: accuracy of each method against its cost]({part}.png)"
+    return "\n\n".join([f"## {part}", text, as_markdown(lines), picture, ""])
+
+
+def _claims(parts: Mapping[str, Sequence[Row]]) -> str:
+    rows = ["| claim | data | difference (points) | verdict |", "| --- | --- | ---: | --- |"]
+    return "\n".join(["## Published claims", _RULE, *rows, *_verdicts(parts), ""])
+
+
+def _verdicts(parts: Mapping[str, Sequence[Row]]) -> Iterator[str]:
+    for claim in CLAIMS:
+        for part, rows in parts.items():
+            data, _, kind = part.rpartition("_")
+            if kind != claim.kind:
+                continue
+            accuracy: dict[str, list[tuple[int, float]]] = {}
+            for row in _tested(rows):
+                accuracy.setdefault(row["method"], []).append((row["seed"], row["top1"]))
+            seeds = {method: by_seed(pairs, method) for method, pairs in accuracy.items()}
+            said, found = verdict(claim, seeds, _at_an_end(rows))
+            yield f"| {claim.text} | {data} | {percent(found, signed=True)} | {said} |"
+
+
+def make_parser() -> Parser:
+    """The flags of this command."""
+    return Parser(prog="python -m results.page", description=__doc__)
+
+
+def main(arguments: Sequence[str]) -> None:
+    make_parser().parse_args(arguments)
+    file = FOLDER / "README.md"
+    file.write_text(page(read_csv(RUNS), read_csv(SPEED), FOLDER), encoding="utf-8")
+    print(f"{file} and its figures are written.")
+
+
+if __name__ == "__main__":
+    run(main)

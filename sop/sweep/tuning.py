@@ -1,0 +1,148 @@
+"""One value of a key for each method, chosen on a validation split: the same choice for all.
+
+The runs of the tuning stand in `WORKDIR/tuning`, the grid of the tuned key beside the others, with
+seed 0. They train on one part of the training split and are evaluated, at their end, on the other;
+the test split is not opened. The value with the best top-1 there is what the runs of all seeds then
+train with, on the whole training split.
+"""
+
+import dataclasses
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from sop.errors import UsageError
+from sop.sweep.grid import Grid, name_of, split_values
+from sop.sweep.plan import Run, Sweep, parse_config
+
+_SHARE = 80  # percent of the training split that the tuning trains on
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """What is tuned, and on what.
+
+    Attributes:
+      grid: the key and its values.
+      train, validation: splits.
+    """
+
+    grid: Grid
+    train: str
+    validation: str
+
+    def sweep(self, sweep: Sweep) -> Sweep:
+        """The runs that try each value once for each method of another sweep."""
+        splits = (
+            f"--config.input.train_split={self.train}",
+            f"--config.input.eval_split={self.validation}",
+        )
+        return dataclasses.replace(
+            sweep,
+            fixed=(*sweep.fixed, *splits),
+            grids=(*sweep.grids, self.grid),
+            seeds=1,
+            workdir=sweep.workdir / "tuning",
+        )
+
+
+def make_tuning(sweep: Sweep, grid: Grid, splits: str | None) -> Tuning:
+    """A tuning on two splits, 'train,validation', by default 80 % and 20 % of the training split.
+
+    Raises:
+      UsageError: a split is missing or cannot be cut; or one has the name of what the sweep's runs
+        are evaluated on, though it be another part; or the config cannot be meant.
+    """
+    config = parse_config((f"--config={sweep.config}", *sweep.fixed))
+    whole, test = config.input.train_split, config.input.eval_split
+    if splits is None and not re.fullmatch(r"\w+", whole):
+        raise UsageError(
+            f"config.input.train_split is {whole!r}, which is not cut by itself: name two parts of "
+            "it, --validation='train[:3000],train[3000:]'."
+        )
+    splits = splits or f"{whole}[:{_SHARE}%],{whole}[{_SHARE}%:]"
+    parts = split_values(splits)
+    if len(parts) != 2 or not all(parts) or parts[0] == parts[1]:
+        raise UsageError(
+            f"--validation={splits} does not name two splits: write 'train[:80%],train[80%:]'."
+        )
+    if shared := _names(splits) & _names(test):
+        raise UsageError(
+            f"The tuning would choose on '{shared.pop()}', but config.input.eval_split is "
+            f"{test!r}: set that to the test split."
+        )
+    return Tuning(grid, *parts)
+
+
+def _names(splits: str) -> set[str]:
+    """Names of splits in a text, their parts left out."""
+    return set(re.findall(r"[A-Za-z_]\w*", re.sub(r"\[.*?\]", "", splits)))
+
+
+def phases(
+    sweep: Sweep, tuning: Tuning | None, result: Callable[[Run], Mapping[str, Any] | None]
+) -> Iterator[list[Run]]:
+    """The runs to begin with, then those that follow when they have ended.
+
+    All are checked before the first are given. What was chosen is said on stderr.
+
+    Args:
+      result: see `choose`.
+    """
+    if tuning is None:
+        yield sweep.runs()
+        return
+    key, methods = tuning.grid.key, sweep.methods()
+    trials = tuning.sweep(sweep).runs()
+    sweep.runs({method: {key: tuning.grid.values[0]} for method in methods})
+    yield trials
+    chosen = choose(trials, tuning.grid, result)
+    ends = at_an_end(chosen, tuning.grid)
+    for method in methods:
+        said = f"{key}={chosen[method][key]}" if method in chosen else f"no {key} worked"
+        more = ", at an end of those tried: one beyond may be better" if method in ends else ""
+        print(f"{method or 'all'}: {said}{more}", file=sys.stderr)
+    if chosen:
+        yield [run for run in sweep.runs(chosen) if run.method in chosen]
+
+
+def choose(
+    runs: Sequence[Run], grid: Grid, result: Callable[[Run], Mapping[str, Any] | None]
+) -> dict[str, dict[str, str]]:
+    """Method → the tuned key with its best value; a method none of whose runs finished is left out.
+
+    Of equal top-1 the smaller loss is better.
+
+    Args:
+      runs: of `Tuning.sweep`.
+      result: run → 'top1' and 'loss' at its end; None: it failed.
+    """
+    best: dict[str, tuple[tuple[float, float], str]] = {}
+    for run in runs:
+        found = result(run)
+        if found is None:
+            continue
+        score = found["top1"], -found["loss"]
+        method = tuned_method(run, grid)
+        if method not in best or score > best[method][0]:
+            best[method] = score, run.settings[grid.key]
+    return {method: {grid.key: value} for method, (_, value) in best.items()}
+
+
+def tuned_method(run: Run, grid: Grid) -> str:
+    """The method that a run of a tuning tries a value for."""
+    return name_of({key: value for key, value in run.settings.items() if key != grid.key})
+
+
+def at_an_end(chosen: Mapping[str, Mapping[str, str]], grid: Grid) -> list[str]:
+    """The methods for which the least or the largest of at least three values was best."""
+    ends = {min(grid.values, key=float), max(grid.values, key=float)} if _numbers(grid) else set()
+    return [name for name, settings in chosen.items() if settings[grid.key] in ends]
+
+
+def _numbers(grid: Grid) -> bool:
+    try:
+        return len({float(each) for each in grid.values}) > 2
+    except ValueError:
+        return False

@@ -1,0 +1,135 @@
+"""The study's parts can be planned, its rows are found again, its page says what they say."""
+
+from pathlib import Path
+
+import pytest
+
+from results import page, study
+from results.claims import CLAIMS, Claim, find, verdict
+from sop.errors import UsageError
+from sop.results.record import FIELDS, fingerprint, read_csv
+from sop.sweep.tuning import phases
+
+GAINS = {"mpncov": 0.2, "eigh": 0.201, "none": -0.1}
+
+
+def row_of(part, run):
+    """A row as if the run had been made: seeds matter little, and covariances help."""
+    gain = next((value for word, value in reversed(GAINS.items()) if word in run.method), 0.0)
+    fields = {
+        "method": run.method,
+        "seed": run.seed,
+        "top1": 0.5 + gain + 0.001 * run.seed,
+        "loss": abs(run.config.optimizer.learning_rate - 0.2),
+        "learning_rate": run.config.optimizer.learning_rate,
+        "config": fingerprint(run.config),
+        "parameters": 1000,
+        "multiply_adds": 1000,
+        "machine": "none",
+        "seconds": 1.0,
+    }
+    purpose = "tuning" if run.workdir.parent.name == "tuning" else "test"
+    return {"part": part, "purpose": purpose, **dict.fromkeys(FIELDS), **fields}
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Of typefaces_heads."""
+    made = []
+
+    def result(run):
+        return next(row for row in made if row["method"] == run.method)
+
+    for runs in phases(*study.plan("typefaces_heads", Path("runs")), result):
+        made += [row_of("typefaces_heads", run) for run in runs]
+    return made
+
+
+@pytest.mark.parametrize("part", study.PARTS)
+def test_every_part_can_be_planned_and_its_claims_told(part):
+    sweep, tuning = study.plan(part, Path("runs"))
+    _, kind = part.rsplit("_", 1)
+    methods = sweep.methods()
+    assert study.BASELINES[kind] in methods
+    for claim in CLAIMS:
+        if claim.kind == kind:
+            assert {find(claim.better, methods), find(claim.worse, methods)} <= set(methods)
+    trials = next(phases(sweep, tuning, lambda run: None))
+    assert len(trials) == len(methods) * len(study.RATES.values)
+    assert all("test" not in run.config.input.eval_split for run in trials)
+
+
+def test_the_page_says_what_the_rows_say(rows, tmp_path):
+    assert len(rows) == 9 * (3 + 5)
+    speed = {"part": "typefaces_heads", "method": "representation=gavp"}
+    speed |= {"images_per_second": 1234.5, "memory": 10**6}
+    text = page.page(rows, [speed], tmp_path)
+    assert (tmp_path / "typefaces_heads.png").exists()
+    assert "| mpncov, num_iters=5 | 5 | 70.20 ± 0.20 | +20.00 ± 0.00 | 0.2 |" in text
+    assert "| covariance beats average pooling | typefaces | +20.00 ± 0.00 | seen |" in text
+    assert "| iSQRT-COV beats B-CNN | typefaces | +20.00 ± 0.00 | seen |" in text
+    assert "exact root | typefaces | -0.10 ± 0.00 | seen |" in text
+    assert "72 runs, 27 of them for the rates; 0:01:12" in text and "## mnist" not in text
+    assert "| 0.00 M | 1,234 | 1 MB |" in text
+    few = [row for row in rows if row["seed"] == 0]
+    assert "| covariance beats average pooling | typefaces | +20.00 | not decidable" in page.page(
+        few, [], tmp_path
+    )
+    with pytest.raises(UsageError, match="holds no run yet"):
+        page.page([row for row in rows if row["purpose"] == "tuning"], [], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("gains", "as_good", "at_an_end", "said"),
+    [
+        ((0.02, 0.021), False, "", "seen"),
+        ((0.02, 0.021), False, "a", "seen"),
+        ((0.02, 0.021), False, "b", "not decidable here"),
+        ((-0.02, -0.021), False, "", "not seen"),
+        ((-0.02, -0.021), False, "a", "not decidable here"),
+        ((-0.02, 0.06), False, "", "not decidable here"),
+        ((-0.0002, 0.0001), False, "", "not seen"),
+        ((-0.0002, 0.0001), True, "", "seen"),
+        ((-0.02, -0.021), True, "", "not seen"),
+        ((0.02,), False, "", "not decidable here"),
+    ],
+)
+def test_verdicts(gains, as_good, at_an_end, said):
+    accuracy = {"a": {n: 0.5 + gain for n, gain in enumerate(gains)}, "b": {0: 0.5, 1: 0.5}}
+    claim = Claim("", "", "a", "b", as_good)
+    assert verdict(claim, accuracy, frozenset(at_an_end))[0] == said
+    assert verdict(claim._replace(worse="c"), accuracy, frozenset())[1] is None
+
+
+def test_the_page_is_that_of_the_rows(tmp_path):
+    rows, speeds = read_csv(study.RUNS), read_csv(study.SPEED)
+    if rows:
+        assert len({study.key(row) for row in rows}) == len(rows)
+        assert (study.FOLDER / "README.md").read_text() == page.page(rows, speeds, tmp_path)
+
+
+def test_an_unknown_part_is_refused():
+    with pytest.raises(UsageError, match=r"'typefaces_head'\. Did you mean 'typefaces_heads'"):
+        study.main(["typefaces_head"])
+
+
+def test_what_stands_in_the_csv_is_not_run_again(tmp_path, monkeypatch, capsys):
+    started = []
+
+    def execute(runs, jobs, finished):
+        """Finishes five runs, then is interrupted, as on a machine that goes away."""
+        for run in runs[:5]:
+            started.append(run.workdir)
+            finished(run)
+        return len(runs) <= 5
+
+    monkeypatch.setattr(study, "RUNS", tmp_path / "runs.csv")
+    monkeypatch.setattr(study, "execute", execute)
+    monkeypatch.setattr(study, "row_of", row_of)
+    monkeypatch.setattr(study, "refuse_unfit", lambda runs: None)
+    monkeypatch.setattr(study, "SEEDS", 1)
+    for _ in range(5):
+        study.main(["typefaces_pooling", f"--workdir={tmp_path / 'runs'}"])
+    assert len(started) == len(set(started)) == 5 * 3 + 5
+    assert "5 runs, 0 missing" in capsys.readouterr().out
+    assert len(read_csv(study.RUNS)) == 20
