@@ -15,6 +15,7 @@ from jax import lax
 from jaxtyping import Float
 
 from sop.ops.annotations import Array, FeatureMap
+from sop.ops.derivatives import with_pullback
 
 
 def in_halves(f: Callable[..., jax.Array], *arrays: Any) -> jax.Array:
@@ -39,9 +40,13 @@ def multiply(
 ) -> Float[jax.Array, "*shape d"]:
     """x W over the last axis of x, summed in at least float32.
 
-    On CPU the gradient of W, where it is taller than wide, is computed transposed, for which XLA
-    multiplies faster there.
+    In half precision the cotangent is rounded to the type of the factors: products of float32 and
+    bfloat16 have none of an accelerator's units for half precision to run on. On CPU the gradient
+    of W, where it is taller than wide, is computed transposed, for which XLA multiplies faster
+    there.
     """
+    if jnp.finfo(x.dtype).bits < 32:
+        return _multiply_halves(x, kernel)
     return lax.platform_dependent(
         x, kernel, cpu=_multiply_on_cpu, default=partial(_contract, axis=0)
     )
@@ -89,6 +94,18 @@ def _contract(x, kernel, axis):
         (((x.ndim - 1,), (axis,)), ((), ())),
         preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
     )
+
+
+def _halves_pullback(x, kernel, cotangent):
+    cotangent = cotangent.astype(x.dtype)
+    others = tuple(range(x.ndim - 1))
+    of_kernel = lax.dot_general(
+        x, cotangent, ((others, others), ((), ())), preferred_element_type=jnp.float32
+    )
+    return _contract(cotangent, kernel, 1).astype(x.dtype), of_kernel.astype(kernel.dtype)
+
+
+_multiply_halves = with_pullback(partial(_contract, axis=0), _halves_pullback)
 
 
 @jax.custom_jvp
