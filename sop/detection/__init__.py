@@ -1,0 +1,1 @@
+"""Detection of objects: boxes, detectors and their metric."""
