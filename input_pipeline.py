@@ -18,12 +18,19 @@ import grain
 import numpy as np
 from ml_collections import ConfigDict
 
+from sop.data import images as codec
 from sop.data import randomness, transforms
+from sop.data.annotated import open_annotated
 from sop.data.images import BadImageError, Region, image_size, is_jpeg, reduction
+from sop.data.masks import decode_mask, paste
 from sop.data.normalization import check_normalization
+from sop.data.objects import Annotated, Objects
+from sop.data.scenes import Scene, ScenePipeline, kept, parse_scenes
 from sop.data.source import Source
 from sop.data.sources import Unturned, open_source
+from sop.detection.metric import Found
 from sop.errors import UsageError
+from sop.models.lookup import entry
 from sop.progress import shown
 
 Batch = dict[str, np.ndarray]
@@ -42,7 +49,8 @@ def create(
     """
     for config in configs:
         if config.input.test_transforms is not None:
-            transforms.parse(config.input.test_transforms, training=False, name="test_transforms")
+            parse = parse_scenes if _detector(config) else transforms.parse
+            parse(config.input.test_transforms, training=False, name="test_transforms")
     share, opened = (process_index, process_count), {}
     return [(create_train(c, *share, opened), create_eval(c, *share, opened)) for c in configs]
 
@@ -85,7 +93,8 @@ def create_eval(
     """
     rows = _share("eval_batch_size", config.eval_batch_size, process_index, process_count)
     images = _open(config, False, {} if opened is None else opened)
-    return Evaluation(images, config.eval_batch_size, rows, config.input.num_workers)
+    kind = SceneEvaluation if _detector(config) else Evaluation
+    return kind(images, config.eval_batch_size, rows, config.input.num_workers)
 
 
 def cached_bytes(data: Iterable["_Batches"]) -> int:
@@ -102,6 +111,7 @@ class _Batches:
       identity: What tells these examples from others, JSON-able: split, their number, the names of
         the classes, a hash of the files' names and sizes.
       row_shape: ([V,] H, W, 3) of what one becomes in a batch.
+      rows: Shape and type of each array of a batch, for one example, without 'mask'.
       batches_ahead: How many are in memory at once.
       bad_images: The names of the undecodable images that this process has met so far.
     """
@@ -111,6 +121,7 @@ class _Batches:
         self.class_names = images.source.class_names
         self.num_classes = len(self.class_names)
         self.image_shape, self.row_shape = images.shape, images.row_shape
+        self.rows = images.rows
         self.identity = images.source.identity
         self.batches_ahead = _ahead(num_workers) + 1
         self.bad_images = images.bad
@@ -150,8 +161,8 @@ class Train(_Batches):
             epoch += first_epoch
             # Not Grain's shuffle: an index costs it 14 μs with 2,048 examples, 200 μs with 128.
             order = randomness.order(self._seed, epoch, self.num_examples)
-            images, labels, _ = self._images.load(order[self._places(place)], epoch)
-            return {"image": images, "label": labels}
+            examples = self._images.load(order[self._places(place)], epoch)
+            return {name: array for name, array in examples.items() if name != "mask"}
 
         return _prefetch(batch, start, sys.maxsize, self._num_workers)
 
@@ -178,11 +189,32 @@ class Evaluation(_Batches):
     def _batch(self, number: int) -> Batch:
         places = self._places(number)
         real = places[places < self.num_examples]
-        arrays = self._images.load(real, epoch=0)
-        if missing := len(places) - len(real):
-            fill = [np.zeros((missing, *array.shape[1:]), array.dtype) for array in arrays]
-            arrays = map(np.concatenate, zip(arrays, fill, strict=True))
-        return dict(zip(("image", "label", "mask"), arrays, strict=True))
+        batch = self._images.load(real, epoch=0)
+        missing = len(places) - len(real)
+        return {k: np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)) for k, x in batch.items()}
+
+
+class SceneEvaluation(Evaluation):
+    """Evaluation of detection: batches {'image', 'index', 'size', 'mask'}, see `_Scenes`."""
+
+    _images: "_Scenes"
+
+    def truth(self, index: int) -> tuple[tuple[int, int], Objects]:
+        """Height and width of the original image `index`, and what it holds."""
+        return self._images.source.truth(index)
+
+    def found(self, said: dict[str, np.ndarray]) -> Found:
+        """A detector's row for an image, in pixels of the original image.
+
+        Args:
+          said: 'boxes' [K, 4], 'scores', 'labels', 'valid' [K] and perhaps 'masks' [K, M, M], in
+            pixels of the image 'index' as it came out of the transforms, 'size' of it not padding.
+        """
+        return to_original(said, self.truth(int(said["index"]))[0])
+
+
+def _detector(config: ConfigDict) -> str | None:
+    return entry(config.model, "detector")[0]
 
 
 def _open(config: ConfigDict, training: bool, opened: dict[Any, Any]) -> "_Images":
@@ -190,15 +222,22 @@ def _open(config: ConfigDict, training: bool, opened: dict[Any, Any]) -> "_Image
     options = config.input
     text = options.train_transforms if training else options.eval_transforms
     split = options.train_split if training else options.eval_split
-    pipeline = transforms.parse(text, training=training)
+    detector = _detector(config)
+    pipeline = (parse_scenes if detector else transforms.parse)(text, training=training)
     check_normalization(options.normalization)
     skip_bad = options.bad_images == "skip"
     key = (options.dataset, options.data_dir, split, pipeline, config.seed, skip_bad, training)
-    key = (*key, options.cache, options.exif)
+    key = (*key, options.cache, options.exif, options.max_objects, detector)
     if key not in opened:
-        source = open_source(options.dataset, split, options.data_dir)
+        source = (open_annotated if detector else open_source)(
+            options.dataset, split, options.data_dir
+        )
         source = Unturned(source) if options.exif == "ignore" else source
-        images = _Images(source, pipeline, config.seed, skip_bad, replace_bad=training)
+        how = {"seed": config.seed, "skip_bad": skip_bad, "replace_bad": training}
+        if detector:
+            images = _scenes(config, source, pipeline, how)
+        else:
+            images = _Images(source, pipeline, **how)
         opened[key] = _CachedImages(images) if options.cache else images
     source = opened[key].source
     if config.model.num_classes != len(source.class_names):
@@ -206,7 +245,7 @@ def _open(config: ConfigDict, training: bool, opened: dict[Any, Any]) -> "_Image
             f"config.model.num_classes = {config.model.num_classes}, but data set "
             f"{options.dataset!r} has {len(source.class_names)} classes; set it to that."
         )
-    if not _has_labels(source):
+    if not detector and not _has_labels(source):
         raise UsageError(
             f"Split {split!r} of data set {options.dataset!r} comes without labels; choose another."
         )
@@ -238,25 +277,27 @@ class _Images:
         self.shape = (*_image_size(self.source, self.pipeline), 3)
         views = self.pipeline.num_views
         self.row_shape = (views, *self.shape) if views else self.shape
+        self.rows = {"image": (self.row_shape, np.uint8), "label": ((), np.int32)}
 
     def prepare(self, num_workers: int) -> None:
         """To be called before `load`."""
 
-    def load(self, examples: np.ndarray, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """[n] indices → images uint8 [n, …], labels int32 [n], whether an image is good [n]."""
-        images = np.zeros((len(examples), *self.row_shape), np.uint8)
-        labels = np.zeros(len(examples), np.int32)
-        good = np.zeros(len(examples), bool)
+    def load(self, examples: np.ndarray, epoch: int) -> Batch:
+        """[n] indices → 'image' uint8 [n, …], 'label' int32 [n], 'mask' [n]: is the image good?"""
+        batch = {
+            name: np.zeros((len(examples), *shape), dtype)
+            for name, (shape, dtype) in {**self.rows, "mask": ((), bool)}.items()
+        }
         for row, example in enumerate(examples.tolist()):
             for candidate in self._candidates(example):
-                image, labels[row] = self._read(candidate, epoch)
-                if image is not None:
-                    images[row], good[row] = image, True
+                if found := self._read(candidate, epoch):
+                    for name, value in {**found, "mask": True}.items():
+                        batch[name][row] = value
                     break
             else:
                 if self.replace_bad:
                     _refuse_all_bad(self.source)
-        return images, labels, good
+        return batch
 
     def _candidates(self, example: int) -> Iterator[int]:
         """The example, and those after it that may stand in for it; not what is known as bad."""
@@ -265,14 +306,11 @@ class _Images:
             if candidate not in self._bad_examples:
                 yield candidate
 
-    def _read(self, example: int, epoch: int) -> tuple[np.ndarray | None, int]:
-        """(transformed image, label) of one example; None in place of a bad image."""
-        label = 0
+    def _read(self, example: int, epoch: int) -> dict[str, Any] | None:
+        """One example's row of each array; None: its image is bad."""
         draws = randomness.uniforms(self.seed, epoch, example, self.pipeline.num_draws)
         try:
-            data, label = self.source[example]
-            self.check(data)
-            image = self.pipeline.decode(data, draws)
+            return self._made(example, *self.source[example], draws)
         except BadImageError as error:
             name = self.source.describe(example)
             if not self.skip_bad:  # nor is it remembered: a batch made ahead may meet it first
@@ -285,14 +323,116 @@ class _Images:
                 self.bad.add(name)
                 found = f"The image {name} cannot be decoded, {error}; it is skipped"
                 print(f"{found} ({len(self.bad)} so far).", file=sys.stderr)
-            return None, label
+            return None
+
+    def _made(self, example: int, data: bytes, label: int, draws: np.ndarray) -> dict[str, Any]:
+        """The row of an encoded image and its label."""
+        self.check(data)
+        image = self.pipeline.decode(data, draws)
         if image.shape != self.row_shape:
             raise UsageError(
                 f"The image {self.source.describe(example)} becomes {_by(image.shape[-3:])}, "
                 f"others {_by(self.shape)}; add a transform to config.input that fixes the size, "
                 f"such as center_crop({min(self.shape[:2])})."
             )
-        return image, label
+        return {"image": image, "label": label}
+
+
+def _scenes(
+    config: ConfigDict, source: Annotated, pipeline: ScenePipeline, how: dict[str, Any]
+) -> "_Scenes":
+    if config.input.cache:
+        raise UsageError(
+            "config.input.cache keeps images for classification alone: set it to False."
+        )
+    with_masks = _detector(config) == "mask_rcnn"
+    if with_masks and not source.has_masks:
+        raise UsageError(
+            f"Data set {config.input.dataset!r} has no masks for the detector 'mask_rcnn': give "
+            "'segmentation' to every annotation, or set config.model.detector.name='faster_rcnn'."
+        )
+    return _Scenes(source, pipeline, **how, capacity=config.input.max_objects, masks=with_masks)
+
+
+@dataclasses.dataclass
+class _Scenes(_Images):
+    """The transformed images of one split with their objects.
+
+    Rows for training are {'image': uint8 [H, W, 3], 'boxes': float32 [N, 4] in pixels of it,
+    'labels': int32 [N], 'valid', 'crowd': bool [N], with masks 'masks': uint8 [N, H, W]}, N =
+    `capacity`; difficult objects are left out. For evaluation they are {'image', 'index': int32,
+    the example, 'size': float32 [2], height and width of what is not padding}.
+    """
+
+    source: Annotated
+    pipeline: ScenePipeline
+    capacity: int = 0
+    masks: bool = False
+    _crowded: set[int] = dataclasses.field(default_factory=set)
+
+    def __post_init__(self):
+        [self.shape] = [(*size, 3) for size in self.pipeline.sizes()]
+        self.row_shape = self.shape
+        self.rows = {"image": (self.shape, np.uint8)}
+        if not self.replace_bad:  # evaluation
+            self.rows |= {"index": ((), np.int32), "size": ((2,), np.float32)}
+            return
+        count = self.capacity
+        self.rows |= {"boxes": ((count, 4), np.float32), "labels": ((count,), np.int32)}
+        self.rows |= {"valid": ((count,), bool), "crowd": ((count,), bool)}
+        if self.masks:
+            self.rows["masks"] = ((count, *self.shape[:2]), np.uint8)
+
+    def _made(
+        self, example: int, data: bytes, objects: Objects, draws: np.ndarray
+    ) -> dict[str, Any]:
+        self.check(data)
+        image = codec.decode(data)
+        masks = None
+        if self.replace_bad:
+            objects = kept(objects, ~objects.difficult)
+            if self.masks:
+                each = [decode_mask(rle) for rle in objects.masks]
+                masks = np.stack(each) if each else np.zeros((0, *image.shape[:2]), np.uint8)
+        scene = self.pipeline(Scene(image, objects, masks, image.shape[:2]), draws)
+        if not self.replace_bad:
+            return {"image": scene.image, "index": example, "size": scene.size}
+        return {"image": scene.image, **self._padded(example, scene)}
+
+    def _padded(self, example: int, scene: Scene) -> dict[str, np.ndarray]:
+        """The objects, filled up to `capacity`."""
+        if len(scene.objects) > self.capacity and example not in self._crowded:
+            self._crowded.add(example)
+            print(
+                f"The image {self.source.describe(example)} has {len(scene.objects)} objects, more "
+                f"than config.input.max_objects: the first {self.capacity} are taken "
+                f"({len(self._crowded)} such images so far).",
+                file=sys.stderr,
+            )
+        scene = scene.kept(np.arange(len(scene.objects)) < self.capacity)
+        objects, count = scene.objects, len(scene.objects)
+        arrays = {"boxes": objects.boxes, "labels": objects.labels, "crowd": objects.crowd}
+        arrays["valid"] = np.ones(count, bool)
+        if self.masks:
+            arrays["masks"] = scene.masks
+        missing = self.capacity - count
+        return {k: np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)) for k, x in arrays.items()}
+
+
+def to_original(said: dict[str, np.ndarray], size: tuple[int, int]) -> Found:
+    """A detector's row for a transformed image → what it found in the original one.
+
+    Args:
+      said: 'boxes' [K, 4], 'scores', 'labels', 'valid' [K], perhaps 'masks' [K, M, M], and 'size'
+        [2], height and width of what is not padding.
+      size: height and width of the original.
+    """
+    rows = np.flatnonzero(said["valid"])
+    (height, width), (inner_height, inner_width) = size, said["size"].tolist()
+    scale = np.array([width / inner_width, height / inner_height] * 2)
+    boxes = (said["boxes"][rows] * scale).clip(0, [width, height, width, height])
+    masks = paste(said["masks"][rows], boxes, size) if "masks" in said else None
+    return Found(boxes, said["scores"][rows], said["labels"][rows], masks)
 
 
 class _CachedImages:
@@ -300,7 +440,7 @@ class _CachedImages:
 
     def __init__(self, images: _Images):
         self.source, self.shape, self.bad = images.source, images.shape, images.bad
-        self.row_shape = images.row_shape
+        self.row_shape, self.rows = images.row_shape, images.rows
         self._seed, self._replace_bad = images.seed, images.replace_bad
         fixed, self._rest = images.pipeline.split()
         check = self._refuse_reduced if not fixed.transforms else images.check
@@ -315,15 +455,17 @@ class _CachedImages:
         count = len(self.source)
         images = np.zeros((count, *self._decoder.shape), np.uint8)
         labels, good = np.zeros(count, np.int32), np.zeros(count, bool)
+        arrays = {"image": images, "label": labels, "mask": good}
         parts = np.array_split(np.arange(count), math.ceil(count / 256))
 
-        def load(number: int) -> tuple[np.ndarray, ...]:
+        def load(number: int) -> Batch:
             return self._decoder.load(parts[number], epoch=0)
 
         loaded = zip(parts, _prefetch(load, 0, len(parts), num_workers), strict=True)
-        counted = ((len(part), (part, arrays)) for part, arrays in loaded)
-        for part, arrays in shown(counted, count, "decoding into memory"):
-            images[part], labels[part], good[part] = arrays
+        counted = ((len(part), (part, batch)) for part, batch in loaded)
+        for part, batch in shown(counted, count, "decoding into memory"):
+            for name, array in arrays.items():
+                array[part] = batch[name]
         stand_in = np.arange(count)
         if self._replace_bad:
             if not good.any():
@@ -332,11 +474,12 @@ class _CachedImages:
             stand_in = stand_in[np.searchsorted(stand_in, np.arange(count)) % len(stand_in)]
         self._cached = images, labels, good, stand_in
 
-    def load(self, examples: np.ndarray, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def load(self, examples: np.ndarray, epoch: int) -> Batch:
         images, labels, good, stand_in = self._cached
         examples = stand_in[examples]
         table = randomness.epoch_uniforms(self._seed, epoch, len(labels), self._rest.num_draws)
-        return self._rest(images[examples], table[examples]), labels[examples], good[examples]
+        images = self._rest(images[examples], table[examples])
+        return {"image": images, "label": labels[examples], "mask": good[examples]}
 
     def _refuse_reduced(self, data: bytes) -> None:
         """Refuses what would not be the same without the cache: crops of JPEGs decoded smaller."""

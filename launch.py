@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.errors import ScopeParamShapeError
@@ -18,13 +19,14 @@ from ml_collections import ConfigDict
 import input_pipeline
 from sop.config import check_batches, flatten, stage_configs
 from sop.config.validation import as_json
+from sop.detection import create_detector
 from sop.errors import UsageError
 from sop.interruption import tell_of_end
 from sop.models import create_model
-from sop.models.network import Network
 from sop.training import distributed, loop, pretrained
 from sop.training.checkpoints import refuse_converted, steps_in
 from sop.training.compiling import keep_compiled
+from sop.training.detection import detects
 from sop.training.durable import refuse_full_disk
 from sop.training.memory import check_memory
 from sop.training.optimizer import make_optimizer
@@ -162,7 +164,14 @@ def _removal_refused(workdir: str) -> Iterator[None]:
         ) from error
 
 
-def _make_model(config: ConfigDict) -> Network:
+def _make_model(config: ConfigDict) -> nn.Module:
+    if detects(config):
+        return create_detector(
+            config.model,
+            dtype=jnp.dtype(config.dtype),
+            axis_name=AXIS if config.sync_batch_norm else None,
+            remat=config.remat,
+        )
     return create_model(
         config.model,
         dtype=jnp.dtype(config.dtype),
@@ -172,7 +181,7 @@ def _make_model(config: ConfigDict) -> Network:
     )
 
 
-def _trace(model: Network, image_shapes: Iterable[tuple[int, int, int]]) -> Any:
+def _trace(model: nn.Module, image_shapes: Iterable[tuple[int, int, int]]) -> Any:
     """Shapes of the model's variables, once it has taken images of all sizes, before compilation.
 
     Raises:

@@ -25,7 +25,7 @@ from sop.training.durable import write_atomically, write_json
 from sop.training.exported import FACTS, PROGRAM, WEIGHTS
 from sop.training.history import evaluation_at
 from sop.training.provenance import read_provenance
-from sop.training.reporting import describe
+from sop.training.scores import describe
 from sop.using import Run, load
 
 PLATFORMS = ("cpu", "cuda", "tpu")

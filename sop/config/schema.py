@@ -88,6 +88,12 @@ KEYS = {
     "model.representation.name": Key(
         None, str | None, "None: the backbone's; further keys: its options", stage=False
     ),
+    "model.detector.name": Key(
+        None,
+        str | None,
+        "'ssd', 'faster_rcnn', 'mask_rcnn'; None: classification; further keys: its options",
+        stage=False,
+    ),
     "input.dataset": Key(
         "imagenet2012",
         str,
@@ -118,6 +124,11 @@ KEYS = {
     "input.cache": Key(False, bool, "keep decoded images in memory", resume=True),
     "input.num_workers": Key(
         2, Annotated[int, within(0, 1024)], "threads that decode; 0: none", resume=True
+    ),
+    "input.max_objects": Key(
+        100,
+        Annotated[int, within(1, 10**4)],
+        "of an image, for detection: batches are padded to so many",
     ),
     "input.bad_images": Key(
         "stop",
@@ -239,7 +250,14 @@ KEYS = {
 }
 
 # Groups that take further keys: the options of what is named in them, checked where it is made.
-OPEN = ("model", "model.attention", "model.pool", "model.representation", "optimizer.rule")
+OPEN = (
+    "model",
+    "model.attention",
+    "model.pool",
+    "model.representation",
+    "model.detector",
+    "optimizer.rule",
+)
 
 # Keys of earlier versions.
 RENAMED = {

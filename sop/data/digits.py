@@ -50,7 +50,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         from sklearn.datasets import load_digits
 
         digits = load_digits()
-        for index in np.flatnonzero(_is_test(digits.target) == test):
+        for index in np.flatnonzero(is_test(digits.target) == test):
             if (digit := int(digits.target[index])) in self._digits:
                 image = np.rint(digits.images[index] * (255 / 16)).astype(np.uint8)
                 # Already encoded: TFDS would need TensorFlow to encode it.
@@ -58,7 +58,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
                 yield int(index), {"image": png, "label": digit - self._digits.start}
 
 
-def _is_test(targets: np.ndarray) -> np.ndarray:
+def is_test(targets: np.ndarray) -> np.ndarray:
     """bool [N]: NUM_TEST examples, evenly spaced among the examples sorted by class."""
     count = len(targets)
     by_class = np.argsort(targets, kind="stable")

@@ -17,6 +17,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import file_adapters, naming, registered
 
 from sop.data.aircraft import FgvcAircraft
+from sop.data.digit_scenes import DigitScenes
 from sop.data.digits import Digits
 from sop.data.folders import FolderSource
 from sop.data.images import BadImageError, encode, without_orientation
@@ -28,7 +29,9 @@ from sop.errors import UsageError
 from sop.import_path import import_object, is_import_path
 
 # Names that importing the builders has made known to TFDS; they are prepared without TensorFlow.
-_PREPARED_ON_USE = (Digits.name, Mnist5k.name, Textures.name, Typefaces.name)
+_PREPARED_ON_USE = tuple(
+    builder.name for builder in (Digits, DigitScenes, Mnist5k, Textures, Typefaces)
+)
 OWN_BUILDERS = (*_PREPARED_ON_USE, FgvcAircraft.name)
 RANDOM_ACCESS = file_adapters.FileFormat.ARRAY_RECORD
 _FOLDER = "folder:"
@@ -142,11 +145,8 @@ class TFDSSource:
 
     def _open(self, builder, dataset, data_dir, split):
         check_random_access(builder, dataset, data_dir)
-        image_key, label_key = _supervised_keys(builder, dataset)
-        features = builder.info.features
-        self.class_names = list(features[label_key].names)
-        height, width, _ = features[image_key].shape
-        self.image_size = (height, width) if height and width else None
+        # Only these are parsed: a record may hold more images, as segmentation masks.
+        self._features = tfds.features.FeaturesDict(self._choose(builder, dataset))
         try:
             self._records = builder.as_data_source(
                 split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
@@ -159,11 +159,15 @@ class TFDSSource:
                 f"Data set {dataset!r} has no split {split!r}; set config.input.train_split and "
                 f"config.input.eval_split to one of {known}, or to parts or sums of these."
             ) from error
-        # Only these two are parsed: a record may hold more images, as segmentation masks.
-        self._features = tfds.features.FeaturesDict(
-            {"image": features[image_key], "label": features[label_key]}
-        )
-        self._keys = image_key, label_key
+
+    def _choose(self, builder: tfds.core.DatasetBuilder, dataset: str) -> dict[str, Any]:
+        """The features that are read of an example."""
+        image_key, label_key = _supervised_keys(builder, dataset)
+        features = builder.info.features
+        self.class_names = list(features[label_key].names)
+        height, width, _ = features[image_key].shape
+        self.image_size = (height, width) if height and width else None
+        return {"image": features[image_key], "label": features[label_key]}
 
     def __len__(self) -> int:
         return len(self._records)

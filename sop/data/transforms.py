@@ -11,6 +11,7 @@ import functools
 import inspect
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from statistics import NormalDist
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -537,9 +538,21 @@ def parse(text: str, *, training: bool, name: str | None = None) -> Pipeline:
     Raises:
       UsageError: The text is ill-formed, or names or arguments do not exist.
     """
+    return Pipeline(parse_steps(text, TRANSFORMS, Transform, training=training, name=name))
+
+
+def parse_steps(
+    text: str,
+    known: Mapping[str, type],
+    kind: type,
+    *,
+    training: bool,
+    name: str | None = None,
+) -> tuple[Any, ...]:
+    """The transforms of `parse`, of the names in `known` or of a user's subclasses of `kind`."""
     key = f"config.input.{name or ('train' if training else 'eval') + '_transforms'}"
     if not text.strip():
-        return Pipeline(())
+        return ()
     # An import path is no Python; with a dot in the place of its colon it is, of the same length.
     readable = _STEP.sub(lambda found: found[0].replace(":", "."), text.strip())
     try:
@@ -549,16 +562,18 @@ def parse(text: str, *, training: bool, name: str | None = None) -> Pipeline:
             f"{key} is {show(text)}, which cannot be read; write transforms joined by '|', such as "
             "'random_resized_crop(224) | flip'."
         ) from error
-    transforms = tuple(_build(step, text.strip(), key) for step in _steps(node))
+    transforms = tuple(_build(step, text.strip(), key, known, kind) for step in _steps(node))
     for place, transform in enumerate(transforms):
-        kind = _name(transform)
+        called = _name(transform)
         if training and transform.num_views:
-            raise UsageError(f"{key}: {kind} makes views for evaluation; remove it from training.")
+            raise UsageError(
+                f"{key}: {called} makes views for evaluation; remove it from training."
+            )
         if not training and transform.num_draws:
-            raise UsageError(f"{key}: {kind} is random; evaluation takes only fixed transforms.")
+            raise UsageError(f"{key}: {called} is random; evaluation takes only fixed transforms.")
         if transform.num_views and place + 1 < len(transforms):
-            raise UsageError(f"{key}: {kind} makes several views and must stand last.")
-    return Pipeline(transforms)
+            raise UsageError(f"{key}: {called} makes several views and must stand last.")
+    return transforms
 
 
 def _steps(node: ast.expr) -> list[ast.expr]:
@@ -569,10 +584,10 @@ def _steps(node: ast.expr) -> list[ast.expr]:
     return [node, *steps]
 
 
-def _build(node: ast.expr, text: str, key: str) -> Transform:
+def _build(node: ast.expr, text: str, key: str, known: Mapping[str, type], base: type) -> Transform:
     call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
     name = ast.get_source_segment(text, call.func) or ""
-    kind = _find(name, key)
+    kind = _find(name, key, known, base)
     try:
         positional = [ast.literal_eval(value) for value in call.args]
         named = {each.arg: ast.literal_eval(each.value) for each in call.keywords}
@@ -590,26 +605,26 @@ def _hashable(value: Any) -> Any:
     return tuple(map(_hashable, value)) if isinstance(value, tuple | list) else value
 
 
-def _find(name: str, key: str) -> type[Transform]:
+def _find(name: str, key: str, known: Mapping[str, type], base: type) -> type[Transform]:
     """The transform of a name or an import path."""
-    if name in TRANSFORMS:
-        return TRANSFORMS[name]
+    if name in known:
+        return known[name]
     if not is_import_path(name):
-        known = ", ".join(_signature(*each) for each in TRANSFORMS.items())
+        names = ", ".join(_signature(*each) for each in known.items())
         raise UsageError(
-            f"{key}: there is no transform {show(name)}; there are {known}, or "
+            f"{key}: there is no transform {show(name)}; there are {names}, or "
             "'package.module:Class' of your own."
         )
     found = import_object(f"{key}: transform", name)
-    if not (isinstance(found, type) and issubclass(found, Transform)):
+    if not (isinstance(found, type) and issubclass(found, base)):
         raise UsageError(
-            f"{key}: {name} is no transform; name a subclass of sop.data.transforms.Transform."
+            f"{key}: {name} is no transform; name a subclass of {base.__module__}.{base.__name__}."
         )
     frozen = dataclasses.is_dataclass(found) and found.__dataclass_params__.frozen
     if inspect.isabstract(found) or not frozen:
         raise UsageError(
             f"{key}: {name} must be a frozen dataclass with __call__ and output_size, as those of "
-            "sop.data.transforms are."
+            f"{base.__module__} are."
         )
     return found
 

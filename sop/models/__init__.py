@@ -37,7 +37,7 @@ from sop.models import (
     wide_resnet,
 )
 from sop.models.backbone import Backbone, find_backbone, import_backbone
-from sop.models.lookup import configure, given
+from sop.models.lookup import configure, entry, given
 from sop.models.network import Network
 from sop.models.parts import Parts, make_parts
 from sop.models.resolution import written_out
@@ -54,7 +54,7 @@ BACKBONES = {
     **inception.BACKBONES,
 }
 
-_PARTS = ("backbone", "num_classes", "attention", "pool", "representation")
+_PARTS = ("backbone", "num_classes", "attention", "pool", "representation", "detector")
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -127,7 +127,11 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
       UsageError: as `create_model`.
     """
     network, make, parts, options = _assemble(config)
-    return written_out(parts, options, make, network)
+    whole = written_out(parts, options, make, network)
+    name, detector = entry(config, "detector")
+    if name:  # whose defaults stand in `sop.detection`
+        whole["detector"] = {"name": name, **detector}
+    return whole
 
 
 def _assemble(

@@ -44,6 +44,7 @@ from sop.training.durable import (
 )
 from sop.training.history import evaluation_at
 from sop.training.optimizer import path_name
+from sop.training.scores import best_score
 from sop.training.state import TrainState
 
 FOLDER = "checkpoints"
@@ -53,7 +54,7 @@ _EMA = "ema"
 
 @dataclasses.dataclass(frozen=True)
 class _Best:
-    """Preserves the checkpoint of the highest evaluation top-1 in a work folder."""
+    """Preserves the checkpoint of the best evaluation in a work folder."""
 
     workdir: Path
 
@@ -67,7 +68,7 @@ class Checkpoints:
 
     Args:
       workdir: the work folder.
-      keep: how many of the newest are kept, beside the best by evaluation top-1.
+      keep: how many of the newest are kept, beside the best by `sop.training.scores`.
       read_only: evaluation; nothing is created, moved or removed.
       say: called with each sentence for the user.
     """
@@ -323,9 +324,9 @@ def _refuse_strange_names(directory: Path) -> None:
 
 
 def best_step(workdir: str | Path) -> int | None:
-    """The step of the highest evaluation top-1, the later one of equals; None: never evaluated."""
+    """The step of the best evaluation, the later one of equals; None: never evaluated."""
     scored = [
-        (scores["top1"], step)
+        (best_score(scores), step)
         for step in steps_in(workdir)
         if (scores := _scores(workdir, step)) is not None
     ]

@@ -1,6 +1,6 @@
 """The history of a run, `history.jsonl`: a line for each window of training and each evaluation.
 
-A line is a JSON object {'split': 'train' or 'eval', 'step', 'epoch', 'loss', 'top1', 'top5', …}
+A line is a JSON object {'split': 'train' or 'eval', 'step', 'epoch', 'loss', 'top1' or 'AP', …}
 with a checksum of itself. It holds no times: the history of an interrupted run equals that of an
 uninterrupted one.
 """
@@ -47,7 +47,7 @@ def read_history(workdir: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def evaluation_at(workdir: str | os.PathLike, step: int) -> dict[str, Any] | None:
-    """What the evaluation after `step` found: 'loss', 'top1', 'top5', 'count'."""
+    """What the evaluation after `step` found: the scores, and 'count' of examples."""
     for entry in read_history(workdir):
         if entry["split"] == "eval" and entry["step"] == step:
             return {k: v for k, v in entry.items() if k not in ("split", "step", "epoch")}

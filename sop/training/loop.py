@@ -15,27 +15,25 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from sop.config.validation import as_json
-from sop.data.normalization import make_normalize
 from sop.errors import UsageError
 from sop.progress import shown
 from sop.training import pretrained
 from sop.training.checkpoints import Checkpoints, steps_in
-from sop.training.evaluation import evaluate, is_finite
+from sop.training.evaluation import is_finite
 from sop.training.memory import check_compiled
-from sop.training.mixing import make_mixing
-from sop.training.optimizer import keep_momentum, matches_any
+from sop.training.optimizer import keep_momentum
 from sop.training.reporting import Reporter
 from sop.training.signals import StopRequest
 from sop.training.stages import EvalData, Stage, identities, stage_at
 from sop.training.state import TrainState, init_state, init_variables
 from sop.training.step import (
+    Rows,
     batch_shapes,
     data_parallel,
-    make_eval_step,
-    make_train_step,
     replicated,
     to_devices,
 )
+from sop.training.task import Task, make_task
 
 # Steps whose metrics are still on the devices: enough that these never wait for the host, few
 # enough that a diverged run stops at once and that memory for batches stays bounded.
@@ -143,22 +141,9 @@ class _StageRun:
         checkpoints: Checkpoints,
         reporter: Reporter,
     ):
-        config = stage.config
-        frozen = config.optimizer.frozen if config.optimizer.freeze_batch_norm else ()
-        step = make_train_step(
-            model,
-            tx,
-            normalize=make_normalize(config),
-            seed=config.seed,
-            label_smoothing=config.label_smoothing,
-            frozen_batch_norm=matches_any(frozen),
-            accumulation=config.accumulation,
-            ema_decay=config.ema_decay or 0.0,
-            mixing=make_mixing(config.mixup, config.cutmix),
-        )
-        self._train_step = data_parallel(step, mesh, donate=True)
-        evaluation = make_eval_step(model, normalize=make_normalize(config))
-        self._eval_step = data_parallel(evaluation, mesh)
+        self._task = make_task(stage.config, model)
+        self._train_step = data_parallel(self._task.train_step(tx), mesh, donate=True)
+        self._eval_step = data_parallel(self._task.eval_step(), mesh)
         self._whole, self._stage, self._mesh = whole, stage, mesh
         self._checkpoints, self._reporter = checkpoints, reporter
         self._in_flight: deque[tuple[int, Any]] = deque()
@@ -200,8 +185,9 @@ class _StageRun:
         if not self._evaluates(step):
             return
         average = None if state.ema is None else state.averaged_variables
-        data, config = self._stage.evaluation, self._stage.config
-        scores = _evaluate_both(self._eval_step, self._mesh, state.variables, average, data, config)
+        both, stage = (state.variables, average), self._stage
+        evaluated = stage.evaluation, stage.config
+        scores = _evaluate_both(self._task, self._eval_step, self._mesh, *both, *evaluated)
         if not is_finite(scores):
             self._checkpoints.discard(step)
             self._refuse(f"in the evaluation after step {step}", scores)
@@ -211,11 +197,12 @@ class _StageRun:
     def _compile(self, state: TrainState) -> None:
         """Refuses what the devices cannot hold, of evaluation too, before the first step."""
         mesh, stage, size = self._mesh, self._stage, self._stage.config.batch_size
-        batch = batch_shapes(mesh, size, stage.train.row_shape, masked=False)
+        batch = batch_shapes(mesh, size, self._task.train_rows(stage.train))
         begun = time.monotonic()
         self._reporter.say("Compiling the steps of training and evaluation …")
         check_compiled("batch_size", size, self._train_step, (state, batch), mesh)
-        _compile_evaluation(stage.config, self._eval_step, state.variables, stage.evaluation, mesh)
+        rows = self._task.eval_rows(stage.evaluation)
+        _compile_evaluation(stage.config, self._eval_step, state.variables, rows, mesh)
         self._reporter.say(f"… compiled in {time.monotonic() - begun:.1f} s.")
 
     def _evaluates(self, step: int) -> bool:
@@ -261,7 +248,7 @@ def evaluate_checkpoint(
     evaluation: EvalData,
     mesh: Mesh,
     say: Callable[[str], None] = print,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Evaluates one checkpoint of a work folder.
 
     Args:
@@ -269,26 +256,35 @@ def evaluate_checkpoint(
       shapes: the model's variables as `jax.ShapeDtypeStruct`s.
       evaluation: see `sop.training.stages.EvalData`.
     Returns:
-      'step', 'epoch', 'loss', 'top1', 'top5' and 'count'; see `_evaluate_both`.
+      'step', 'epoch' and the scores of the task; see `_evaluate_both`.
     """
     with closing(Checkpoints(workdir, read_only=True, say=say)) as checkpoints:
         template = _on_mesh(shapes, mesh)
         which = which.removesuffix("/ema")
         variables, step, epoch = checkpoints.restore_variables(which, template)
         average = checkpoints.restore_average(step, template)
-    eval_step = data_parallel(make_eval_step(model, normalize=make_normalize(config)), mesh)
+    task = make_task(config, model)
+    eval_step = data_parallel(task.eval_step(), mesh)
     if jax.process_index() == 0:
         say(f"Compiling the step of evaluation, for checkpoint {step} …")
-    _compile_evaluation(config, eval_step, variables, evaluation, mesh)
-    scores = _evaluate_both(eval_step, mesh, variables, average, evaluation, config)
+    _compile_evaluation(config, eval_step, variables, task.eval_rows(evaluation), mesh)
+    scores = _evaluate_both(task, eval_step, mesh, variables, average, evaluation, config)
     return {"step": step, "epoch": epoch, **scores}
 
 
-def _evaluate_both(eval_step, mesh, variables, average, evaluation, config):
-    """The scores of the variables and, as 'ema_loss', 'ema_top1', 'ema_top5', of their average."""
-    scores = evaluate(eval_step, mesh, variables, _watched(evaluation, config))
+def _evaluate_both(
+    task: Task,
+    eval_step: Any,
+    mesh: Mesh,
+    variables: Any,
+    average: Any,
+    data: EvalData,
+    config: ConfigDict,
+) -> dict[str, Any]:
+    """The scores of the variables and, with 'ema_' before their names, of their average."""
+    scores = task.evaluate(eval_step, mesh, variables, _watched(data, config), data)
     if average is not None:
-        averages = evaluate(eval_step, mesh, average, _watched(evaluation, config))
+        averages = task.evaluate(eval_step, mesh, average, _watched(data, config), data)
         scores |= {f"ema_{name}": averages[name] for name in averages if name != "count"}
     return scores
 
@@ -302,9 +298,11 @@ def _watched(evaluation: EvalData, config: ConfigDict) -> Iterable[dict[str, Any
     return shown(counted, total, "evaluating")
 
 
-def _compile_evaluation(config, eval_step, variables, evaluation, mesh):
+def _compile_evaluation(
+    config: ConfigDict, eval_step: Any, variables: Any, rows: Rows, mesh: Mesh
+) -> None:
     size = config.eval_batch_size
-    batch = batch_shapes(mesh, size, evaluation.row_shape, masked=True)
+    batch = batch_shapes(mesh, size, rows)
     check_compiled("eval_batch_size", size, eval_step, (variables, batch), mesh)
 
 

@@ -35,6 +35,11 @@ def matches_any(patterns: Sequence[str]) -> Callable[[str], bool]:
     return lambda name: any(re.search(pattern, name) for pattern in patterns)
 
 
+def frozen_statistics(config: ConfigDict) -> Callable[[str], bool]:
+    """Of a stage's config: path of a batch norm's scale → whether its statistics stand still."""
+    return matches_any(config.optimizer.frozen if config.optimizer.freeze_batch_norm else ())
+
+
 def _value_by_path(pairs: Sequence[tuple[str, float]], default: float) -> Callable[[str], float]:
     """The value of the last pair whose pattern occurs in a path, else the default."""
 

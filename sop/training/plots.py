@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from statistics import fmean, median, pstdev
 from typing import Any
@@ -15,12 +15,22 @@ from sop.training.durable import write_atomically
 History = Sequence[Mapping[str, Any]]  # entries as in `history.jsonl`, see `sop.training.history`
 
 COLORS = ("#4C72B0", "#DD5143", "#55A868", "#8172B3", "#CCB974", "#64B5CD", "#8C8C8C", "#DA8BC3")
-_PANELS = {"loss": "loss", "top1": "top-1 error (%)", "top5": "top-5 error (%)"}
+_PANELS = {
+    "loss": "loss",
+    "top1": "top-1 error (%)",
+    "top5": "top-5 error (%)",
+    "AP": "AP (%)",
+    "AP50": "AP50 (%)",
+}
+_SHARES: dict[str, Callable[[float], float]] = {
+    **dict.fromkeys(("top1", "top5"), lambda share: 100 * (1 - share)),
+    **dict.fromkeys(("AP", "AP50"), lambda share: 100 * share),
+}
 _NAMES = {"train": "training", "eval": "evaluation"}
 
 
 def draw_curves(path: str | os.PathLike, history: History, title: str) -> None:
-    """Draws loss, top-1 error, top-5 error and learning rate of one run against epochs, as PNG.
+    """Draws loss, errors or average precision, and learning rate of one run against epochs, as PNG.
 
     Args:
       path: replaced atomically.
@@ -60,7 +70,8 @@ def _panels(groups: Mapping[str, Sequence[History]], title: str) -> tuple[Figure
     entries = [entry for histories in groups.values() for run in histories for entry in run]
     # The best five of five classes are always right.
     says_something = any(entry.get("top5", 1.0) < 1 for entry in entries)
-    names = {k: name for k, name in _PANELS.items() if k != "top5" or says_something}
+    known = {key for entry in entries for key in entry} or {"loss", "top1"}
+    names = {k: n for k, n in _PANELS.items() if k in known and (k != "top5" or says_something)}
     figure = Figure(figsize=(11, 7.5))
     figure.suptitle(title.encode(errors="replace").decode(), parse_math=False)
     figure.subplots_adjust(0.08, 0.08, 0.98, 0.92, wspace=0.22, hspace=0.25)
@@ -81,7 +92,7 @@ def _panels(groups: Mapping[str, Sequence[History]], title: str) -> tuple[Figure
 
 def _save(figure: Figure, panels: Mapping[str, Axes], path: str | os.PathLike) -> None:
     for key, panel in panels.items():
-        if key in ("top1", "top5"):
+        if key in _SHARES:
             panel.set_ylim(bottom=0)
         if key != "learning_rate" and panel.get_legend_handles_labels()[1]:
             panel.legend(frameon=False)
@@ -124,7 +135,7 @@ def _points(histories: Sequence[History], split: str, key: str) -> list[tuple[fl
     """(epoch, the value of each run) wherever all runs have one."""
     runs = [
         {
-            entry["epoch"]: 100 * (1 - entry[key]) if key in ("top1", "top5") else entry[key]
+            entry["epoch"]: _SHARES[key](entry[key]) if key in _SHARES else entry[key]
             for entry in history
             if entry["split"] == split and key in entry
         }

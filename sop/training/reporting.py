@@ -34,6 +34,7 @@ from sop.training.events import Events
 from sop.training.history import HISTORY, append_entry, read_history, write_history
 from sop.training.plots import draw_curves
 from sop.training.profiling import Tracer
+from sop.training.scores import best_score, describe, describe_best
 from sop.training.stages import Stage, stage_at
 from sop.training.tables import config_table, parameter_table
 
@@ -91,7 +92,7 @@ class Reporter:
         *,
         step: int = 0,
         saved: Mapping[str, Any] | None = None,
-        scores: Mapping[str, float] | None = None,
+        scores: Mapping[str, Any] | None = None,
     ) -> None:
         """Prints the config, the devices and the parameters, and rewinds the history to `step`.
 
@@ -125,7 +126,7 @@ class Reporter:
             self._bar = tqdm(total=self._last_step, initial=step, bar_format=form)
 
     def _rewind(
-        self, step: int, saved: Mapping[str, Any], scores: Mapping[str, float] | None
+        self, step: int, saved: Mapping[str, Any], scores: Mapping[str, Any] | None
     ) -> None:
         """The history up to `step`, and what is known of it though lines of it may be lost."""
         # Earlier versions saved the window alone.
@@ -155,8 +156,8 @@ class Reporter:
         if self._bar is not None:
             self._bar.update()
 
-    def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Takes note of an evaluation after step `step`: 'loss', 'top1', 'top5', 'count'."""
+    def evaluation(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Takes note of an evaluation after step `step`; see `sop.training.scores`."""
         if not self._enabled:
             return
         self._close_window()
@@ -196,7 +197,7 @@ class Reporter:
         last, best = evaluations[-1], self._best
         self.say(
             f"Finished at {self._place(last['step'])}: {describe(last)} on the evaluation split; "
-            f"best top-1 {best['top1']:.2%} after step {best['step']}"
+            f"best {describe_best(best)} after step {best['step']}"
         )
 
     def close(self) -> None:
@@ -217,7 +218,7 @@ class Reporter:
         self._speed.close_window()
         rate = stage_at(self._stages, step).learning_rate(step)
         self._enter("train", step, {**means, "learning_rate": rate})
-        progress = f"loss {means['loss']:.4f}, top-1 {means['top1']:.2%}"
+        progress = describe({name: means[name] for name in ("loss", "top1") if name in means})
         if self._speed.rate is not None:
             progress += f", {self._speed.rate:,.0f} images/s"
             self._event(step, "train/images_per_second", self._speed.rate)
@@ -235,16 +236,16 @@ class Reporter:
         total = self._stages[-1].epoch_at(self._last_step)
         return f"{stage_at(self._stages, step).epoch_at(step):.1f}/{total:g}"
 
-    def _entry(self, split: str, step: int, values: Mapping[str, float]) -> dict[str, Any]:
+    def _entry(self, split: str, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
         epoch = stage_at(self._stages, step).epoch_at(step)
         return {"split": split, "step": step, "epoch": epoch, **values}
 
-    def _enter(self, split: str, step: int, values: Mapping[str, float]) -> None:
+    def _enter(self, split: str, step: int, values: Mapping[str, Any]) -> None:
         entry = self._entry(split, step, values)
         self._history.append(entry)
         append_entry(self._workdir, entry)
         for name, value in values.items():
-            if name != "count":
+            if name != "count" and isinstance(value, float | int):
                 self._event(step, f"{split}/{name}", value)
         if self._events is not None:
             with self._spared(self._workdir / "events"):
@@ -294,7 +295,7 @@ def report_evaluation(
     for the transforms: `results.json` is the training run's.
 
     Args:
-      scores: 'step', 'epoch', 'loss', 'top1', 'top5', 'count'.
+      scores: 'step', 'epoch' and those of the task; 'count'.
       config: says on which data.
     """
     data = {**_data(config), "normalization": config.input.normalization}
@@ -319,18 +320,8 @@ def _data(config: ConfigDict) -> dict[str, str]:
     return {name: config.input[name] for name in names}
 
 
-def describe(metrics: Mapping[str, float]) -> str:
-    """'loss …, top-1 … %, top-5 … %' of accuracies in [0, 1], and the same of an average."""
-    shares = (
-        f"{label} {metrics[key]:.2%}" for key, label in (("top1", "top-1"), ("top5", "top-5"))
-    )
-    said = ", ".join((f"loss {metrics['loss']:.4f}", *shares))
-    average = {name.removeprefix("ema_"): metrics[name] for name in metrics if name[:4] == "ema_"}
-    return f"{said} (average: {describe(average)})" if average else said
-
-
 def _best(evaluations: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    return max(evaluations, key=lambda entry: (entry["top1"], entry["step"]), default=None)
+    return max(evaluations, key=lambda entry: (best_score(entry), entry["step"]), default=None)
 
 
 def _ends_window(stage: Stage, step: int, log_every: int) -> bool:

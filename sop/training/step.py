@@ -1,6 +1,6 @@
 """One pure per-device step with a named axis, and its mapping over a mesh of devices."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -12,6 +12,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Bool, Float, Int
+from ml_collections import ConfigDict
 
 from sop.layers import BatchNorm
 from sop.ops.annotations import Array
@@ -23,6 +24,11 @@ _NO_DEVICE = 2**32 - 1  # in the place of a device's number, for what is drawn a
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+# What a batch has of each example, by name: shape and type.
+Rows = Mapping[str, tuple[tuple[int, ...], Any]]
+# (params, model state, batch, key, key shared by all devices) → loss, (new model state, metrics).
+Loss = Callable[[Any, Any, Batch, jax.Array, jax.Array], tuple[jax.Array, tuple[Any, Metrics]]]
 
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
@@ -41,16 +47,12 @@ def to_devices(mesh: Mesh, batch: dict[str, np.ndarray]) -> Batch:
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
 
 
-def batch_shapes(
-    mesh: Mesh, size: int, row_shape: tuple[int, ...], masked: bool
-) -> dict[str, jax.ShapeDtypeStruct]:
-    """What `to_devices` makes of batches of `size` examples, with a mask or without."""
+def batch_shapes(mesh: Mesh, size: int, rows: Rows) -> dict[str, jax.ShapeDtypeStruct]:
+    """What `to_devices` makes of batches of `size` examples."""
     sharding = NamedSharding(mesh, P(AXIS))
-    shapes = {"image": (row_shape, jnp.uint8), "label": ((), jnp.int32)}
-    shapes |= {"mask": ((), jnp.bool_)} if masked else {}
     return {
         name: jax.ShapeDtypeStruct((size, *row), dtype, sharding=sharding)
-        for name, (row, dtype) in shapes.items()
+        for name, (row, dtype) in rows.items()
     }
 
 
@@ -77,7 +79,7 @@ def hits(logits: Float[Array, "b k"], labels: Int[Array, " b"], k: int) -> Bool[
     return (best == labels[:, None]).any(axis=-1)
 
 
-def _frozen_batch_norm(is_frozen: Callable[[str], bool]):
+def frozen_batch_norms(is_frozen: Callable[[str], bool]):
     """Makes the BatchNorms whose parameters are frozen use, and keep, their running statistics."""
 
     def interceptor(call, args, kwargs, context):
@@ -108,91 +110,50 @@ def _mean_over_parts(function: Callable[[Any, Batch], Any], batch: Batch, parts:
     return jax.tree.map(lambda x: x / parts, total)
 
 
-def make_train_step(
-    model: nn.Module,
+def make_update(
+    loss: Loss,
     tx: optax.GradientTransformation,
     *,
-    normalize: Callable[[jax.Array], jax.Array],
     seed: int = 0,
-    label_smoothing: float = 0.0,
-    frozen_batch_norm: Callable[[str], bool] = lambda name: False,
     accumulation: int = 1,
     ema_decay: float = 0.0,
-    mixing: Mixing | None = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The per-device training step; map it over axis `AXIS`.
+) -> Step:
+    """The per-device training step for any loss; map it over axis `AXIS`.
 
-    The loss is the mean softmax cross-entropy of the device's examples, with targets
-    (1 − ε) one-hot + ε/K where ε = `label_smoothing`. Gradients, metrics and BatchNorm's running
-    statistics are averaged over the axis.
+    Gradients, metrics and BatchNorm's running statistics are averaged over the axis.
 
     With `accumulation` = a the device's examples are cut into a equal parts, which follow one
     another as if each were on a device of its own: n devices take the step of n·a devices, dropout
     and the statistics of a BatchNorm per device included. Only the memory of one part is needed.
 
     Args:
-      model: called as `model.apply(variables, images, train=True)`.
+      loss: of some examples. Its first key depends on the step and on the device, its second on
+        the step alone.
       tx: see `sop.training.optimizer.make_optimizer`.
-      normalize: batch images as they arrive (uint8) → what the model takes.
-      seed: of dropout; its key depends on the step and on the device as well.
-      frozen_batch_norm: path of a BatchNorm's scale → whether its statistics stand still.
+      seed: of the keys.
       accumulation: parts of the device's examples; must divide their number.
-      mixing: of the examples in pairs, see `sop.training.mixing.make_mixing`; its key depends on
-        the step alone. The targets are mixed as the images are, and so are 'top1' and 'top5'.
       ema_decay: of the averages, where the state has them: a ← d a + (1 − d) new after each step,
         d = min(ema_decay, (1 + step) / (10 + step)), so that the start is soon forgotten.
     Returns:
-      (state, {'image': [b, H, W, 3], 'label': int32 [b]}) → (new state, float32 scalars 'loss',
-      'top1', 'top5', 'grad_norm').
+      (state, batch) → (new state, the loss's metrics and 'grad_norm').
     """
 
     def gradient(
-        state: TrainState, batch: Batch, key: jax.Array, mixing_key: jax.Array
+        state: TrainState, batch: Batch, key: jax.Array, shared_key: jax.Array
     ) -> tuple[Any, Any, Metrics]:
-        """Gradients, new model state and metrics of some examples; `key` is that of dropout."""
-        images, labels = batch["image"], batch["label"]
-        if mixing is not None:
-            images, share = mixing(mixing_key, images)
-        images = normalize(images)
-
-        def mixed(x: jax.Array) -> jax.Array:
-            return x if mixing is None else share * x + (1 - share) * partners(x)
-
-        def loss_fn(params):
-            with _frozen_batch_norm(frozen_batch_norm):
-                logits, new_model_state = model.apply(
-                    {"params": params, **state.model_state},
-                    images,
-                    train=True,
-                    mutable=["batch_stats"],
-                    rngs={"dropout": key},
-                )
-            targets = mixed(jax.nn.one_hot(labels, logits.shape[-1]))
-            targets = optax.smooth_labels(targets, label_smoothing)
-            loss = optax.softmax_cross_entropy(logits, targets).mean()
-            return loss, (logits, new_model_state)
-
-        def mixed_hits(k: int) -> jax.Array:
-            if mixing is None:
-                return hits(logits, labels, k)
-            return share * hits(logits, labels, k) + (1 - share) * hits(logits, partners(labels), k)
-
-        value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, (logits, new_model_state)), grads = value_and_grad(state.params)
-        metrics = {
-            "loss": loss,
-            "top1": mixed_hits(1).mean(),
-            "top5": mixed_hits(5).mean(),
-        }
+        """Gradients, new model state and metrics of some examples."""
+        grad = jax.grad(loss, has_aux=True)
+        found = grad(state.params, state.model_state, batch, key, shared_key)
+        grads, (new_model_state, metrics) = found
         return grads, new_model_state, metrics
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        mixing_key = jax.random.fold_in(key, _NO_DEVICE)
+        shared_key = jax.random.fold_in(key, _NO_DEVICE)
         first = lax.axis_index(AXIS) * accumulation
 
         def part_of_step(index, part):
-            return gradient(state, part, jax.random.fold_in(key, first + index), mixing_key)
+            return gradient(state, part, jax.random.fold_in(key, first + index), shared_key)
 
         found = _mean_over_parts(part_of_step, batch, accumulation)
         grads, new_model_state, metrics = lax.pmean(found, AXIS)
@@ -213,6 +174,74 @@ def make_train_step(
         return new_state, metrics
 
     return train_step
+
+
+def update_options(config: ConfigDict) -> dict[str, Any]:
+    """What `make_update` takes of a stage's config."""
+    decay = config.ema_decay or 0.0
+    return {"seed": config.seed, "accumulation": config.accumulation, "ema_decay": decay}
+
+
+def make_train_step(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    *,
+    normalize: Callable[[jax.Array], jax.Array],
+    label_smoothing: float = 0.0,
+    frozen_batch_norm: Callable[[str], bool] = lambda name: False,
+    mixing: Mixing | None = None,
+    **options: Any,
+) -> Step:
+    """The training step of classification; see `make_update`, which takes the other options.
+
+    The loss is the mean softmax cross-entropy of the device's examples, with targets
+    (1 − ε) one-hot + ε/K where ε = `label_smoothing`.
+
+    Args:
+      model: called as `model.apply(variables, images, train=True)`.
+      tx: see `sop.training.optimizer.make_optimizer`.
+      normalize: batch images as they arrive (uint8) → what the model takes.
+      frozen_batch_norm: path of a BatchNorm's scale → whether its statistics stand still.
+      mixing: of the examples in pairs, see `sop.training.mixing.make_mixing`; its key depends on
+        the step alone. The targets are mixed as the images are, and so are 'top1' and 'top5'.
+    Returns:
+      (state, {'image': [b, H, W, 3], 'label': int32 [b]}) → (new state, float32 scalars 'loss',
+      'top1', 'top5', 'grad_norm').
+    """
+
+    def loss(params, model_state, batch, key, mixing_key):
+        images, labels = batch["image"], batch["label"]
+        if mixing is not None:
+            images, share = mixing(mixing_key, images)
+        images = normalize(images)
+
+        def mixed(x: jax.Array) -> jax.Array:
+            return x if mixing is None else share * x + (1 - share) * partners(x)
+
+        def mixed_hits(k: int) -> jax.Array:
+            if mixing is None:
+                return hits(logits, labels, k)
+            return share * hits(logits, labels, k) + (1 - share) * hits(logits, partners(labels), k)
+
+        with frozen_batch_norms(frozen_batch_norm):
+            logits, new_model_state = model.apply(
+                {"params": params, **model_state},
+                images,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": key},
+            )
+        targets = mixed(jax.nn.one_hot(labels, logits.shape[-1]))
+        targets = optax.smooth_labels(targets, label_smoothing)
+        value = optax.softmax_cross_entropy(logits, targets).mean()
+        metrics = {
+            "loss": value,
+            "top1": mixed_hits(1).mean(),
+            "top5": mixed_hits(5).mean(),
+        }
+        return value, (new_model_state, metrics)
+
+    return make_update(loss, tx, **options)
 
 
 def make_forward(

@@ -1,0 +1,96 @@
+"""Detection as a task of the loop: the losses of a batch, and average precision over a split."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+from jax import lax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from sop.data.normalization import make_normalize
+from sop.detection.metric import Found, average_precision
+from sop.models.lookup import entry
+from sop.training.evaluation import refuse_no_example, results
+from sop.training.optimizer import frozen_statistics
+from sop.training.stages import EvalData, TrainData
+from sop.training.step import AXIS, Rows, Step, frozen_batch_norms, make_update, update_options
+
+
+def detects(config: ConfigDict) -> bool:
+    """Whether `config.model` is a detector."""
+    return entry(config.model, "detector")[0] is not None
+
+
+class Detection:
+    """Boxes, and for some detectors masks, of the objects in an image.
+
+    A batch of training is {'image': uint8 [b, H, W, 3], 'boxes': float32 [b, N, 4], 'labels': int32
+    [b, N], 'valid', 'crowd': bool [b, N], with masks 'masks': uint8 [b, N, H, W]}, one of
+    evaluation {'image', 'index': int32 [b], 'size': float32 [b, 2], 'mask': bool [b]}: an example's
+    place in the split, height and width of what is not padding, and whether it counts.
+    """
+
+    def __init__(self, config: ConfigDict, model: nn.Module):
+        self._config, self._model = config, model
+        self._normalize = make_normalize(config)
+
+    def train_step(self, tx: optax.GradientTransformation) -> Step:
+        """The detector's losses are metrics by their names, 'loss' is their sum."""
+        frozen = frozen_statistics(self._config)
+
+        def loss(params, model_state, batch, key, shared_key):
+            targets = {name: x for name, x in batch.items() if name not in ("image", "size")}
+            streams = zip(("dropout", "sampling"), jax.random.split(key), strict=True)
+            with frozen_batch_norms(frozen):
+                losses, new_model_state = self._model.apply(
+                    {"params": params, **model_state},
+                    self._normalize(batch["image"]),
+                    targets,
+                    train=True,
+                    mutable=["batch_stats"],
+                    rngs=dict(streams),
+                )
+            total = sum(losses.values())
+            return total, (new_model_state, {"loss": total, **losses})
+
+        return make_update(loss, tx, **update_options(self._config))
+
+    def forward(self, variables: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """The detections in 'image', cut off at 'size'; in pixels of the images as they came in."""
+        images = self._normalize(batch["image"])
+        return self._model.apply(variables, images, train=False, sizes=batch["size"])
+
+    def eval_step(self) -> Any:
+        """(variables, batch) → the detections with 'index', 'size' and 'mask', of all devices."""
+
+        def step(variables, batch):
+            facts = {name: batch[name] for name in ("index", "size", "mask")}
+            said = {**self.forward(variables, batch), **facts}
+            # Every process has all of them: so every example counts once, on however many.
+            return jax.tree.map(lambda x: lax.all_gather(x, AXIS, tiled=True), said)
+
+        return step
+
+    def evaluate(
+        self, eval_step: Any, mesh: Mesh, variables: Any, batches: Iterable[Any], data: EvalData
+    ) -> dict[str, Any]:
+        """See `sop.detection.metric.average_precision`."""
+        found: dict[int, Found] = {}
+        for said in results(eval_step, mesh, variables, batches):
+            for row in np.flatnonzero(said["mask"]):
+                one = {name: np.asarray(x[row]) for name, x in said.items()}
+                found[int(one["index"])] = data.found(one)
+        if not found:
+            refuse_no_example()
+        truths = {index: data.truth(index) for index in found}
+        return average_precision(truths, found, data.class_names)
+
+    def train_rows(self, data: TrainData) -> Rows:
+        return data.rows
+
+    def eval_rows(self, data: EvalData) -> Rows:
+        return data.rows

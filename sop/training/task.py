@@ -1,0 +1,81 @@
+"""What a network is trained for, as far as the loop has to know: classification or detection."""
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import flax.linen as nn
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from sop.data.normalization import make_normalize
+from sop.training.detection import Detection, detects
+from sop.training.evaluation import evaluate
+from sop.training.mixing import make_mixing
+from sop.training.optimizer import frozen_statistics
+from sop.training.stages import EvalData, TrainData
+from sop.training.step import Rows, Step, make_eval_step, make_train_step, update_options
+
+
+class Task(Protocol):
+    """The parts of a run that depend on what its network puts out."""
+
+    def train_step(self, tx: optax.GradientTransformation) -> Step:
+        """The per-device step of training, whose metrics are scalars with 'loss' among them."""
+
+    def eval_step(self) -> Any:
+        """The per-device step of evaluation: (variables, batch) → the same on all devices."""
+
+    def evaluate(
+        self, eval_step: Any, mesh: Mesh, variables: Any, batches: Iterable[Any], data: EvalData
+    ) -> dict[str, Any]:
+        """The scores over all `batches` of `data`; 'count' of examples is one of them.
+
+        Which of them makes a checkpoint the best, and how they are said, is in
+        `sop.training.scores`.
+        """
+
+    def train_rows(self, data: TrainData) -> Rows:
+        """What a batch of training holds of each example."""
+
+    def eval_rows(self, data: EvalData) -> Rows:
+        """What a batch of evaluation holds of each example."""
+
+
+class Classification:
+    """One label for each image; see `make_train_step` and `make_eval_step`."""
+
+    def __init__(self, config: ConfigDict, model: nn.Module):
+        self._config, self._model = config, model
+        self._normalize = make_normalize(config)
+
+    def train_step(self, tx: optax.GradientTransformation) -> Step:
+        config = self._config
+        return make_train_step(
+            self._model,
+            tx,
+            normalize=self._normalize,
+            label_smoothing=config.label_smoothing,
+            frozen_batch_norm=frozen_statistics(config),
+            mixing=make_mixing(config.mixup, config.cutmix),
+            **update_options(config),
+        )
+
+    def eval_step(self) -> Any:
+        return make_eval_step(self._model, normalize=self._normalize)
+
+    def evaluate(self, eval_step, mesh, variables, batches, data):
+        return evaluate(eval_step, mesh, variables, batches)
+
+    def train_rows(self, data: TrainData) -> Rows:
+        return {"image": (data.row_shape, jnp.uint8), "label": ((), jnp.int32)}
+
+    def eval_rows(self, data: EvalData) -> Rows:
+        return {**self.train_rows(data), "mask": ((), jnp.bool_)}
+
+
+def make_task(config: ConfigDict, model: nn.Module) -> Task:
+    """The task of a stage's config: detection where `config.model.detector` names a detector."""
+    kind = Detection if detects(config) else Classification
+    return kind(config, model)
