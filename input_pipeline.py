@@ -371,7 +371,13 @@ class _Scenes(_Images):
     _crowded: set[int] = dataclasses.field(default_factory=set)
 
     def __post_init__(self):
-        [self.shape] = [(*size, 3) for size in self.pipeline.sizes()]
+        sizes = self.pipeline.sizes()
+        if len(sizes) > 1:
+            raise UsageError(
+                "resize_pad gives images of two sizes, which cannot be in one batch yet: let "
+                "config.input.train_transforms and config.input.eval_transforms end in resize."
+            )
+        self.shape = (*sizes[0], 3)
         self.row_shape = self.shape
         self.rows = {"image": (self.shape, np.uint8)}
         if not self.replace_bad:  # evaluation

@@ -10,7 +10,7 @@ from sop.config import get_config as default_config
 
 def ssd(attention: str = "none") -> ConfigDict:
     """A small SSD: maps of 16², 8² and 4² positions, anchors of 7 to 32 pixels."""
-    config = set_model(default_config(), "resnet20_cifar", attention=attention, num_classes=10)
+    config = set_model(default_config(), "resnet8_cifar", attention=attention, num_classes=10)
     config.model.detector = ConfigDict(
         {
             "name": "ssd",
@@ -29,8 +29,7 @@ def ssd(attention: str = "none") -> ConfigDict:
     config.input.mean = (0.5,) * 3
     config.input.deviation = (0.25,) * 3
     config.input.max_objects = 6
-    config.input.cache = True
-    config.input.num_workers = 0
+    config.input.num_workers = 1
     config.batch_size = 32
     config.eval_batch_size = 40
     config.num_epochs = 20
@@ -45,7 +44,7 @@ def ssd(attention: str = "none") -> ConfigDict:
 
 
 EXPERIMENTS = {
-    "ssd": Experiment("a small SSD on ResNet-20, what runs without a name", ssd),
+    "ssd": Experiment("a small SSD on ResNet-8, what runs without a name", ssd),
     "ssd_cgd": Experiment("the same with CGD in its blocks", partial(ssd, "cgd")),
 }
 

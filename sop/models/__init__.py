@@ -129,8 +129,9 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     network, make, parts, options = _assemble(config)
     whole = written_out(parts, options, make, network)
     name, detector = entry(config, "detector")
-    if name:  # whose defaults stand in `sop.detection`
+    if name:  # whose defaults stand in `sop.detection`, and which takes a backbone's stages alone
         whole["detector"] = {"name": name, **detector}
+        del whole["representation"]
     return whole
 
 

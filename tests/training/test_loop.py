@@ -18,7 +18,7 @@ import pytest
 from sop.config import get_config, stage_configs
 from sop.errors import UsageError
 from sop.layers import BatchNorm
-from sop.training import loop, memory
+from sop.training import memory, task
 from sop.training.checkpoints import (
     Checkpoints,
     best_step,
@@ -322,7 +322,7 @@ def test_a_run_killed_in_an_evaluation_makes_up_for_it(tmp_path, whole, monkeypa
         raise KeyError("killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "evaluate", crash)
+        patch.setattr(task, "evaluate", crash)
         with pytest.raises(KeyError, match="killed"):
             run(tmp_path / "run")
     assert newest(tmp_path / "run") == 5
