@@ -13,6 +13,8 @@ import pytest
 from configs import (
     cifar10,
     cifar100,
+    detection,
+    digit_scenes,
     digits,
     fine_grained,
     imagenet,
@@ -44,6 +46,11 @@ NATIVE = {
     "textures": (32, 32),
     "mnist_5k": (28, 28),
 }
+DETECTORS = [  # see tests/detection/test_training.py
+    f"{file.__name__.rpartition('.')[2]}.py:{name}"
+    for file in (digit_scenes, detection)
+    for name in file.EXPERIMENTS
+]
 SMALL = [name for name in NAMES if name.startswith(tuple(NATIVE))]
 CIFAR = [name for name in NAMES if name.startswith("cifar")]
 
@@ -204,7 +211,7 @@ def test_two_real_steps(name):
 def test_readme_lists_every_experiment():
     text = (FOLDER / "README.md").read_text()
     listed = [row.split("`")[1] for row in text.splitlines() if row.startswith("| `")]
-    assert listed == NAMES
+    assert listed == [*NAMES, *DETECTORS]
 
 
 # Config → what its original's code does, and other recipes do not.

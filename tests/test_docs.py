@@ -26,6 +26,9 @@ from sop import export, plots
 from sop.config import stage_configs
 from sop.config.command_line import load, parse
 from sop.data import prepare, show, transforms
+from sop.data.scenes import parse_scenes
+from sop.detection import create_detector
+from sop.detection.__main__ import make_parser as make_detection_parser
 from sop.errors import UsageError
 from sop.models import BACKBONES, create_model
 from sop.models.__main__ import make_parser as make_models_parser
@@ -35,7 +38,8 @@ from sop.results.__main__ import make_parser as make_results_parser
 from sop.sweep.__main__ import plan_of
 from sop.sweep.tuning import phases
 from sop.torch_weights.__main__ import make_parser as make_weights_parser
-from tests.test_configs import FILES, NAMES
+from sop.training.detection import detects
+from tests.test_configs import DETECTORS, FILES, NAMES
 from tests.torture import __main__ as torture
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -165,6 +169,8 @@ def check_python(arguments):
             assert part in PARTS
         case ["-m", "sop.results", *flags]:
             make_results_parser().parse_args(flags)
+        case ["-m", "sop.detection", *flags]:
+            make_detection_parser().parse_args(flags)
         case ["-m", "sop.data.prepare", *flags]:
             prepare.main(flags)
         case ["-m", "sop.data.show", *flags]:
@@ -186,10 +192,12 @@ def check_python(arguments):
 
 
 def check_config(config):
-    create_model(config.model)
+    detector = detects(config)
+    (create_detector if detector else create_model)(config.model)
+    parse_transforms = parse_scenes if detector else transforms.parse
     for stage in stage_configs(config):
-        transforms.parse(stage.input.train_transforms, training=True)
-        transforms.parse(stage.input.eval_transforms, training=False)
+        parse_transforms(stage.input.train_transforms, training=True)
+        parse_transforms(stage.input.eval_transforms, training=False)
 
 
 @pytest.mark.parametrize("page", [ROOT / "docs/training.md"], ids=title)
@@ -249,7 +257,7 @@ def test_names_exist(page):
                 found = f"{found}.{part}"
                 value = getattr(value, part, None) or importlib.import_module(found)
         elif re.fullmatch(r"\w+\.py:\w+", name):
-            assert name in NAMES, name
+            assert name in (*NAMES, *DETECTORS), name
 
 
 @pytest.mark.parametrize(

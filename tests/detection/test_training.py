@@ -2,18 +2,26 @@
 
 import json
 import shutil
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import main
-from configs import digit_scenes
+import sop
+from configs import detection, digit_scenes
 from sop.config import check
+from sop.data.scenes import parse_scenes
 from sop.detection import create_detector
 from sop.errors import UsageError
 from sop.training.checkpoints import load_variables
+from sop.training.detection import Detection
 from sop.training.history import read_history
+from sop.training.optimizer import make_optimizer, make_schedule
+from sop.training.state import init_state, init_variables
+from sop.training.step import data_parallel, make_mesh
 from tests.detection.small import ARGUMENTS
 
 
@@ -66,11 +74,47 @@ def test_evaluating_gives_the_same_scores(whole, capsys):
     assert "AP50" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", digit_scenes.EXPERIMENTS)
-def test_configs_are_ones_that_runs_take(name):
-    config = digit_scenes.get_config(name)
+def test_what_is_for_classification_says_so(whole):
+    with pytest.raises(UsageError, match="is a detector"):
+        sop.load(whole)
+
+
+CONFIGS = [(file, name) for file in (digit_scenes, detection) for name in file.EXPERIMENTS]
+
+
+@pytest.mark.parametrize(("file", "name"), CONFIGS)
+def test_steps_at_full_size(file, name):
+    """Shapes alone: the state keeps its own, detections have theirs."""
+    config = file.get_config(name)
     check(config)
-    create_detector(config.model)
+    detector = create_detector(config.model)
+    [size] = parse_scenes(config.input.train_transforms, training=True).sizes()
+    assert parse_scenes(config.input.eval_transforms, training=False).sizes() == [size]
+    variables = jax.eval_shape(partial(init_variables, detector, 0, (*size, 3)))
+    schedule = make_schedule(config.schedule, config.optimizer.learning_rate, config.num_epochs, 10)
+    tx = make_optimizer(config.optimizer, schedule, variables["params"])
+    state = jax.eval_shape(lambda: init_state(variables_like(variables), tx))
+    count, objects = 2, config.input.max_objects
+    rows = {
+        "image": ((*size, 3), np.uint8),
+        "boxes": ((objects, 4), np.float32),
+        "labels": ((objects,), np.int32),
+        "valid": ((objects,), bool),
+        "crowd": ((objects,), bool),
+    }
+    batch = {k: jax.ShapeDtypeStruct((count, *shape), d) for k, (shape, d) in rows.items()}
+    task = Detection(config, detector)
+    step = data_parallel(task.train_step(tx), make_mesh(jax.devices()[:1]))
+    new, metrics = jax.eval_shape(step, state, batch)
+    assert jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, state)
+    assert set(metrics) == {"loss", "classification", "box", "grad_norm"}
+    images = jax.ShapeDtypeStruct((count, *size, 3), np.float32)
+    found = jax.eval_shape(detector.apply, variables, images)
+    assert found["boxes"].shape == (count, detector.detections, 4)
+
+
+def variables_like(shapes):
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
 
 @pytest.mark.parametrize(
