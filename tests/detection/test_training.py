@@ -4,6 +4,7 @@ import json
 import shutil
 from functools import partial
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +15,7 @@ import sop
 from configs import detection, digit_scenes
 from sop.config import check
 from sop.data.scenes import parse_scenes
+from sop.detection import __main__ as find
 from sop.detection import create_detector
 from sop.errors import UsageError
 from sop.training.checkpoints import load_variables
@@ -72,6 +74,31 @@ def test_evaluating_gives_the_same_scores(whole, capsys):
     for name in ("AP", "AP50", "VOC_AP", "per_class"):
         assert found[name] == trained[name]
     assert "AP50" in capsys.readouterr().out
+
+
+def test_what_is_found_is_written_and_drawn(whole, tmp_path, capsys):
+    find.main([f"--workdir={whole}", f"--out={tmp_path / 'split'}", "--count=2"])
+    rows = json.loads((tmp_path / "split" / "detections.json").read_text())
+    assert {row["image_id"] for row in rows} <= {0, 1} and all(len(r["bbox"]) == 4 for r in rows)
+    assert (tmp_path / "split" / "page1.png").stat().st_size > 5000
+
+    cv2.imwrite(str(tmp_path / "wide.png"), np.zeros((30, 90, 3), np.uint8))
+    (tmp_path / "text.png").write_text("no image")
+    arguments = [f"--workdir={whole}", f"--out={tmp_path / 'own'}"]
+    find.main([*arguments, f"--images={tmp_path}/*.png"])
+    said = capsys.readouterr().out
+    assert "text.png is left out" in said and "in 1 images" in said
+    for row in json.loads((tmp_path / "own" / "detections.json").read_text()):
+        left, top, width, height = row["bbox"]
+        assert row["file_name"] == "wide.png"
+        assert left >= 0 and top >= 0 and left + width <= 90 and top + height <= 30
+    with pytest.raises(UsageError, match="no file"):
+        find.main([*arguments, f"--images={tmp_path}/*.gif"])
+
+
+def test_a_classifier_is_no_detector(digits_run):
+    with pytest.raises(UsageError, match="is no detector"):
+        find.main([f"--workdir={digits_run}"])
 
 
 def test_what_is_for_classification_says_so(whole):
