@@ -52,8 +52,10 @@ def steps(method, dtype):
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)),
         jax.eval_shape(lambda: init_state(start(), tx)),
     )
-    shapes = partial(batch_shapes, mesh, ROWS, (SIZE, SIZE, 3))
-    return (train, state, shapes(masked=False)), (evaluation, state.variables, shapes(masked=True))
+    rows = {"image": ((SIZE, SIZE, 3), jnp.uint8), "label": ((), jnp.int32)}
+    shapes = partial(batch_shapes, mesh, ROWS)
+    masked = shapes({**rows, "mask": ((), jnp.bool_)})
+    return (train, state, shapes(rows)), (evaluation, state.variables, masked)
 
 
 @pytest.fixture(scope="module")
