@@ -91,7 +91,7 @@ SLOW = {
     *CIFAR,
     *TYPEFACES,
 } - {"cifar100.py:preresnet164_gavp"}
-UNRUN = {*CIFAR, *TYPEFACES} - {"cifar100.py:preresnet164_gsop2"}
+UNRUN = {*CIFAR, *TYPEFACES}
 # XLA's options for compiling 164 layers in seconds rather than a minute.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 TRACED = [pytest.param(name, marks=pytest.mark.heavy) if name in SLOW else name for name in NAMES]

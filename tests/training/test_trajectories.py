@@ -9,7 +9,7 @@ from tests.golden import trajectories
 @pytest.fixture(autouse=True)
 def optimised():
     """Unlike other tests (tests/conftest.py), these compute for longer than they compile."""
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
