@@ -1,6 +1,6 @@
 """Lists networks and what they cost: python -m sop.models [PATTERN].
 
-A row for each backbone by itself, and for each experiment of the config files in --configs, whose
+A row for each backbone by itself, and for each classifier of the config files in --configs, whose
 name or backbone fits PATTERN: parameters, multiply–adds of the forward pass on one image of the
 published size, pixels between positions of the last feature map, and its channels. --summary
 prints one network layer by layer: of a backbone, or of FILE.py:EXPERIMENT.
@@ -21,6 +21,7 @@ from sop.command import Parser, run
 from sop.errors import UsageError
 from sop.models import BACKBONES, create_model, get_backbone
 from sop.models.catalogue import Cost, cost, numbered
+from sop.models.lookup import entry
 from sop.progress import shown
 
 _PARTS = ("attention", "pool", "representation")
@@ -45,7 +46,9 @@ def _experiments(folder: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     sys.path.append(str(folder.resolve().parent))  # for `from configs import …`
     for file in sorted(folder.glob("*.py")):
         for name, experiment in runpy.run_path(str(file)).get("EXPERIMENTS", {}).items():
-            yield f"{file.name}:{name}", experiment.make().model
+            model = experiment.make().model
+            if entry(model, "detector")[0] is None:  # whose costs are others
+                yield f"{file.name}:{name}", model
 
 
 def describe(model: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ from sop.data import transforms
 from sop.data.sources import open_source
 from sop.errors import UsageError
 from sop.sweep.grid import Grid, combinations, name_of
+from sop.training.detection import detects
 from sop.training.workdir import refuse_another_config, with_whole_model
 
 _LONGEST = 200  # characters of a folder's name; file systems take 255
@@ -142,6 +143,11 @@ def parse_config(arguments: Sequence[str]) -> ConfigDict:
     parser = Parser()
     add_config(parser)
     config = with_whole_model(parse(parser, arguments)[1])
+    if detects(config):
+        raise UsageError(
+            "A sweep compares classifiers by top-1: set config.model.detector.name=None, or train "
+            "detectors one by one."
+        )
     for stage in stage_configs(config):
         transforms.parse(stage.input.train_transforms, training=True)
         transforms.parse(stage.input.eval_transforms, training=False)

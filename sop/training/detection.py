@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from sop.data.normalization import make_normalize
 from sop.detection.metric import Found, average_precision
+from sop.errors import UsageError
 from sop.models.lookup import entry
 from sop.training.evaluation import refuse_no_example, results
 from sop.training.optimizer import frozen_statistics
@@ -87,7 +88,13 @@ class Detection:
         if not found:
             refuse_no_example()
         truths = {index: data.truth(index) for index in found}
-        return average_precision(truths, found, data.class_names)
+        scores = average_precision(truths, found, data.class_names)
+        if scores["AP"] is None:
+            raise UsageError(
+                f"Split {data.identity['split']!r} has no object that counts: choose another "
+                "config.input.eval_split."
+            )
+        return scores
 
     def train_rows(self, data: TrainData) -> Rows:
         return data.rows

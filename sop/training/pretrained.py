@@ -7,8 +7,8 @@ from sop.errors import UsageError
 from sop.training.checkpoints import find_variables, load_variables, shape_differences
 from sop.training.exported import is_export, read_export
 
-# What a new task may change; the features must fit whole.
-_REPLACEABLE = ("representation", "classifier")
+# The part that must fit whole; a new task may change the others.
+_BACKBONE = "features"
 
 
 def find(source: str) -> None:
@@ -34,33 +34,34 @@ def merge(
 ) -> dict[str, Any]:
     """Initial variables with everything replaced that the pretrained ones hold.
 
-    A top-level part of the network named `representation` or `classifier` that differs in names or
-    shapes (other classes, another representation) keeps its initial values, and that is said.
+    A top-level part of the network other than `features` that is missing there, or differs in names
+    or shapes (other classes, another representation, the heads of a detector), keeps its initial
+    values, and that is said.
 
     Args:
       initial: variables of the new model, {'params': {'features': …, 'classifier': …}, …}.
       pretrained: variables of the other, the same nesting.
       source: where they come from, for messages.
     Raises:
-      UsageError: another part differs, so that these are weights of another backbone.
+      UsageError: `features` differs, so that these are weights of another backbone.
     """
     merged: dict[str, Any] = {}
-    renewed: set[str] = set()
+    renewed: dict[str, str] = {}
     parts = {part for collection in initial.values() for part in collection}
     for part in sorted(parts):
         want = {name: tree[part] for name, tree in initial.items() if part in tree}
         have = {name: tree[part] for name, tree in pretrained.items() if part in tree}
         found = shape_differences(want, have)
-        if found and part not in _REPLACEABLE:
+        if found and part == _BACKBONE:
             raise UsageError(
                 f"config.init_from={source} does not fit this model: in {part}, "
                 f"{'; '.join(found[:3])}{' and more' if len(found) > 3 else ''}; choose the "
                 "backbone, attention and pooling that those weights were made with."
             )
         if found:
-            renewed.add(part)
+            renewed[part] = "of another shape" if have else "not"
         for name, tree in (want if found else have).items():
             merged.setdefault(name, {})[part] = tree
-    for part in sorted(renewed):
-        say(f"Weights from {source}: {part} is of another shape there and starts anew.")
+    for part, how in renewed.items():
+        say(f"Weights from {source}: {part} is {how} there and starts anew.")
     return merged

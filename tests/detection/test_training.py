@@ -13,11 +13,16 @@ import pytest
 import main
 import sop
 from configs import detection, digit_scenes
+from input_pipeline import SceneEvaluation
 from sop.config import check
+from sop.data.objects import make_objects
 from sop.data.scenes import parse_scenes
 from sop.detection import __main__ as find
 from sop.detection import create_detector
 from sop.errors import UsageError
+from sop.models import create_model
+from sop.sweep import __main__ as sweep
+from sop.training import pretrained
 from sop.training.checkpoints import load_variables
 from sop.training.detection import Detection
 from sop.training.history import read_history
@@ -99,6 +104,48 @@ def test_what_is_found_is_written_and_drawn(whole, tmp_path, capsys):
 def test_a_classifier_is_no_detector(digits_run):
     with pytest.raises(UsageError, match="is no detector"):
         find.main([f"--workdir={digits_run}"])
+
+
+def test_a_detector_starts_from_a_classifier():
+    """With its features; the heads are new, and so they are for other classes."""
+    said: list[str] = []
+    ssd = {"name": "ssd", "extras": (), "ratios": ((2.0,),) * 2}
+
+    def variables(make, seed, **changes):
+        config = {"backbone": "resnet8_cifar", "num_classes": 4, **changes}
+        return init_variables(make(config), seed, (32, 32, 3))
+
+    classifier = variables(create_model, 1)
+    wanted = variables(create_detector, 2, detector=ssd)
+    merged = pretrained.merge(wanted, classifier, "runs/x", said.append)
+    for collection in ("params", "batch_stats"):
+        there, here = merged[collection]["features"], classifier[collection]["features"]
+        jax.tree.map(np.testing.assert_array_equal, there, here)
+    assert jax.tree.map(jnp.shape, merged) == jax.tree.map(jnp.shape, wanted)
+    assert "Weights from runs/x: classes0 is not there and starts anew." in said
+
+    said.clear()
+    other = variables(create_detector, 3, detector=ssd, num_classes=7)
+    merged = pretrained.merge(wanted, other, "runs/x", said.append)
+    np.testing.assert_array_equal(
+        merged["params"]["boxes0"]["kernel"], other["params"]["boxes0"]["kernel"]
+    )
+    assert all("classes" in each and "of another shape" in each for each in said) and said
+
+
+def test_a_split_without_objects_is_refused(whole, monkeypatch):
+    monkeypatch.setattr(
+        SceneEvaluation, "truth", lambda data, index: ((64, 64), make_objects([], []))
+    )
+    with pytest.raises(UsageError, match="'test\\[:24\\]' has no object that counts"):
+        main.main(["--mode=eval", f"--workdir={whole}"])
+
+
+def test_a_sweep_is_refused(tmp_path):
+    arguments = ["--config=configs/digit_scenes.py", f"--workdir={tmp_path / 'runs'}"]
+    with pytest.raises(UsageError, match="compares classifiers"):
+        sweep.main(arguments)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_what_is_for_classification_says_so(whole):

@@ -62,6 +62,10 @@ def test_the_command_lists_backbones_and_experiments(tmp_path, capsys):
     assert row.split()[:6] == ["mine.py:small", "resnet8_cifar", "+", "cgd", "+", "mpncov"]
     main(["mine.py:small", f"--configs={tmp_path}", "--summary"])
     assert "features/layer1_0/attention" in capsys.readouterr().out
+    detectors = "from configs.digit_scenes import EXPERIMENTS  # noqa\n"
+    (tmp_path / "mine2.py").write_text(detectors)
+    main(["mine*", f"--configs={tmp_path}"])
+    assert "mine2" not in capsys.readouterr().out
     with pytest.raises(UsageError, match="fits 'nothing'"):
         main(["nothing", f"--configs={tmp_path}"])
     with pytest.raises(UsageError, match="There is no backbone 'nothing'"):
