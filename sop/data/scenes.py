@@ -12,8 +12,9 @@ import cv2
 import numpy as np
 
 from sop.checks import Condition, within
+from sop.data.notation import parse_steps
 from sop.data.objects import Objects
-from sop.data.transforms import Range, Side, Size, parse_steps
+from sop.data.transforms import Range, Side, Size
 from sop.errors import UsageError
 
 _MEAN = (124, 116, 104)  # ImageNet's, RGB
@@ -331,6 +332,6 @@ class ScenePipeline:
 
 
 def parse_scenes(text: str, *, training: bool, name: str | None = None) -> ScenePipeline:
-    """ "a(1) | b" → ScenePipeline; see `sop.data.transforms.parse`."""
+    """ "a(1) | b" → ScenePipeline; see `sop.data.notation.parse_steps`."""
     steps = parse_steps(text, TRANSFORMS, SceneTransform, training=training, name=name)
     return ScenePipeline(steps)

@@ -74,6 +74,11 @@ def test_a_scene_without_objects_goes_through():
         assert len(after.objects) == 0 and after.image.shape == (8, 8, 3)
 
 
+def test_messages_call_transforms_as_texts_do():
+    with pytest.raises(UsageError, match="eval_transforms: min_iou_crop is random"):
+        parse_scenes("min_iou_crop | resize(8, 8)", training=False)
+
+
 def test_sizes_must_be_known():
     with pytest.raises(UsageError, match="resize"):
         parse_scenes("flip", training=True).sizes()
