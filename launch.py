@@ -23,10 +23,10 @@ from sop.detection import create_detector
 from sop.errors import UsageError
 from sop.interruption import tell_of_end
 from sop.models import create_model
+from sop.models.lookup import is_detector
 from sop.training import distributed, loop, pretrained
 from sop.training.checkpoints import refuse_converted, steps_in
 from sop.training.compiling import keep_compiled
-from sop.training.detection import detects
 from sop.training.durable import refuse_full_disk
 from sop.training.memory import check_memory
 from sop.training.optimizer import make_optimizer
@@ -165,7 +165,7 @@ def _removal_refused(workdir: str) -> Iterator[None]:
 
 
 def _make_model(config: ConfigDict) -> nn.Module:
-    if detects(config):
+    if is_detector(config.model):
         return create_detector(
             config.model,
             dtype=jnp.dtype(config.dtype),

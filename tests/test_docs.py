@@ -33,12 +33,12 @@ from sop.errors import UsageError
 from sop.models import BACKBONES, create_model
 from sop.models.__main__ import make_parser as make_models_parser
 from sop.models.attention import ATTENTIONS
+from sop.models.lookup import is_detector
 from sop.models.parts import POOLS, REPRESENTATIONS
 from sop.results.__main__ import make_parser as make_results_parser
 from sop.sweep.__main__ import plan_of
 from sop.sweep.tuning import phases
 from sop.torch_weights.__main__ import make_parser as make_weights_parser
-from sop.training.detection import detects
 from tests.test_configs import DETECTORS, FILES, NAMES
 from tests.torture import __main__ as torture
 
@@ -192,7 +192,7 @@ def check_python(arguments):
 
 
 def check_config(config):
-    detector = detects(config)
+    detector = is_detector(config.model)
     (create_detector if detector else create_model)(config.model)
     parse_transforms = parse_scenes if detector else transforms.parse
     for stage in stage_configs(config):

@@ -7,7 +7,7 @@ import pytest
 
 import input_pipeline
 from sop.config import get_config
-from sop.data import images, sources
+from sop.data import examples, images, sources
 from sop.errors import UsageError
 
 
@@ -327,7 +327,7 @@ def test_images_that_stay_of_unequal_size_are_refused(folder_config, tmp_path, c
 def test_an_image_whose_size_was_not_probed_is_refused_when_met(
     folder_config, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(input_pipeline, "_NUM_PROBED", 2)
+    monkeypatch.setattr(examples, "_NUM_PROBED", 2)
     folder_config.input.dataset = folder_of_images(
         tmp_path / "own", 4, ((20, 24), (20, 24), (9, 9))
     )

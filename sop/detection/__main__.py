@@ -19,20 +19,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from input_pipeline import to_original
 from sop.command import Parser, run
 from sop.config import stage_configs
 from sop.data import images as codec
 from sop.data.annotated import open_annotated
 from sop.data.images import BadImageError
 from sop.data.objects import Objects, make_objects
+from sop.data.scene_examples import to_original
 from sop.data.scenes import Scene, parse_scenes
 from sop.detection import create_detector
 from sop.detection.metric import Found, as_coco
 from sop.errors import UsageError
+from sop.models.lookup import is_detector
 from sop.progress import shown
 from sop.training.checkpoints import Checkpoints, saved_progress
-from sop.training.detection import Detection, detects
+from sop.training.detection import Detection
 from sop.training.durable import write_json
 from sop.training.step import make_mesh, replicated
 from sop.training.workdir import run_config
@@ -59,7 +60,7 @@ def load_detector(workdir: str | Path, checkpoint: str = "best"):
       UsageError: the folder holds no run of a detector, or no such checkpoint.
     """
     config = stage_configs(run_config(workdir))[-1]
-    if not detects(config):
+    if not is_detector(config.model):
         raise UsageError(f"The run in {workdir} is no detector: use main.py --mode=predict.")
     model = create_detector(config.model, dtype=jnp.dtype(config.dtype))
     with closing(Checkpoints(workdir, read_only=True)) as checkpoints:

@@ -21,7 +21,7 @@ from sop.command import Parser, run
 from sop.errors import UsageError
 from sop.models import BACKBONES, create_model, get_backbone
 from sop.models.catalogue import Cost, cost, numbered
-from sop.models.lookup import entry
+from sop.models.lookup import is_detector
 from sop.progress import shown
 
 _PARTS = ("attention", "pool", "representation")
@@ -47,7 +47,7 @@ def _experiments(folder: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for file in sorted(folder.glob("*.py")):
         for name, experiment in runpy.run_path(str(file)).get("EXPERIMENTS", {}).items():
             model = experiment.make().model
-            if entry(model, "detector")[0] is None:  # whose costs are others
+            if not is_detector(model):  # whose costs are others
                 yield f"{file.name}:{name}", model
 
 

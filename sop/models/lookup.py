@@ -42,6 +42,11 @@ def entry(config: Mapping[str, Any], key: str) -> tuple[str | None, dict[str, An
     return name, options
 
 
+def is_detector(config: Mapping[str, Any]) -> bool:
+    """Whether a config.model is a detector's, not a classifier's."""
+    return entry(config, "detector")[0] is not None
+
+
 def find(
     role: str, name: str, known: Mapping[str, Callable[..., nn.Module]]
 ) -> Callable[..., nn.Module]:

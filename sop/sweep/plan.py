@@ -18,8 +18,8 @@ from sop.config.validation import as_json
 from sop.data import transforms
 from sop.data.sources import open_source
 from sop.errors import UsageError
+from sop.models.lookup import is_detector
 from sop.sweep.grid import Grid, combinations, name_of
-from sop.training.detection import detects
 from sop.training.workdir import refuse_another_config, with_whole_model
 
 _LONGEST = 200  # characters of a folder's name; file systems take 255
@@ -143,7 +143,7 @@ def parse_config(arguments: Sequence[str]) -> ConfigDict:
     parser = Parser()
     add_config(parser)
     config = with_whole_model(parse(parser, arguments)[1])
-    if detects(config):
+    if is_detector(config.model):
         raise UsageError(
             "A sweep compares classifiers by top-1: set config.model.detector.name=None, or train "
             "detectors one by one."

@@ -14,16 +14,10 @@ from ml_collections import ConfigDict
 from sop.data.normalization import make_normalize
 from sop.detection.metric import Found, average_precision
 from sop.errors import UsageError
-from sop.models.lookup import entry
 from sop.training.evaluation import refuse_no_example, results
 from sop.training.optimizer import frozen_statistics
 from sop.training.stages import EvalData, TrainData
 from sop.training.step import AXIS, Rows, Step, frozen_batch_norms, make_update, update_options
-
-
-def detects(config: ConfigDict) -> bool:
-    """Whether `config.model` is a detector."""
-    return entry(config.model, "detector")[0] is not None
 
 
 class Detection:

@@ -10,7 +10,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from sop.data.normalization import make_normalize
-from sop.training.detection import Detection, detects
+from sop.models.lookup import is_detector
+from sop.training.detection import Detection
 from sop.training.evaluation import evaluate
 from sop.training.mixing import make_mixing
 from sop.training.optimizer import frozen_statistics
@@ -77,5 +78,5 @@ class Classification:
 
 def make_task(config: ConfigDict, model: nn.Module) -> Task:
     """The task of a stage's config: detection where `config.model.detector` names a detector."""
-    kind = Detection if detects(config) else Classification
+    kind = Detection if is_detector(config.model) else Classification
     return kind(config, model)

@@ -19,9 +19,9 @@ from sop.config import check, stage_configs
 from sop.data.normalization import make_normalize
 from sop.errors import UsageError
 from sop.models import create_model
+from sop.models.lookup import is_detector
 from sop.models.network import Network
 from sop.training.checkpoints import Checkpoints, saved_progress
-from sop.training.detection import detects
 from sop.training.exported import is_export, read_export
 from sop.training.memory import check_compiled
 from sop.training.step import AXIS, data_parallel, make_forward, make_mesh, replicated
@@ -71,7 +71,7 @@ def open_run(
     Raises:
       UsageError: as `load`, or processes of other machines take part.
     """
-    if detects(config):
+    if is_detector(config.model):
         raise UsageError(
             f"The run in {workdir} is a detector, which gives no classes of whole images: evaluate "
             "it with --mode=eval; its boxes in Python are shown in docs/detection.md."
