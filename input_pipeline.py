@@ -103,7 +103,7 @@ class _Batches:
       identity: What tells these examples from others, JSON-able: split, their number, the names of
         the classes, a hash of the files' names and sizes.
       row_shape: ([V,] H, W, 3) of what one becomes in a batch.
-      rows: Shape and type of each array of a batch, for one example, without 'mask'.
+      rows: Shape and type of each array of a batch, for one example.
       batches_ahead: How many are in memory at once.
       bad_images: The names of the undecodable images that this process has met so far.
     """
@@ -170,6 +170,7 @@ class Evaluation(_Batches):
 
     def __init__(self, images: Images, batch_size: int, rows: slice, num_workers: int):
         super().__init__(images, batch_size, rows, num_workers)
+        self.rows = {**images.rows, "mask": ((), np.bool_)}
         self.num_batches = math.ceil(self.num_examples / batch_size)
 
     def __iter__(self) -> Iterator[Batch]:

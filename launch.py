@@ -19,11 +19,8 @@ from ml_collections import ConfigDict
 import input_pipeline
 from sop.config import check_batches, flatten, stage_configs
 from sop.config.validation import as_json
-from sop.detection import create_detector
 from sop.errors import UsageError
 from sop.interruption import tell_of_end
-from sop.models import create_model
-from sop.models.lookup import is_detector
 from sop.training import distributed, loop, pretrained
 from sop.training.checkpoints import refuse_converted, steps_in
 from sop.training.compiling import keep_compiled
@@ -35,7 +32,8 @@ from sop.training.provenance import recorded
 from sop.training.reporting import Reporter, report_evaluation
 from sop.training.stages import identities, make_stages
 from sop.training.state import init_state, init_variables
-from sop.training.step import AXIS, make_mesh
+from sop.training.step import make_mesh
+from sop.training.task import make_model
 from sop.training.workdir import (
     WorkDir,
     refuse_another_folder,
@@ -70,7 +68,7 @@ def train(config: ConfigDict, workdir: str) -> None:
     config = with_whole_model(config)
     _refuse_unlike(config, mode="train")
     check_batches(config, jax.device_count())
-    model, configs = _make_model(config), stage_configs(config)
+    model, configs = make_model(config), stage_configs(config)
     data = input_pipeline.create(configs, jax.process_index(), jax.process_count())
     distributed.refuse_differences("data", {"data": identities(data)})
     stages = make_stages(configs, data)
@@ -132,7 +130,7 @@ def evaluate(config: ConfigDict, workdir: str, checkpoint: str) -> None:
     evaluation = input_pipeline.create_eval(config, jax.process_index(), jax.process_count())
     distributed.refuse_differences("data", evaluation.identity)
     refuse_moved_classes(workdir, config, evaluation.identity)
-    model = _make_model(config)
+    model = make_model(config)
     shapes = _trace(model, [evaluation.image_shape])
     mesh, cached = make_mesh(), input_pipeline.cached_bytes([evaluation])
     check_memory(config, {"eval_batch_size": evaluation}, model, shapes, shapes, mesh, cached)
@@ -162,23 +160,6 @@ def _removal_refused(workdir: str) -> Iterator[None]:
         raise UsageError(
             f"Work folder {workdir} was removed while the run was using it: start the run again."
         ) from error
-
-
-def _make_model(config: ConfigDict) -> nn.Module:
-    if is_detector(config.model):
-        return create_detector(
-            config.model,
-            dtype=jnp.dtype(config.dtype),
-            axis_name=AXIS if config.sync_batch_norm else None,
-            remat=config.remat,
-        )
-    return create_model(
-        config.model,
-        dtype=jnp.dtype(config.dtype),
-        axis_name=AXIS if config.sync_batch_norm else None,
-        representation_axis=AXIS if config.sync_representation else None,
-        remat=config.remat,
-    )
 
 
 def _trace(model: nn.Module, image_shapes: Iterable[tuple[int, int, int]]) -> Any:

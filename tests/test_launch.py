@@ -20,7 +20,7 @@ def test_initialisation_is_traced_twice(tmp_path, monkeypatch):
                 traced.append(images.shape)
             return nn.Dense(10, name="classifier")(images.mean((1, 2)))
 
-    monkeypatch.setattr(launch, "create_model", lambda *_, **__: Tiny())
+    monkeypatch.setattr(launch, "make_model", lambda config: Tiny())
     config = load(f"{ROOT}/configs/digits.py")
     config.num_epochs, config.batch_size = 1, 720
     launch.train(config, str(tmp_path / "run"))

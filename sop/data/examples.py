@@ -48,7 +48,7 @@ class Images:
         """[n] indices → 'image' uint8 [n, …], 'label' int32 [n], 'mask' [n]: is the image good?"""
         batch = {
             name: np.zeros((len(examples), *shape), dtype)
-            for name, (shape, dtype) in {**self.rows, "mask": ((), bool)}.items()
+            for name, (shape, dtype) in {**self.rows, "mask": ((), np.bool_)}.items()
         }
         for row, example in enumerate(examples.tolist()):
             for candidate in self._candidates(example):

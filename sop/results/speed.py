@@ -9,24 +9,21 @@ from statistics import median
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from sop.config import stage_configs
-from sop.data.normalization import make_normalize
-from sop.models import create_model
 from sop.progress import shown
+from sop.training.memory import needed_bytes
 from sop.training.optimizer import make_optimizer, make_schedule
 from sop.training.state import init_state, init_variables
 from sop.training.step import (
-    AXIS,
     data_parallel,
     make_mesh,
-    make_train_step,
     replicated,
     to_devices,
 )
+from sop.training.task import make_model, make_task
 
 
 class Speed(NamedTuple):
@@ -68,24 +65,12 @@ def measure(configs: Mapping[str, tuple[ConfigDict, int]], turns: int = 7) -> di
 def _step(config: ConfigDict, size: int) -> tuple[Callable[[], None], int, int | None]:
     """What takes a step, images in it, and bytes that it needs."""
     last, mesh = stage_configs(config)[-1], make_mesh()
-    model = create_model(
-        last.model,
-        dtype=jnp.dtype(last.dtype),
-        axis_name=AXIS if last.sync_batch_norm else None,
-        representation_axis=AXIS if last.sync_representation else None,
-        remat=last.remat,
-    )
+    model = make_model(last)
     variables = init_variables(model, 0, (size, size, 3))
     rate = last.optimizer.learning_rate
     schedule = make_schedule(last.schedule, rate, last.num_epochs, 1000)
     tx = make_optimizer(last.optimizer, schedule, variables["params"])
-    step = make_train_step(
-        model,
-        tx,
-        normalize=make_normalize(last),
-        label_smoothing=last.label_smoothing,
-        accumulation=last.accumulation,
-    )
+    step = data_parallel(make_task(last, model).train_step(tx), mesh)
     random = np.random.default_rng(0)
     shape = (last.batch_size, size, size, 3)
     batch = {
@@ -94,18 +79,10 @@ def _step(config: ConfigDict, size: int) -> tuple[Callable[[], None], int, int |
     }
     on_devices = to_devices(mesh, batch)
     state = jax.device_put(init_state(variables, tx), replicated(mesh))
-    compiled = jax.jit(data_parallel(step, mesh)).lower(state, on_devices).compile()
+    compiled = step.lower(state, on_devices).compile()
 
     def run() -> None:
         jax.block_until_ready(compiled(state, on_devices))
 
     run()
-    return run, last.batch_size, _memory(compiled)
-
-
-def _memory(compiled: jax.stages.Compiled) -> int | None:
-    stats = compiled.memory_analysis()
-    if stats is None:
-        return None
-    need = stats.argument_size_in_bytes + stats.output_size_in_bytes + stats.temp_size_in_bytes
-    return need - stats.alias_size_in_bytes
+    return run, last.batch_size, needed_bytes(compiled)

@@ -16,8 +16,8 @@ from sop.detection.metric import Found, average_precision
 from sop.errors import UsageError
 from sop.training.evaluation import refuse_no_example, results
 from sop.training.optimizer import frozen_statistics
-from sop.training.stages import EvalData, TrainData
-from sop.training.step import AXIS, Rows, Step, frozen_batch_norms, make_update, update_options
+from sop.training.stages import EvalData
+from sop.training.step import AXIS, Step, frozen_batch_norms, make_update, update_options
 
 
 class Detection:
@@ -89,9 +89,3 @@ class Detection:
                 "config.input.eval_split."
             )
         return scores
-
-    def train_rows(self, data: TrainData) -> Rows:
-        return data.rows
-
-    def eval_rows(self, data: EvalData) -> Rows:
-        return {**data.rows, "mask": ((), np.bool_)}

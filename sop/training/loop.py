@@ -27,7 +27,6 @@ from sop.training.signals import StopRequest
 from sop.training.stages import EvalData, Stage, identities, stage_at
 from sop.training.state import TrainState, init_state, init_variables
 from sop.training.step import (
-    Rows,
     batch_shapes,
     data_parallel,
     replicated,
@@ -197,12 +196,11 @@ class _StageRun:
     def _compile(self, state: TrainState) -> None:
         """Refuses what the devices cannot hold, of evaluation too, before the first step."""
         mesh, stage, size = self._mesh, self._stage, self._stage.config.batch_size
-        batch = batch_shapes(mesh, size, self._task.train_rows(stage.train))
+        batch = batch_shapes(mesh, size, stage.train.rows)
         begun = time.monotonic()
         self._reporter.say("Compiling the steps of training and evaluation …")
         check_compiled("batch_size", size, self._train_step, (state, batch), mesh)
-        rows = self._task.eval_rows(stage.evaluation)
-        _compile_evaluation(stage.config, self._eval_step, state.variables, rows, mesh)
+        _compile_evaluation(stage.config, self._eval_step, state.variables, stage.evaluation, mesh)
         self._reporter.say(f"… compiled in {time.monotonic() - begun:.1f} s.")
 
     def _evaluates(self, step: int) -> bool:
@@ -267,7 +265,7 @@ def evaluate_checkpoint(
     eval_step = data_parallel(task.eval_step(), mesh)
     if jax.process_index() == 0:
         say(f"Compiling the step of evaluation, for checkpoint {step} …")
-    _compile_evaluation(config, eval_step, variables, task.eval_rows(evaluation), mesh)
+    _compile_evaluation(config, eval_step, variables, evaluation, mesh)
     scores = _evaluate_both(task, eval_step, mesh, variables, average, evaluation, config)
     return {"step": step, "epoch": epoch, **scores}
 
@@ -299,10 +297,10 @@ def _watched(evaluation: EvalData, config: ConfigDict) -> Iterable[dict[str, Any
 
 
 def _compile_evaluation(
-    config: ConfigDict, eval_step: Any, variables: Any, rows: Rows, mesh: Mesh
+    config: ConfigDict, eval_step: Any, variables: Any, data: EvalData, mesh: Mesh
 ) -> None:
     size = config.eval_batch_size
-    batch = batch_shapes(mesh, size, rows)
+    batch = batch_shapes(mesh, size, data.rows)
     check_compiled("eval_batch_size", size, eval_step, (variables, batch), mesh)
 
 

@@ -124,11 +124,9 @@ def check_compiled(key: str, size: int, step: Any, arguments: Sequence[Any], mes
     Raises:
       UsageError: the step does not fit.
     """
-    stats = step.lower(*arguments).compile().memory_analysis()
-    if stats is None:
+    need = needed_bytes(step.lower(*arguments).compile())
+    if need is None:
         return
-    need = stats.argument_size_in_bytes + stats.output_size_in_bytes + stats.temp_size_in_bytes
-    need -= stats.alias_size_in_bytes  # outputs in the place of donated arguments
     size_of_device = device_memory(mesh.local_devices, host_memory())
     cut = " or raise config.accumulation" if key == "batch_size" else ""
     if need > size_of_device:
@@ -136,6 +134,15 @@ def check_compiled(key: str, size: int, step: Any, arguments: Sequence[Any], mes
             f"config.{key} = {size} needs {readable(need)} in a step, but a device has "
             f"{readable(size_of_device)}: set a smaller one{cut}."
         )
+
+
+def needed_bytes(compiled: jax.stages.Compiled) -> int | None:
+    """Of a device for a compiled program; None where the compiler does not say."""
+    stats = compiled.memory_analysis()
+    if stats is None:
+        return None
+    need = stats.argument_size_in_bytes + stats.output_size_in_bytes + stats.temp_size_in_bytes
+    return need - stats.alias_size_in_bytes  # outputs in the place of donated arguments
 
 
 def largest_product(jaxpr: Any) -> int:

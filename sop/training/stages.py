@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from sop.errors import UsageError
 from sop.training.optimizer import make_schedule
+from sop.training.step import Rows
 
 _MOST_STEPS = 2**31 - 1  # they are counted in int32
 
@@ -25,6 +26,7 @@ class TrainData(Protocol):
     image_shape: tuple[int, int, int]
     identity: dict[str, Any]  # JSON-able: 'split', 'examples', 'classes', 'files' (a hash)
     row_shape: tuple[int, ...]  # of an example's image in a batch
+    rows: Rows
 
     def batches(self, start: int, first_epoch: int) -> Iterator[dict[str, Any]]:
         """Batch number `start` and those after it; batch 0 begins epoch `first_epoch`."""
@@ -37,6 +39,7 @@ class EvalData(Protocol):
     image_shape: tuple[int, int, int]
     identity: dict[str, Any]  # as that of TrainData
     row_shape: tuple[int, ...]  # with the views of an image in front
+    rows: Rows
 
     def __iter__(self) -> Iterator[dict[str, Any]]: ...
 

@@ -58,7 +58,7 @@ def batch_shapes(mesh: Mesh, size: int, rows: Rows) -> dict[str, jax.ShapeDtypeS
 
 def data_parallel(
     step: Callable, mesh: Mesh, donate: bool = False, by_example: bool = False
-) -> Callable:
+) -> jax.stages.Wrapped:
     """Jits a per-device `step(state, batch)` over the mesh.
 
     The first argument and the results are replicated, the batch is split along its first axis; with

@@ -10,13 +10,15 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from sop.data.normalization import make_normalize
+from sop.detection import create_detector
+from sop.models import create_model
 from sop.models.lookup import is_detector
 from sop.training.detection import Detection
 from sop.training.evaluation import evaluate
 from sop.training.mixing import make_mixing
 from sop.training.optimizer import frozen_statistics
-from sop.training.stages import EvalData, TrainData
-from sop.training.step import Rows, Step, make_eval_step, make_train_step, update_options
+from sop.training.stages import EvalData
+from sop.training.step import AXIS, Step, make_eval_step, make_train_step, update_options
 
 
 class Task(Protocol):
@@ -36,12 +38,6 @@ class Task(Protocol):
         Which of them makes a checkpoint the best, and how they are said, is in
         `sop.training.scores`.
         """
-
-    def train_rows(self, data: TrainData) -> Rows:
-        """What a batch of training holds of each example."""
-
-    def eval_rows(self, data: EvalData) -> Rows:
-        """What a batch of evaluation holds of each example."""
 
 
 class Classification:
@@ -69,11 +65,22 @@ class Classification:
     def evaluate(self, eval_step, mesh, variables, batches, data):
         return evaluate(eval_step, mesh, variables, batches)
 
-    def train_rows(self, data: TrainData) -> Rows:
-        return {"image": (data.row_shape, jnp.uint8), "label": ((), jnp.int32)}
 
-    def eval_rows(self, data: EvalData) -> Rows:
-        return {**self.train_rows(data), "mask": ((), jnp.bool_)}
+def make_model(config: ConfigDict) -> nn.Module:
+    """The network of a whole config, a classifier or a detector, as its steps take it.
+
+    Raises:
+      UsageError: see `sop.models.create_model` and `sop.detection.create_detector`.
+    """
+    options = {
+        "dtype": jnp.dtype(config.dtype),
+        "axis_name": AXIS if config.sync_batch_norm else None,
+        "remat": config.remat,
+    }
+    if is_detector(config.model):
+        return create_detector(config.model, **options)
+    axis = AXIS if config.sync_representation else None
+    return create_model(config.model, representation_axis=axis, **options)
 
 
 def make_task(config: ConfigDict, model: nn.Module) -> Task:

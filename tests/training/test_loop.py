@@ -58,10 +58,14 @@ class Network(nn.Module):
         return nn.Dense(self.classes, name="classifier")(x)
 
 
+ROWS = {"image": ((4, 4, 3), np.uint8), "label": ((), np.int32)}
+
+
 class Train:
     """Shuffled as a function of (seed, step); `on_step(step)` is called before each batch."""
 
     image_shape = row_shape = (4, 4, 3)
+    rows = ROWS
     identity = IDENTITY
 
     def __init__(self, config, on_step):
@@ -79,6 +83,7 @@ class Train:
 class Evaluation:
     num_examples = EXAMPLES
     image_shape = row_shape = (4, 4, 3)
+    rows = ROWS | {"mask": ((), np.bool_)}
     identity = IDENTITY
     num_examples = EXAMPLES
 
