@@ -56,6 +56,14 @@ def make_objects(
     )
 
 
+def overlaps(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """IoU of one box [4] with others [n, 4], in the type that they have."""
+    low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
+    inside = (high - low).clip(0).prod(axis=1)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) + (box[2:] - box[:2]).prod()
+    return inside / np.maximum(areas - inside, 1e-12)
+
+
 class Annotated(Protocol):
     """The examples of one split for detection, in a fixed order; as `sop.data.source.Source`."""
 

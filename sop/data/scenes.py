@@ -13,7 +13,7 @@ import numpy as np
 
 from sop.checks import Condition, within
 from sop.data.notation import parse_steps
-from sop.data.objects import Objects
+from sop.data.objects import Objects, overlaps
 from sop.data.transforms import Range, Side, Size
 from sop.errors import UsageError
 
@@ -241,7 +241,7 @@ class MinIoUCrop(SceneTransform):
                     continue
                 left, top = int(rng.uniform(0, width - w + 1)), int(rng.uniform(0, height - h + 1))
                 part = np.array([left, top, left + w, top + h], np.float32)
-                if _overlaps(part, boxes).min() < least:
+                if overlaps(part, boxes).min() < least:
                     continue
                 centres = (boxes[:, :2] + boxes[:, 2:]) / 2
                 inside = ((centres > part[:2]) & (centres < part[2:])).all(axis=1)
@@ -252,13 +252,6 @@ class MinIoUCrop(SceneTransform):
 
 def _between(pair: tuple[float, float], share: float) -> np.float32:
     return np.float32(pair[0] + share * (pair[1] - pair[0]))
-
-
-def _overlaps(part: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    low, high = np.maximum(part[:2], boxes[:, :2]), np.minimum(part[2:], boxes[:, 2:])
-    inside = (high - low).clip(0).prod(axis=1)
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) + (part[2:] - part[:2]).prod()
-    return inside / np.maximum(areas - inside, 1e-6)
 
 
 def _cut(scene: Scene, part: np.ndarray, inside: np.ndarray) -> Scene:

@@ -34,10 +34,10 @@ from sop.models.lookup import is_detector
 from sop.progress import shown
 from sop.training.checkpoints import Checkpoints, saved_progress
 from sop.training.detection import Detection
-from sop.training.durable import write_json
+from sop.training.durable import write_figure, write_json
 from sop.training.step import make_mesh, replicated
 from sop.training.workdir import run_config
-from sop.using.figures import save, show_image, title
+from sop.using.figures import show_image, title
 
 _FOLDER = "detections"
 
@@ -164,7 +164,7 @@ def main(arguments: Sequence[str]) -> None:
         for place, (image, found) in enumerate(page, 1):
             axes = figure.add_subplot(-(-len(page) // columns), columns, place)
             draw(axes, image, found, names, options.threshold)
-        save(figure, out / f"page{start // 8 + 1}.png", dpi=120)
+        write_figure(out / f"page{start // 8 + 1}.png", figure, dpi=120)
     print(f"{len(rows)} detections in {len(sheet)} images: {out}/detections.json, {out}/page*.png")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sop.data.masks import mask_library
-from sop.data.objects import Objects, Rle
+from sop.data.objects import Objects, Rle, overlaps
 
 Truth = tuple[tuple[int, int], Objects]  # height and width of an image, and what it holds
 
@@ -96,11 +96,10 @@ def _annotations(truths: Mapping[int, Truth], masks: bool):
     for image, (_, objects) in truths.items():
         ignored = objects.crowd | objects.difficult
         for row in range(len(objects)):
-            left, top, right, bottom = objects.boxes[row].astype(float).tolist()
             annotation = {
                 "image_id": image,
                 "category_id": int(objects.labels[row]),
-                "bbox": [left, top, right - left, bottom - top],
+                "bbox": _with_sides(objects.boxes[row]),
                 "area": float(objects.areas[row]),
                 "iscrowd": int(ignored[row]),
             }
@@ -109,15 +108,20 @@ def _annotations(truths: Mapping[int, Truth], masks: bool):
             yield annotation
 
 
+def _with_sides(box: np.ndarray) -> list[float]:
+    """COCO's box, (x, y, width, height)."""
+    left, top, right, bottom = box.astype(float).tolist()
+    return [left, top, right - left, bottom - top]
+
+
 def as_coco(image: int, found: Found, masks: bool = False) -> list[dict[str, Any]]:
     """The rows of COCO's format of results, with labels as categories."""
     rows = []
     for row in range(len(found.scores)):
-        left, top, right, bottom = found.boxes[row].astype(float).tolist()
         entry = {
             "image_id": image,
             "category_id": int(found.labels[row]),
-            "bbox": [left, top, right - left, bottom - top],
+            "bbox": _with_sides(found.boxes[row]),
             "score": float(found.scores[row]),
         }
         if masks and found.masks is not None:  # the area of the mask counts, not that of the box
@@ -166,9 +170,9 @@ def _voc_of_class(truths, found, label, eleven_points, threshold):
     taken = {image: np.zeros(len(each), bool) for image, each in boxes.items()}
     right = []
     for _, image, box in sorted(rows, key=lambda row: -row[0]):
-        overlaps = _overlaps(box, boxes[image])
-        best = int(overlaps.argmax()) if len(overlaps) else -1
-        if best < 0 or overlaps[best] < threshold:
+        ious = overlaps(box, boxes[image])
+        best = int(ious.argmax()) if len(ious) else -1
+        if best < 0 or ious[best] < threshold:
             right.append(False)
         elif not ignored[image][best]:
             right.append(not taken[image][best])
@@ -180,14 +184,6 @@ def _voc_of_class(truths, found, label, eleven_points, threshold):
         at = [highest[recall >= step - 1e-9] for step in np.linspace(0, 1, 11)]
         return float(np.mean([each[0] if len(each) else 0.0 for each in at]))
     return float(np.sum(np.diff(recall, prepend=0.0) * highest))
-
-
-def _overlaps(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """IoU of one box [4] with others [n, 4], in float64 as the kit's."""
-    low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
-    inside = (high - low).clip(0).prod(axis=1)
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) + (box[2:] - box[:2]).prod()
-    return inside / np.maximum(areas - inside, 1e-12)
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -1,6 +1,5 @@
 """Accuracy against what it costs, and against the number of examples."""
 
-import io
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -10,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from sop.results.table import Line
-from sop.training.durable import write_atomically
+from sop.training.durable import write_figure
 from sop.training.plots import COLORS
 
 
@@ -79,6 +78,4 @@ def _save(figure: Figure, path: str | os.PathLike) -> None:
     for panel in figure.axes:
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=100)
-    write_atomically(path, picture.getvalue())
+    write_figure(path, figure)

@@ -5,8 +5,10 @@ guards against disks and cables, not against people.
 """
 
 import errno
+import io
 import json
 import os
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -46,6 +48,15 @@ def write_atomically(path: str | os.PathLike, content: str | bytes) -> None:
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """`write_atomically` of `value` as indented JSON."""
     write_atomically(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_figure(path: str | os.PathLike, figure: Any, dpi: int = 100) -> None:
+    """`write_atomically` of a Matplotlib figure as PNG."""
+    picture = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of signs that the font does not have
+        figure.savefig(picture, format="png", dpi=dpi)
+    write_atomically(path, picture.getvalue())
 
 
 @contextmanager

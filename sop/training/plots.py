@@ -1,6 +1,5 @@
 """The curves of runs as one picture."""
 
-import io
 import os
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
@@ -10,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sop.training.durable import write_atomically
+from sop.training.durable import write_figure
 
 History = Sequence[Mapping[str, Any]]  # entries as in `history.jsonl`, see `sop.training.history`
 
@@ -96,9 +95,7 @@ def _save(figure: Figure, panels: Mapping[str, Axes], path: str | os.PathLike) -
             panel.set_ylim(bottom=0)
         if key != "learning_rate" and panel.get_legend_handles_labels()[1]:
             panel.legend(frameon=False)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=100)
-    write_atomically(path, picture.getvalue())
+    write_figure(path, figure)
 
 
 def _plot(

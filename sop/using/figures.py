@@ -1,27 +1,11 @@
 """What all pictures of this room share."""
 
-import io
 import os
-import warnings
-from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
-from sop.training.durable import write_atomically
 
 _LONGEST = 22  # characters of a class's or a file's name in a caption
-
-
-def save(figure: Figure, path: str | os.PathLike, dpi: int = 100) -> Path:
-    """Writes a figure as PNG, replacing what was there at once."""
-    picture = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of signs that the font does not have
-        figure.savefig(picture, format="png", dpi=dpi)
-    write_atomically(path, picture.getvalue())
-    return Path(path)
 
 
 def short(name: str) -> str:

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from sop.using.figures import first_view, save, short, show_image, title
+from sop.training.durable import write_figure
+from sop.using.figures import first_view, short, show_image, title
 
 _MOST_CLASSES = 30  # in a matrix that is still read
 _MOST_PAIRS = 12
@@ -63,7 +64,8 @@ class Confusion:
         right.set_xlabel("images")
         title(right, "most confused" if texts else "nothing was confused")
         right.spines[["top", "right"]].set_visible(False)
-        return save(figure, path)
+        write_figure(path, figure)
+        return Path(path)
 
     def _shown(self) -> np.ndarray:
         """Numbers of the classes that the matrix shows."""
@@ -142,4 +144,5 @@ class Worst:
             show_image(axes, first_view(mistake.image))
             text = f"said {mistake.said}\nis {mistake.label}\n{short(mistake.name)}"
             title(axes, text, fontsize=8)
-        return save(figure, path)
+        write_figure(path, figure)
+        return Path(path)

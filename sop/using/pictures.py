@@ -13,7 +13,8 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sop.using.figures import save, show_image, title
+from sop.training.durable import write_figure
+from sop.using.figures import show_image, title
 
 _COLUMNS = 5
 _MOST_MAPS = 10  # of one kind that are drawn, the deepest layers'
@@ -78,7 +79,8 @@ def draw(path: str | os.PathLike, name: str, seen: Sequence[Seen]) -> Path:
         panel(axes)
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
-    return save(figure, path)
+    write_figure(path, figure)
+    return Path(path)
 
 
 def overlaid(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
