@@ -22,7 +22,6 @@ from sop.config.validation import as_json
 from sop.errors import UsageError
 from sop.interruption import tell_of_end
 from sop.training import distributed, loop, pretrained
-from sop.training.checkpoints import refuse_converted, steps_in
 from sop.training.compiling import keep_compiled
 from sop.training.durable import refuse_full_disk
 from sop.training.memory import check_memory
@@ -30,6 +29,7 @@ from sop.training.optimizer import make_optimizer
 from sop.training.partners import Partners, ends_told
 from sop.training.provenance import recorded
 from sop.training.reporting import Reporter, report_evaluation
+from sop.training.saved import refuse_converted, steps_in
 from sop.training.stages import identities, make_stages
 from sop.training.state import init_state, init_variables
 from sop.training.step import make_mesh

@@ -16,7 +16,7 @@ import optax
 from tables import RATIO, print_header, print_row, quartiles
 
 from sop.models import create_model
-from sop.training import checkpoints
+from sop.training import checkpoints, variables
 from sop.training.state import init_state, init_variables
 
 
@@ -44,8 +44,8 @@ def main() -> None:
 
 
 def _save(workdir: Path, state, checksums: bool) -> float:
-    write = checkpoints.write_checksums if checksums else lambda folder: None
-    with mock.patch.object(checkpoints, "write_checksums", write):
+    write = variables.write_checksums if checksums else lambda folder: None
+    with mock.patch.object(variables, "write_checksums", write):
         writer = checkpoints.Checkpoints(workdir)
         begun = time.perf_counter()
         writer.save(state, {"epoch": 1.0, "report": {}})

@@ -35,3 +35,9 @@ def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """ " Did you mean 'x'?" with the name closest to `name`, or "" where none is close."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def first_line(error: Exception) -> str:
+    """'KeyError: …', what another library's exception says, shortened."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:160]}" if text else type(error).__name__

@@ -10,7 +10,7 @@ import sop
 from sop import export
 from sop.errors import UsageError
 from sop.training import pretrained
-from sop.training.checkpoints import load_variables
+from sop.training.variables import load_variables
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from sop.training.checkpoints import load_variables
+from sop.training.variables import load_variables
 from tests.kill_and_resume import newest_step, unequal
 from tests.launch import launch, run, run_main_often, run_together
 

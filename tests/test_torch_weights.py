@@ -24,7 +24,7 @@ from sop.torch_weights import convert, read, to_state_dict
 from sop.torch_weights.__main__ import main
 from sop.torch_weights.engine import conversion, init, trace
 from sop.torch_weights.triangle import columns_by_rows, likely_order
-from sop.training.checkpoints import load_variables
+from sop.training.variables import load_variables
 from tests import triangle_orders
 from tests.golden import network_cases
 from tests.golden.network_cases import CASES, MORE_CASES, TOLERANCE, compare, original, tensor

@@ -32,9 +32,10 @@ from sop.detection.metric import Found, as_coco
 from sop.errors import UsageError
 from sop.models.lookup import is_detector
 from sop.progress import shown
-from sop.training.checkpoints import Checkpoints, saved_progress
+from sop.training.checkpoints import Checkpoints
 from sop.training.detection import Detection
 from sop.training.durable import write_figure, write_json
+from sop.training.saved import saved_progress
 from sop.training.step import make_mesh, replicated
 from sop.training.workdir import run_config
 from sop.using.figures import show_image, title

@@ -22,9 +22,9 @@ from sop.models.catalogue import cost
 from sop.progress import shown
 from sop.results.robustness import Robustness, examine
 from sop.sweep.progress import read_results
-from sop.training.checkpoints import saved_progress
 from sop.training.durable import write_atomically
 from sop.training.provenance import read_provenance
+from sop.training.saved import saved_progress
 from sop.training.workdir import run_config
 
 Row = Mapping[str, Any]

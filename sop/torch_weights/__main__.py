@@ -14,8 +14,8 @@ from sop.torch_weights.engine import conversion
 from sop.torch_weights.files import read
 from sop.torch_weights.tensors import shown
 from sop.torch_weights.triangle import Order, order_by_name
-from sop.training.checkpoints import save_variables
 from sop.training.durable import write_json
+from sop.training.variables import save_variables
 from sop.training.workdir import with_whole_model
 
 

@@ -18,11 +18,12 @@ from sop.config.validation import as_json
 from sop.errors import UsageError
 from sop.progress import shown
 from sop.training import pretrained
-from sop.training.checkpoints import Checkpoints, steps_in
+from sop.training.checkpoints import Checkpoints
 from sop.training.evaluation import is_finite
 from sop.training.memory import check_compiled
 from sop.training.optimizer import keep_momentum
 from sop.training.reporting import Reporter
+from sop.training.saved import steps_in
 from sop.training.signals import StopRequest
 from sop.training.stages import EvalData, Stage, identities, stage_at
 from sop.training.state import TrainState, init_state, init_variables

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sop.errors import UsageError
-from sop.training.checkpoints import find_variables, load_variables, shape_differences
 from sop.training.exported import is_export, read_export
+from sop.training.variables import find_variables, load_variables, shape_differences
 
 # The part that must fit whole; a new task may change the others.
 _BACKBONE = "features"

@@ -17,8 +17,8 @@ from ml_collections import ConfigDict
 from sop.config.validation import as_json, differences, from_json, may_change
 from sop.errors import UsageError
 from sop.models import resolve
-from sop.training.checkpoints import saved_progress, steps_in
 from sop.training.durable import write_json
+from sop.training.saved import saved_progress, steps_in
 
 _HELD = (errno.EWOULDBLOCK, errno.EACCES)  # what locking says where another process has the lock
 

@@ -21,9 +21,10 @@ from sop.errors import UsageError
 from sop.models import create_model
 from sop.models.lookup import is_detector
 from sop.models.network import Network
-from sop.training.checkpoints import Checkpoints, saved_progress
+from sop.training.checkpoints import Checkpoints
 from sop.training.exported import is_export, read_export
 from sop.training.memory import check_compiled
+from sop.training.saved import saved_progress
 from sop.training.step import AXIS, data_parallel, make_forward, make_mesh, replicated
 from sop.training.workdir import run_config, with_whole_model
 from sop.using import layers

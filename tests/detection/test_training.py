@@ -23,12 +23,12 @@ from sop.errors import UsageError
 from sop.models import create_model
 from sop.sweep import __main__ as sweep
 from sop.training import pretrained
-from sop.training.checkpoints import load_variables
 from sop.training.detection import Detection
 from sop.training.history import read_history
 from sop.training.optimizer import make_optimizer, make_schedule
 from sop.training.state import init_state, init_variables
 from sop.training.step import data_parallel, make_mesh
+from sop.training.variables import load_variables
 from tests.detection.small import ARGUMENTS
 
 

@@ -19,21 +19,16 @@ from sop.config import get_config, stage_configs
 from sop.errors import UsageError
 from sop.layers import BatchNorm
 from sop.training import memory, task
-from sop.training.checkpoints import (
-    Checkpoints,
-    best_step,
-    find_variables,
-    load_variables,
-    refuse_converted,
-    save_variables,
-)
+from sop.training.checkpoints import Checkpoints
 from sop.training.history import read_history
 from sop.training.loop import evaluate_checkpoint, train
 from sop.training.optimizer import make_optimizer
 from sop.training.reporting import Reporter
+from sop.training.saved import best_step, refuse_converted
 from sop.training.stages import make_stages
 from sop.training.state import init_variables
 from sop.training.step import make_mesh, replicated
+from sop.training.variables import find_variables, load_variables, save_variables
 
 EXAMPLES, CLASSES = 40, 4
 RNG = np.random.default_rng(0)
