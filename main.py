@@ -13,7 +13,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from sop.command import Parser, folder, run
+from sop.command import Parser, count, folder, run
 
 # All else is imported when it is needed: a flag is refused without JAX, and `run` answers signals.
 MODES = ("train", "eval", "predict", "visualize")
@@ -48,7 +48,10 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--out", type=folder, metavar="DIR", help="folder of the results")
     parser.add_argument(
-        "--top", type=_count, metavar="K", help="likeliest classes that predict writes; default: 5"
+        "--top",
+        type=count(10**6),
+        metavar="K",
+        help="likeliest classes that predict writes; default: 5",
     )
     parser.add_argument(
         "--against", type=folder, metavar="DIR", help="a second run that visualize draws beside it"
@@ -66,13 +69,6 @@ def make_parser() -> Parser:
         "--timeout", type=_seconds, default=300, metavar="S", help="seconds to wait for the others"
     )
     return parser
-
-
-def _count(text: str) -> int:
-    count = int(text)
-    if not 1 <= count <= 10**6:
-        raise ValueError
-    return count
 
 
 def _seconds(text: str) -> float:

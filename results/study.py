@@ -19,7 +19,7 @@ from pathlib import Path
 
 import jax
 
-from sop.command import Parser, run
+from sop.command import Parser, count, run
 from sop.errors import UsageError, did_you_mean
 from sop.results.record import FIELDS, Row, fingerprint, image_size, read_csv, record, write_csv
 from sop.results.speed import measure
@@ -202,7 +202,7 @@ def make_parser() -> Parser:
     parser.add_argument("part", help=f"one of {', '.join(PARTS)}")
     parser.add_argument("--workdir", type=Path, default=Path("runs/study"), metavar="DIR")
     parser.add_argument("--time", action="store_true", help="time its steps, run nothing")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time")
+    parser.add_argument("--jobs", type=count(10**4), default=1, metavar="N", help="runs at a time")
     return parser
 
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from sop.errors import UsageError
+from sop.errors import UsageError, shorten
 from sop.interruption import Interruption
 
 
@@ -31,6 +31,19 @@ def folder(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("it names no folder")
     return text
+
+
+def count(most: int) -> Callable[[str], int]:
+    """The type of a flag that is a whole number from 1 to `most`."""
+
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and 1 <= int(text) <= most):
+            raise argparse.ArgumentTypeError(
+                f"'{shorten(text)}' is no whole number from 1 to {most}"
+            )
+        return int(text)
+
+    return parse
 
 
 @functools.cache

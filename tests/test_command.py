@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from sop.command import Parser, count
+from sop.errors import UsageError
 from sop.models import create_model
 from sop.torch_weights import to_state_dict
 from sop.torch_weights.engine import init
@@ -168,3 +170,12 @@ def test_a_working_directory_that_was_removed(tmp_path):
 def test_a_name_too_long_for_a_folder():
     code, output = run("main.py", f"--workdir=runs/{'x' * 260}")
     assert (code, len(output.splitlines())) == (2, 1) and "File name too long" in output
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "x", "2.0", "²", "11"])
+def test_a_count_is_a_number_of_things(text):
+    parser = Parser()
+    parser.add_argument("--jobs", type=count(10))
+    assert parser.parse_args(["--jobs=10"]).jobs == 10
+    with pytest.raises(UsageError, match=f"--jobs: '{text}' is no whole number from 1 to 10"):
+        parser.parse_args([f"--jobs={text}"])

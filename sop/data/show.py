@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from sop.command import Parser, run
+from sop.command import Parser, count, run
 from sop.data.images import BadImageError, decode
 from sop.data.source import Source
 from sop.data.sources import open_source
@@ -63,20 +63,13 @@ def make_parser() -> Parser:
     parser.add_argument("--split", default="train", help="also parts and sums: 'train[:90%%]'")
     parser.add_argument("--data_dir", help="folder of all TFDS data sets")
     parser.add_argument(
-        "--classes", type=_count, default=30, metavar="N", help="of the first N (30)"
+        "--classes", type=count(1000), default=30, metavar="N", help="of the first N (30)"
     )
     parser.add_argument(
-        "--columns", type=_count, default=12, metavar="N", help="examples of each (12)"
+        "--columns", type=count(1000), default=12, metavar="N", help="examples of each (12)"
     )
     parser.add_argument("--out", type=Path, required=True, help="the picture, .png")
     return parser
-
-
-def _count(text: str) -> int:
-    count = int(text)
-    if not 1 <= count <= 1000:
-        raise ValueError
-    return count
 
 
 def main(arguments: Sequence[str]) -> None:

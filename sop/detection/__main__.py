@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from sop.command import Parser, run
+from sop.command import Parser, count, run
 from sop.config import stage_configs
 from sop.data import images as codec
 from sop.data.annotated import open_annotated
@@ -135,7 +135,11 @@ def make_parser() -> Parser:
     parser.add_argument("--checkpoint", default="best", help="'best', 'latest' or a step (best)")
     parser.add_argument("--images", help="files, as a pattern; **: folders in folders")
     parser.add_argument(
-        "--count", type=int, default=8, help="images of the evaluation split without --images (8)"
+        "--count",
+        type=count(10**6),
+        default=8,
+        metavar="N",
+        help="images of the evaluation split without --images (8)",
     )
     parser.add_argument(
         "--threshold", type=float, default=0.5, help="of the scores of boxes that are drawn (0.5)"

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import jax
 
-from sop.command import Parser, folder, run
+from sop.command import Parser, count, folder, run
 from sop.config.command_line import add_config
 from sop.errors import UsageError
 from sop.sweep.grid import parse_grid
@@ -38,7 +38,7 @@ def make_parser() -> Parser:
         metavar="KEY=v1,v2",
         help="values of a key to go through; may be given often",
     )
-    parser.add_argument("--seeds", type=_count, default=1, metavar="N", help="default: 1")
+    parser.add_argument("--seeds", type=count(10**4), default=1, metavar="N", help="default: 1")
     parser.add_argument("--tune", metavar="KEY=v1,v2", help="a key to choose for each method")
     parser.add_argument(
         "--validation",
@@ -47,20 +47,13 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--workdir", type=folder, required=True, metavar="DIR")
     parser.add_argument(
-        "--jobs", type=_count, default=1, metavar="N", help="runs at a time, one on each GPU"
+        "--jobs", type=count(10**4), default=1, metavar="N", help="runs at a time, one on each GPU"
     )
     parser.add_argument("--retry", action="store_true", help="start failed runs again")
     parser.add_argument(
         "--print", action="store_true", help="print a command for each run that is left, no more"
     )
     return parser
-
-
-def _count(text: str) -> int:
-    count = int(text)
-    if not 1 <= count <= 10**4:
-        raise ValueError
-    return count
 
 
 def plan_of(arguments: Sequence[str]) -> tuple[Sweep, Tuning | None, Namespace]:

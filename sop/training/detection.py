@@ -21,12 +21,12 @@ from sop.training.step import AXIS, Step, frozen_batch_norms, make_update, updat
 
 
 class Detection:
-    """Boxes, and for some detectors masks, of the objects in an image.
+    """Boxes of the objects in an image.
 
     A batch of training is {'image': uint8 [b, H, W, 3], 'boxes': float32 [b, N, 4], 'labels': int32
-    [b, N], 'valid', 'crowd': bool [b, N], with masks 'masks': uint8 [b, N, H, W]}, one of
-    evaluation {'image', 'index': int32 [b], 'size': float32 [b, 2], 'mask': bool [b]}: an example's
-    place in the split, height and width of what is not padding, and whether it counts.
+    [b, N], 'valid', 'crowd': bool [b, N]}, one of evaluation {'image', 'index': int32 [b], 'size':
+    float32 [b, 2], 'mask': bool [b]}: an example's place in the split, height and width of what is
+    not padding, and whether it counts.
     """
 
     def __init__(self, config: ConfigDict, model: nn.Module):

@@ -44,7 +44,7 @@ def test_grey_images_make_a_grey_picture_of_the_first_classes(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--columns=0", "--out=a.png"], "--columns: invalid"),
+        (["--columns=0", "--out=a.png"], "--columns: '0' is no whole number"),
         (["--out=a.jpg"], r"--out=a.jpg is no name of a picture"),
         (["--split=val", "--out=a.png"], "no split 'val'"),
         (["--split=broken", "--out=a.png"], r"cat/0.png cannot be shown: "),
