@@ -4,7 +4,7 @@
 `jax.default_device`, and exported for a machine that this one is not, it is the right one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -33,6 +33,37 @@ def in_halves(f: Callable[..., jax.Array], *arrays: Any) -> jax.Array:
         return jnp.concatenate(parts)
 
     return lax.platform_dependent(*arrays, cpu=halves, default=f)
+
+
+def interleave(
+    parts: Sequence[FeatureMap], strides: tuple[int, ...]
+) -> Float[jax.Array, "b _ _ c"]:
+    """Maps [B, h, w, C] of each place in a block [s, t], row by row → [B, hs, wt, C].
+
+    A TPU's compiler writes what is padded, stacked or repeated between rows and columns to memory,
+    several times. There each entry chooses its part; the barrier keeps the reshape, which would
+    undo that, out of the choice: parts are read once, the map is written once.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    batch, height, width, channels = parts[0].shape
+    shape = (batch, height * strides[0], width * strides[1], channels)
+
+    def stack(*parts):
+        lines = [jnp.stack(parts[i : i + strides[1]], 3) for i in range(0, len(parts), strides[1])]
+        return jnp.stack(lines, 2).reshape(shape)
+
+    def choose(*parts):
+        rows, columns = (
+            lax.broadcasted_iota(jnp.int32, (strides[0], 1, strides[1], 1), i) for i in (0, 2)
+        )
+        place = rows * strides[1] + columns
+        whole = parts[0][:, :, None, :, None]
+        for number, part in enumerate(parts[1:], 1):
+            whole = jnp.where(place == number, part[:, :, None, :, None], whole)
+        return lax.optimization_barrier(whole).reshape(shape)
+
+    return lax.platform_dependent(*parts, cpu=stack, default=choose)
 
 
 def multiply(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,8 @@ from sop.errors import UsageError
 from sop.ops.annotations import Array, FeatureMap
 from sop.ops.arguments import require_feature_map
 from sop.ops.derivatives import with_pullback
-from sop.ops.precision import at_least_float32, einsum, narrow
+from sop.ops.platform import interleave
+from sop.ops.precision import at_least_float32, einsum, narrow, widen
 
 Pair = tuple[int, ...]  # of height and width
 
@@ -62,10 +64,10 @@ def pool_padding(
 
 @dataclasses.dataclass(frozen=True)
 class _Grid:
-    """Where windows lie, the arguments of `pool_padding` and what it found; and blocks.
+    """Where windows lie: the arguments of `pool_padding` and what it found.
 
-    A block is as large as the strides, and window i starts with block i, so that an entry is in
-    the window of its block and in at most `before` that start further up or left.
+    For the way back the image is cut into blocks as large as the strides: the entries at one place
+    of all blocks lie among the windows in the same way.
     """
 
     size: Pair
@@ -75,36 +77,20 @@ class _Grid:
     pads: tuple[Pair, ...]
 
     @property
-    def before(self):
-        return tuple(-(-k // s) - 1 for k, s in zip(self.window, self.strides, strict=True))
-
-    @property
     def blocks(self):
-        """How many blocks the windows reach into."""
-        return tuple(n + m for n, m in zip(self.counts, self.before, strict=True))
+        """How many, the last ones perhaps beyond the image's end."""
+        return tuple(-(-size // s) for size, s in zip(self.size, self.strides, strict=True))
 
-    def _block_pads(self):
-        axes = zip(self.size, self.strides, self.blocks, self.pads, strict=True)
-        return [(0, 0), *((low, n * s - low - size) for size, s, n, (low, _) in axes), (0, 0)]
-
-    def pad(self, x):
-        """x with zeros around it, or without the rows left over, as whole blocks."""
-        return lax.pad(x, jnp.zeros((), x.dtype), [(*pad, 0) for pad in self._block_pads()])
-
-    def unpad(self, x):
-        """The transpose of `pad`."""
-        pads = [(-low, -high, 0) for low, high in self._block_pads()]
-        return lax.pad(x, jnp.zeros((), x.dtype), pads)
-
-    def places(self, padded):
+    def windows(self, x):
         """For each place in the window: its entries [B, H', W', C], and which are inside x.
 
         The second is [1, H', W', 1], or None where all are.
         """
+        padded = _pad(x, self.pads)
         for place in np.ndindex(*self.window):
             starts = zip(place, self.counts, self.strides, strict=True)
             rows, columns = (slice(i, i + (n - 1) * stride + 1, stride) for i, n, stride in starts)
-            yield padded[:, rows, columns], self._inside(place)
+            yield _wide(padded[:, rows, columns]), self._inside(place)
 
     def _inside(self, place):
         inside = []
@@ -115,21 +101,48 @@ class _Grid:
         inside = np.logical_and.outer(*inside)[None, :, :, None]
         return None if inside.all() else inside
 
-    def holders(self, *arrays):
-        """For each window that may hold an entry of a block: its values, and which it holds.
+    def _steps(self, place):
+        """Per axis, how far from a block windows lie that hold its entry at this place."""
+        at = (i + low for i, (low, _) in zip(place, self.pads, strict=True))
+        axes = zip(at, self.window, self.strides, strict=True)
+        return [range((i - k) // s + 1, i // s + 1) for i, k, s in axes]
 
-        The first are those of arrays [·, H', W', ·] as [·, blocks, 1, blocks, 1, ·], zero where
-        there is no window; the second is [stride, 1, stride, 1], or None where it holds all.
+    def places(self, x):
+        """For each place in the block: its entries [B, blocks, blocks, C], and their windows.
+
+        The second are steps (rows, columns) for `step`.
         """
-        around = [(0, 0), *((m, m) for m in self.before), (0, 0)]
-        arrays = [jnp.pad(a, around) for a in arrays]
-        for back in np.ndindex(*(m + 1 for m in self.before)):
-            starts = zip(self.before, back, self.blocks, strict=True)
-            rows, columns = (slice(m - i, m - i + n) for m, i, n in starts)
-            sizes = zip(back, self.strides, self.window, strict=True)
-            held = np.logical_and.outer(*(i * s + np.arange(s) < k for i, s, k in sizes))
-            held = None if held.all() else held[:, None, :, None]
-            yield [a[:, rows, None, columns, None] for a in arrays], held
+        axes = zip(self.blocks, self.strides, self.size, strict=True)
+        padded = _pad(x, [(0, n * s - size) for n, s, size in axes])
+        for place in np.ndindex(*self.strides):
+            rows, columns = (slice(i, None, s) for i, s in zip(place, self.strides, strict=True))
+            yield _wide(padded[:, rows, columns]), list(itertools.product(*self._steps(place)))
+
+    def around(self, a):
+        """Of windows, [B, H', W', C], with zeros where `step` finds none."""
+        last = self._steps(tuple(s - 1 for s in self.strides))
+        axes = zip(self._steps((0, 0)), last, self.blocks, self.counts, strict=True)
+        return _pad(a, [(-few.start, most.stop - 1 + n - count) for few, most, n, count in axes])
+
+    def step(self, around, steps):
+        """What `around` has so many steps from each block: [B, blocks, blocks, C]."""
+        starts = (i - few.start for i, few in zip(steps, self._steps((0, 0)), strict=True))
+        rows, columns = (slice(i, i + n) for i, n in zip(starts, self.blocks, strict=True))
+        return around[:, rows, columns]
+
+    def join(self, parts):
+        """The image [B, H, W, C] of what is at each place in the block."""
+        whole = interleave(parts, self.strides)
+        return whole[:, : self.size[0], : self.size[1]]
+
+
+def _pad(x, pads):
+    """x with zeros around height and width, or without rows and columns where negative."""
+    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*pad, 0) for pad in pads), (0, 0, 0)])
+
+
+def _wide(x):
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _only(chosen, values, otherwise):
@@ -142,74 +155,79 @@ def _difference(a, b):
     return jnp.clip(a - b, -largest, largest)
 
 
-def _reference(padded, lam, grid):
+def _reference(x, lam, grid):
     """The entry of each window that the softmax peaks at: its largest, smallest for λ < 0.
 
     NaN where an entry is infinite, which its difference from the peak would not be.
     """
     sign = jnp.where(lam < 0, -1.0, 1.0)
-    lowest = jnp.finfo(padded.dtype).min
-    entries = [_only(inside, sign * place, lowest) for place, inside in grid.places(padded)]
+    lowest = jnp.finfo(lam.dtype).min
+    entries = [_only(inside, sign * place, lowest) for place, inside in grid.windows(x)]
     peak, least = (functools.reduce(f, entries) for f in (jnp.maximum, jnp.minimum))
     return lax.stop_gradient(sign * jnp.where(least < lowest, jnp.nan, peak))
 
 
-def _sum(term, padded, reference, grid):
+def _sum(term, x, reference, grid):
     """Σ term(d) over windows, d = x − reference."""
     return functools.reduce(
         jnp.add,
         (
             _only(inside, term(_only(inside, _difference(place, reference), 0)), 0)
-            for place, inside in grid.places(padded)
+            for place, inside in grid.windows(x)
         ),
     )
 
 
-def _statistics(padded, lam, grid):
+def _statistics(x, lam, grid):
     """Of windows, d = x − reference: the reference, log Σ exp(λ d), and y.
 
     Every sum here and in `_pool_pullback` writes its exponentials in a way of its own: those that
     two sums share XLA writes to memory on CPU, which takes longer than to compute them again.
     """
-    reference = _reference(padded, lam, grid)
-    log_total = jnp.log(_sum(lambda d: jnp.exp(lam * d), padded, reference, grid))
-    mean = _sum(lambda d: jnp.exp(lam * d - log_total) * d, padded, reference, grid)
+    reference = _reference(x, lam, grid)
+    log_total = jnp.log(_sum(lambda d: jnp.exp(lam * d), x, reference, grid))
+    mean = _sum(lambda d: jnp.exp(lam * d - log_total) * d, x, reference, grid)
     return reference, log_total, reference + mean
 
 
 def _pool(x, lam, grid):
     return with_pullback(
-        lambda x, lam: _statistics(grid.pad(x), lam, grid)[2],
+        lambda x, lam: _statistics(x, lam, grid)[2].astype(x.dtype),
         functools.partial(_pool_pullback, grid=grid),
     )(x, lam)
 
 
 def _pool_pullback(x, lam, cotangent, grid):
     """With ȳ the cotangent: ∂x = Σ ȳ w (1 + λ(d − Σ w d)) over windows, ∂λ = ȳ Σ w (d − Σ w d)²."""
-    padded = grid.pad(x)
-    reference, log_total, y = _statistics(padded, lam, grid)
+    reference, log_total, y = _statistics(x, lam, grid)
     mean = y - reference  # not from `_statistics`: its sum would then be shared, as above
 
     def deviation(d):
         return jnp.exp((lam * d - log_total) / 2) * (d - mean)
 
-    variance = _sum(lambda d: deviation(d) ** 2, padded, reference, grid)
+    variance = _sum(lambda d: deviation(d) ** 2, x, reference, grid)
     summed = [axis for axis in range(4) if lam.shape[axis] < cotangent.shape[axis]]
-    to_lam = (cotangent * variance).sum(summed, keepdims=True)
+    to_lam = (_wide(cotangent) * variance).sum(summed, keepdims=True)
 
-    sizes = [size for pair in zip(grid.blocks, grid.strides, strict=True) for size in pair]
-    blocks = padded.reshape(x.shape[0], *sizes, x.shape[3])
-    lam = jnp.broadcast_to(lam, (lam.shape[0], *grid.counts, lam.shape[3]))
-    gradient = 0.0
-    windows = grid.holders(cotangent, reference, log_total, mean, lam)
-    for (pulled, peak, log_sum, centre, scale), held in windows:
-        # Entries beyond the peak are padding or in other windows, those far below have no weight:
-        # bounds keep infinities out. At the peak jnp.minimum would halve the second derivative.
-        exponent = scale * _difference(blocks, peak)
-        exponent = jnp.maximum(jnp.where(exponent > 0, 0, exponent), -1e3)
-        term = pulled * jnp.exp(exponent - log_sum) * (1 + exponent - scale * centre)
-        gradient += _only(held, term, 0)
-    return grid.unpad(gradient.reshape(padded.shape)), to_lam
+    alike = lam.shape[1:3] == (1, 1)
+    wide_lam = jnp.broadcast_to(lam, (lam.shape[0], *grid.counts, lam.shape[3]))
+    scales = lam if alike else grid.around(wide_lam)
+    statistics = [grid.around(a) for a in (cotangent, reference, log_total, mean)]
+    parts = []
+    for entries, windows in grid.places(x):
+        gradient = jnp.zeros_like(entries)
+        for steps in windows:
+            pulled, peak, log_sum, centre = (grid.step(a, steps) for a in statistics)
+            scale = lam if alike else grid.step(scales, steps)
+            # Where there is no window the cotangent is zero; entries beyond the peak are there
+            # alone, those far below have no weight: bounds keep infinities out. At the peak
+            # jnp.minimum would halve the second derivative.
+            exponent = scale * _difference(entries, peak)
+            exponent = jnp.maximum(jnp.where(exponent > 0, 0, exponent), -1e3)
+            weight = jnp.exp(exponent - log_sum)
+            gradient += _wide(pulled) * weight * (1 + exponent - scale * centre)
+        parts.append(gradient.astype(x.dtype))
+    return grid.join(parts), to_lam
 
 
 def max_entropy_pool(
@@ -247,8 +265,8 @@ def max_entropy_pool(
     strides = window if strides is None else strides
     counts, pads = pool_padding(x.shape[1:3], window, strides, padding, ceil_mode)
     shape = (x.shape[0], *counts, x.shape[3])
-    wide = at_least_float32(x)
-    lam = at_least_float32(jnp.asarray(lam)).astype(wide.dtype)
+    dtype, x = x.dtype, widen(x)
+    lam = at_least_float32(jnp.asarray(lam)).astype(jnp.promote_types(x.dtype, jnp.float32))
     lam = lam.reshape((1,) * 4) if lam.ndim == 0 else lam
     if lam.ndim != 4 or any(a not in (1, b) for a, b in zip(lam.shape, shape, strict=True)):
         raise UsageError(f"lam has shape {lam.shape}: it must broadcast to the output, {shape}.")
@@ -256,7 +274,7 @@ def max_entropy_pool(
     # gradient does.
     lam += jnp.zeros_like(lax.stop_gradient(x), lam.dtype, shape=(1, 1, 1, 1))
     grid = _Grid(x.shape[1:3], tuple(window), tuple(strides), counts, pads)
-    return narrow(_pool(wide, lam, grid), x.dtype)
+    return narrow(_pool(x, lam, grid), dtype)
 
 
 def adaptive_average_pool(x: FeatureMap, shape: Pair) -> Float[jax.Array, "b _ _ c"]:

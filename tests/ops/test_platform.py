@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from sop import ops
 from sop.models.network import Conv
-from sop.ops.platform import convolve, in_halves, multiply
+from sop.ops.platform import convolve, in_halves, interleave, multiply
 
 OPTIONS = {"lhs_dilation": (1, 1), "dimension_numbers": ("NHWC", "HWIO", "NHWC")}
 
@@ -114,6 +114,15 @@ def test_halves_under_shard_map_and_vmap():
     np.testing.assert_allclose(
         jax.jit(sharded)(flat), expected.reshape(16, -1), rtol=1e-5, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2), (3, 2), (1, 2)])
+def test_interleave_on_every_platform(strides, monkeypatch):
+    x = array((2, 3 * strides[0], 4 * strides[1], 5), 0)
+    parts = [x[:, i :: strides[0], j :: strides[1]] for i, j in np.ndindex(*strides)]
+    np.testing.assert_array_equal(interleave(parts, strides), x)
+    monkeypatch.setattr(lax, "platform_dependent", lambda *parts, cpu, default: default(*parts))
+    np.testing.assert_array_equal(interleave(parts, strides), x)
 
 
 @pytest.mark.parametrize("channels", [4, 12])

@@ -84,14 +84,17 @@ def values(tensor):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_steps_lower_for_accelerators(method, traced):
-    """Nothing of the host's is called, and what is for the CPU alone (a barrier) is not there."""
-    for step in traced(method, jnp.bfloat16):
+    """Nothing of the host's is called, and what is for the CPU alone (a barrier) is not there.
+
+    Max-entropy pooling has barriers of its own, in the backward pass: one for each pooling.
+    """
+    for step, barriers in zip(traced(method, jnp.bfloat16), (method == "gfgp", False), strict=True):
         for platform in PLATFORMS:
             program = step.lower(lowering_platforms=(platform,)).as_text()
             calls = Counter(re.findall(r"custom_call @(\w+)", program))
             assert not {name for name in calls if "callback" in name.lower()}
             assert not re.search(r"stablehlo\.(infeed|outfeed|send|recv)\b", program)
-            assert "optimization_barrier" not in program
+            assert ("optimization_barrier" in program) == barriers
 
 
 @pytest.mark.parametrize("method", METHODS)
