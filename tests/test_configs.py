@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from sop.data import transforms
 from sop.data.normalization import normalize
 from sop.models import create_model
 from sop.training.optimizer import make_optimizer, make_schedule, matches_any
+from sop.training.programs import evaluation_program, training_program
 from sop.training.state import init_state, init_variables
 from sop.training.step import data_parallel, make_eval_step, make_mesh, make_train_step
 
@@ -183,6 +185,25 @@ def test_steps_at_full_size(name):
         }
         sums = jax.eval_shape(eval_step, state.variables, batch)
         assert {key: value.shape for key, value in sums.items()} == dict.fromkeys(sums, ())
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", NAMES)
+def test_steps_lower_for_cuda(name):
+    """None is needed; custom calls are those that docs/accelerators.md lists."""
+    page = (Path(__file__).parents[1] / "docs/accelerators.md").read_text()
+    for config in stage_configs(config_of(name)):
+        mesh = make_mesh(jax.devices()[:1])
+        size, _ = image_size(config, training=True)
+        rows = {"image": ((*size, 3), jnp.uint8), "label": ((), jnp.int32)}
+        train = training_program(config, mesh, rows)
+        size, views = image_size(config, training=False)
+        rows["image"] = (*(() if views is None else (views,)), *size, 3), jnp.uint8
+        evaluation = evaluation_program(config, mesh, {**rows, "mask": ((), jnp.bool_)})
+        for program in (train, evaluation):
+            text = program.lower(lowering_platforms=("cuda",)).as_text()
+            calls = set(re.findall(r"custom_call @(\w+)", text))
+            assert all(f"`{call}`" in page for call in calls), calls
 
 
 @pytest.mark.parametrize(
