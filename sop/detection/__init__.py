@@ -11,12 +11,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from sop.checks import quote
+from sop.detection.rcnn import FasterRCNN, MaskRCNN
 from sop.detection.ssd import SSD
 from sop.errors import UsageError, did_you_mean, show
 from sop.models import create_model
 from sop.models.lookup import configure, entry, given
 
-DETECTORS = {"ssd": SSD}
+DETECTORS = {"faster_rcnn": FasterRCNN, "mask_rcnn": MaskRCNN, "ssd": SSD}
 
 
 def create_detector(
