@@ -24,9 +24,10 @@ from sop.data.scene_examples import Scenes, to_original
 from sop.data.scenes import parse_scenes
 from sop.data.source import Source
 from sop.data.sources import Unturned, open_source
+from sop.detection import learned_mask_size
 from sop.detection.metric import Found
 from sop.errors import UsageError
-from sop.models.lookup import is_detector
+from sop.models.lookup import entry, is_detector
 
 
 def create(
@@ -217,6 +218,11 @@ def _open(config: ConfigDict, training: bool, opened: dict[Any, Any]) -> Images:
         source = (open_annotated if detector else open_source)(
             options.dataset, split, options.data_dir
         )
+        if detector and learned_mask_size(config.model) and not source.has_masks:
+            raise UsageError(
+                f"Data set {options.dataset!r} has no masks, which config.model.detector.name = "
+                f"{entry(config.model, 'detector')[0]!r} learns: choose 'faster_rcnn'."
+            )
         source = Unturned(source) if options.exif == "ignore" else source
         how = {"seed": config.seed, "skip_bad": skip_bad, "replace_bad": training}
         if detector:
@@ -224,7 +230,10 @@ def _open(config: ConfigDict, training: bool, opened: dict[Any, Any]) -> Images:
                 raise UsageError(
                     "config.input.cache keeps images for classification alone: set it to False."
                 )
-            images = Scenes(source, pipeline, **how, capacity=options.max_objects)
+            mask_size = learned_mask_size(config.model) if training else None
+            images = Scenes(
+                source, pipeline, **how, capacity=options.max_objects, mask_size=mask_size
+            )
         else:
             images = Images(source, pipeline, **how)
         opened[key] = CachedImages(images) if options.cache else images

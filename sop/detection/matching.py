@@ -33,7 +33,7 @@ def trainable(
     Args:
       targets: 'boxes' [B, N, 4], 'labels' [B, N], 'valid' [B, N], perhaps 'crowd' [B, N]; others
         stay.
-      size: [2] or [B, 1, 2], height and width.
+      size: [B, 1, 2], height and width.
       inclusive: of the boxes that come out.
     """
     found = box.clip(jnp.nan_to_num(at_least_float32(targets["boxes"])), size)

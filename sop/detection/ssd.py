@@ -69,7 +69,7 @@ class SSD(nn.Module):
         'crowd' bool [B, N] (optional, such objects are left out)}; boxes are cut off at the image,
         and those without an area are left out;
       train: of batch norms;
-      sizes: [B, 2], height and width of what is no padding, which detections are cut off at.
+      sizes: [B, 2], height and width of what is no padding, which boxes are cut off at.
 
     Returns:
       with targets {'classification', 'box'}, float32 scalars; without, see `best_of_classes`, each
@@ -133,13 +133,13 @@ class SSD(nn.Module):
                 for x, (b, s, o) in zip(maps, base, strict=True)
             ]
         )
-        size = jnp.array(images.shape[1:3], jnp.float32)
+        if sizes is None:
+            sizes = jnp.broadcast_to(jnp.array(images.shape[1:3], jnp.float32), (len(images), 2))
         if targets is not None:
             return losses(
-                logits, deltas, anchors, trainable(targets, size, self.inclusive),
+                logits, deltas, anchors, trainable(targets, sizes[:, None], self.inclusive),
                 negatives=self.negatives, inclusive=self.inclusive,
             )  # fmt: skip
-        sizes = jnp.broadcast_to(size, (len(images), 2)) if sizes is None else sizes
         one = partial(
             detect,
             anchors=anchors,

@@ -71,10 +71,10 @@ def computed() -> dict[str, np.ndarray]:
     losses = network.compute_loss(targets, said, [anchors] * IMAGES, matches)
     sum(losses.values()).backward()
     map_, regions = given["map"].permute(2, 0, 1)[None].requires_grad_(), [given["regions"]]
-    cut = {
-        aligned: roi_align(map_, regions, 5, 1 / STRIDE, 2, aligned) for aligned in (False, True)
-    }
-    (cut[False] ** 2).sum().backward()
+    cut, cut_aligned = (
+        roi_align(map_, regions, 5, 1 / STRIDE, 2, aligned) for aligned in (False, True)
+    )
+    (cut**2).sum().backward()
     kept = batched_nms(given["many"], given["scores"], given["classes"], 0.4)
     return {
         "iou": overlaps[0].T.numpy(),
