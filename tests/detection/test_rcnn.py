@@ -54,21 +54,25 @@ def test_losses_and_gradients(network):
         "masks": jnp.zeros((*labels.shape, 56, 56), jnp.uint8),
     }
 
+    # Of the backbone's in float32 alone: XLA has no fast convolution in float64.
+    is_whole = images.dtype == np.float32
+    wanted = {k: v for k, v in variables["params"].items() if is_whole or k != "features"}
+
     @jax.jit
     def run(params):
         def loss(params):
-            given = {**variables, "params": params}
+            given = {**variables, "params": {**variables["params"], **params}}
             rngs = {"sampling": jax.random.key(0)}
             losses = detector.apply(given, images, targets, train=True, rngs=rngs)
             return sum(losses[name] for name in LOSSES), losses
 
         return jax.grad(loss, has_aux=True)(params)
 
-    grads, losses = run(variables["params"])
+    grads, losses = run(wanted)
     found = np.array([losses[name] for name in LOSSES])
     near(found, GOLDEN["losses"], tolerance)
     grads = to_state_dict({"params": grads}, golden.CONFIG)
-    for name in golden.GRADIENTS:
+    for name in golden.GRADIENTS[0 if is_whole else 1 :]:
         near(grads[name], GOLDEN[name], tolerance)
 
 

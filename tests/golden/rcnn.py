@@ -15,8 +15,9 @@ from tests.golden.network_cases import generator, tensor
 FILE = Path(__file__).parent / "detection" / "rcnn.npz"
 SALT = "rcnn2"  # with "rcnn", float32 puts a ReLU of the first stage on the other side
 CLASSES, WIDTH, HIDDEN, PROPOSALS, DETECTIONS = 3, 16, 32, 200, 10
-SIZE = (96, 128)
+SIZE = (64, 96)
 OVERLAP = 0.5
+ANCHORS, SAMPLES = 4000, 400  # more than there are
 # Whose gradients are kept.
 GRADIENTS = (
     "backbone.body.conv1.weight",
@@ -37,8 +38,8 @@ CONFIG = {
         "least": 0.0,
         "beta": 1 / 9,
         "proposals": PROPOSALS,
-        "anchor_samples": 8000,
-        "samples": 1000,
+        "anchor_samples": ANCHORS,
+        "samples": SAMPLES,
         "detections": DETECTIONS,
         "overlap": OVERLAP,
     },
@@ -52,7 +53,7 @@ def images() -> np.ndarray:
 def objects() -> tuple[np.ndarray, np.ndarray]:
     """Boxes [2, 3, 4] and labels [2, 3]."""
     draw = generator(SALT, "objects")
-    corner, side = draw.uniform(0, 40, (2, 3, 2)), draw.uniform(12, 50, (2, 3, 2))
+    corner, side = draw.uniform(0, 24, (2, 3, 2)), draw.uniform(12, 40, (2, 3, 2))
     return np.concatenate([corner, corner + side], -1), draw.integers(0, CLASSES, (2, 3))
 
 
@@ -91,8 +92,8 @@ def computed() -> dict[str, np.ndarray]:
         box_predictor=FastRCNNPredictor(HIDDEN, CLASSES + 1),
         mask_head=MaskRCNNHeads(WIDTH, (WIDTH,) * 4, 1),
         mask_predictor=MaskRCNNPredictor(WIDTH, WIDTH, CLASSES + 1),
-        rpn_batch_size_per_image=8000,
-        box_batch_size_per_image=1000,
+        rpn_batch_size_per_image=ANCHORS,
+        box_batch_size_per_image=SAMPLES,
         box_detections_per_img=DETECTIONS,
         box_nms_thresh=OVERLAP,
         **counts,
