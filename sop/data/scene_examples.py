@@ -13,6 +13,7 @@ from sop.data.objects import Annotated, Objects
 from sop.data.scenes import Scene, ScenePipeline, kept
 from sop.detection.metric import Found
 from sop.errors import UsageError
+from sop.progress import shown
 
 
 @dataclasses.dataclass
@@ -34,22 +35,32 @@ class Scenes(Images):
 
     def __post_init__(self):
         sizes = self.pipeline.sizes()
-        if len(sizes) > 1:
-            raise UsageError(
-                "resize_pad gives images of two sizes, which cannot be in one batch yet: let "
-                "config.input.train_transforms and config.input.eval_transforms end in resize."
-            )
         self.shape = (*sizes[0], 3)
         self.row_shape = self.shape
-        self.rows = {"image": (self.shape, np.uint8), "size": ((2,), np.float32)}
+        facts = {"size": ((2,), np.float32), **self._facts()}
+        self.buckets = [{"image": ((*size, 3), np.uint8), **facts} for size in sizes]
+        self.groups = self._sorted(sizes) if len(sizes) > 1 else None
+
+    def _facts(self) -> dict[str, tuple[tuple[int, ...], Any]]:
+        """What rows have besides the image and its size."""
         if not self.replace_bad:  # evaluation
-            self.rows |= {"index": ((), np.int32)}
-            return
+            return {"index": ((), np.int32)}
         count = self.capacity
-        self.rows |= {"boxes": ((count, 4), np.float32), "labels": ((count,), np.int32)}
-        self.rows |= {"valid": ((count,), bool), "crowd": ((count,), bool)}
+        rows: dict[str, Any] = {"boxes": ((count, 4), np.float32), "labels": ((count,), np.int32)}
+        rows |= {"valid": ((count,), bool), "crowd": ((count,), bool)}
         if self.mask_size is not None:
-            self.rows |= {"masks": ((count, self.mask_size, self.mask_size), np.uint8)}
+            rows |= {"masks": ((count, self.mask_size, self.mask_size), np.uint8)}
+        return rows
+
+    def _sorted(self, sizes: list[tuple[int, int]]) -> np.ndarray:
+        """Which of the sizes each example will have."""
+        count = len(self.source)
+        found = shown(
+            ((1, self.source.size(example)) for example in range(count)),
+            count,
+            "reading the sizes of images",
+        )
+        return np.array([sizes.index(self.pipeline.size_of(size)) for size in found], np.int8)
 
     def _made(
         self, example: int, data: bytes, objects: Objects, draws: np.ndarray
@@ -60,6 +71,14 @@ class Scenes(Images):
             objects = kept(objects, ~objects.difficult)
         masks = self._masks(objects, image.shape[:2]) if self.replace_bad else None
         scene = self.pipeline(Scene(image, objects, masks, image.shape[:2]), draws)
+        if self.groups is not None:
+            shape, _ = self.buckets[self.groups[example]]["image"]
+            if scene.image.shape != shape:
+                raise UsageError(
+                    f"The image {self.source.describe(example)} has {image.shape[0]} rows and "
+                    f"{image.shape[1]} columns, not what its annotations say: correct them, or set "
+                    "config.input.exif = 'ignore' if it is turned by its EXIF data."
+                )
         if not self.replace_bad:
             return {"image": scene.image, "index": example, "size": scene.size}
         return {"image": scene.image, "size": scene.size, **self._padded(example, scene)}
