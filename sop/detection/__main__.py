@@ -1,6 +1,7 @@
 """Finds objects in images: python -m sop.detection --workdir=RUN --images='photos/**/*.jpg'
 
-Writes detections.json, in COCO's format of results, and pictures of the images with their boxes.
+Writes detections.json, in COCO's format of results, and pictures of the images with their boxes and
+masks.
 Without --images it takes the first images of the run's evaluation split, whose true boxes it draws
 beside them, dashed.
 """
@@ -24,6 +25,7 @@ from sop.config import stage_configs
 from sop.data import images as codec
 from sop.data.annotated import open_annotated
 from sop.data.images import BadImageError
+from sop.data.masks import decode_mask
 from sop.data.objects import Objects, make_objects
 from sop.data.scene_examples import to_original
 from sop.data.scenes import Scene, parse_scenes
@@ -103,30 +105,42 @@ def _of_split(workdir: Path, count: int) -> Iterator[Named]:
 
 
 def draw(axes: Axes, image: Named, found: Found, names: Sequence[str], threshold: float) -> None:
-    """The image, boxes of higher scores than `threshold` with class and score; truth dashed."""
+    """The image, and what is found of higher scores than `threshold`; true boxes dashed."""
     show_image(axes, image.pixels)
     box = partial(_box, axes)
     if image.truth is not None:
         for corners in image.truth.boxes:
             box(corners, edgecolor="white", linestyle="--")
-    for corners, label, score in zip(found.boxes, found.labels, found.scores, strict=True):
-        if score > threshold:
-            box(corners, edgecolor=f"C{label % 10}")
-            axes.text(
-                *corners[:2] - 0.5,
-                f"{names[label]} {score:.2f}",
-                fontsize=6,
-                va="bottom",
-                color="white",
-                bbox={"facecolor": f"C{label % 10}", "pad": 0.5, "linewidth": 0},
-                parse_math=False,
-            )
+    for row in np.flatnonzero(found.scores > threshold):
+        color, corners = f"C{found.labels[row] % 10}", found.boxes[row]
+        box(corners, edgecolor=color)
+        axes.text(
+            *corners[:2] - 0.5,
+            f"{names[found.labels[row]]} {found.scores[row]:.2f}",
+            fontsize=6,
+            va="bottom",
+            color="white",
+            bbox={"facecolor": color, "pad": 0.5, "linewidth": 0},
+            parse_math=False,
+        )
+        if found.masks is not None:
+            mask = decode_mask(found.masks[row])
+            axes.contourf(mask, levels=[0.5, 1.5], colors=[color], alpha=0.4)
     title(axes, image.name, fontsize=7)
 
 
 def _box(axes: Axes, corners: np.ndarray, **look: Any) -> None:
     left, top, right, bottom = corners - 0.5  # the first pixel is drawn around 0
     axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, **look))
+
+
+def _written(image: int, found: Found) -> Iterator[dict[str, Any]]:
+    """The rows of a file of COCO's results, with masks where there are any."""
+    for place, row in enumerate(as_coco(image, found)):
+        if found.masks is not None:
+            rle = found.masks[place]
+            row["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode()}
+        yield row
 
 
 def make_parser() -> Parser:
@@ -159,7 +173,7 @@ def main(arguments: Sequence[str]) -> None:
     rows, sheet = [], []
     for image in shown(((1, each) for each in images), total, "detecting"):
         found = detect(image.pixels)
-        rows += [{"file_name": image.name, **row} for row in as_coco(len(sheet), found)]
+        rows += [{"file_name": image.name, **row} for row in _written(len(sheet), found)]
         sheet.append((image, found))
     write_json(out / "detections.json", rows)
     columns = min(4, max(len(sheet), 1))
