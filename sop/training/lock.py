@@ -107,7 +107,7 @@ class Lease:
             if not self._write(found.stamp.generation):
                 raise HeldError(_holder(self._store.read(_NAME).result().value))
         except ValueError as error:  # what TensorStore raises for whatever the service says
-            raise OSError(errno.EIO, str(error)) from error
+            raise OSError(errno.EIO, str(error).partition(" [")[0]) from error
         self._thread = threading.Thread(target=self._renew, daemon=True)
         self._thread.start()
 
