@@ -36,7 +36,10 @@ def make_parser() -> Parser:
     parser = Parser(prog="main.py", description=__doc__)
     add_config(parser, default="")
     parser.add_argument(
-        "--workdir", type=folder, metavar="DIR", help="folder of the run; must be given"
+        "--workdir",
+        type=folder,
+        metavar="DIR",
+        help="folder of the run, also gs://BUCKET/FOLDER; must be given",
     )
     parser.add_argument("--mode", choices=MODES, default="train", help="see above")
     parser.add_argument("--checkpoint", default="best", help="to use: best, latest or a step")
@@ -92,11 +95,13 @@ def own_config(options: Namespace):
 def main(arguments: Sequence[str]) -> None:
     from sop.config.command_line import parse
     from sop.errors import UsageError
+    from sop.training.storage import locate
 
     options, config = parse(make_parser(), arguments, own_config)
     if options.workdir is None:  # not argparse's first: a file without :NAME lists its experiments
         raise UsageError("Name the folder of the run: --workdir=DIR.")
     _refuse_flags_of_other_modes(options)
+    locate(options.workdir)  # a bucket that cannot be used is refused before time is spent
     if sys.stderr.isatty():
         print("Loading JAX …", file=sys.stderr)
     import launch

@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from sop.command import Parser, count, run
+from sop.command import Parser, count, folder, run
 from sop.config import stage_configs
 from sop.data import images as codec
 from sop.data.annotated import open_annotated
@@ -39,6 +39,7 @@ from sop.training.detection import Detection
 from sop.training.durable import write_figure, write_json
 from sop.training.saved import saved_progress
 from sop.training.step import make_mesh, replicated
+from sop.training.storage import locate
 from sop.training.workdir import run_config
 from sop.using.figures import show_image, title
 
@@ -96,7 +97,7 @@ def _decoded(files: Sequence[Path]) -> Iterator[Named]:
             print(f"{path} is left out: {error}.")
 
 
-def _of_split(workdir: Path, count: int) -> Iterator[Named]:
+def _of_split(workdir: str, count: int) -> Iterator[Named]:
     options = stage_configs(run_config(workdir))[-1].input
     source = open_annotated(options.dataset, options.eval_split, options.data_dir)
     for index in range(min(count, len(source))):
@@ -145,7 +146,7 @@ def _written(image: int, found: Found) -> Iterator[dict[str, Any]]:
 
 def make_parser() -> Parser:
     parser = Parser(prog="python -m sop.detection", description=__doc__)
-    parser.add_argument("--workdir", type=Path, required=True, help="of the detector's run")
+    parser.add_argument("--workdir", type=folder, required=True, help="of the detector's run")
     parser.add_argument("--checkpoint", default="best", help="'best', 'latest' or a step (best)")
     parser.add_argument("--images", help="files, as a pattern; **: folders in folders")
     parser.add_argument(
@@ -158,13 +159,13 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--threshold", type=float, default=0.5, help="of the scores of boxes that are drawn (0.5)"
     )
-    parser.add_argument("--out", type=Path, help=f"folder; default: WORKDIR/{_FOLDER}")
+    parser.add_argument("--out", type=folder, help=f"folder; default: WORKDIR/{_FOLDER}")
     return parser
 
 
 def main(arguments: Sequence[str]) -> None:
     options = make_parser().parse_args(arguments)
-    out = options.out or options.workdir / _FOLDER
+    out = locate(options.out) if options.out else locate(options.workdir) / _FOLDER
     files = _files(options.images) if options.images else None
     detect, names = load_detector(options.workdir, options.checkpoint)
     images = _of_split(options.workdir, options.count) if files is None else _decoded(files)
