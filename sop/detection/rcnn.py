@@ -13,11 +13,10 @@ from sop.checks import Count, Rate, above, check_fields, within
 from sop.detection import anchors as anchor_boxes
 from sop.detection import boxes as box
 from sop.detection import roi_heads, rpn
+from sop.detection.backbone import last_stages
 from sop.detection.fpn import FPN
 from sop.detection.matching import trainable
 from sop.detection.rcnn_names import TORCH_NAMES
-from sop.errors import UsageError
-from sop.models.features import stages
 
 Share = Annotated[float, within(0.0, 1.0)]
 Positive = Annotated[float, above(0)]
@@ -143,26 +142,10 @@ class FasterRCNN(nn.Module):
         mask_head = self._mask_head()
 
         if targets is None:
-            detect = partial(
-                roi_heads.detect,
-                inclusive=self.inclusive,
-                threshold=self.score_threshold,
-                overlap=self.overlap,
-                candidates=self.candidates,
-                detections=self.detections,
-            )
-            answers = head(cut(boxes=proposals, size=_SIDE))
-            found = jax.vmap(detect)(*answers, proposals, valid, sizes)
-            if mask_head is not None:
-                masks = mask_head(cut(boxes=found["boxes"], size=_MASK_SIDE))
-                found["masks"] = jax.nn.sigmoid(roi_heads.of_class(masks, found["labels"] + 1))
-            found["boxes"] += box.last_pixel(self.inclusive) * found["valid"][..., None]
-            return found
-
+            return self._found(proposals, valid, sizes, cut, head, mask_head)
         targets = trainable(targets, sizes[:, None], self.inclusive)
-        boxes = targets["boxes"]
         keys = jax.random.split(self.make_rng("sampling"), (2, len(images)))
-        losses = rpn.losses(
+        first = rpn.losses(
             keys[0],
             *(jnp.concatenate(levels, 1) for levels in said),
             targets,
@@ -172,26 +155,47 @@ class FasterRCNN(nn.Module):
             least=self.least,
             inclusive=self.inclusive,
         )
-        draw = partial(roi_heads.draw, samples=self.samples, inclusive=self.inclusive)
+        return first | self._losses(keys[1], proposals, valid, targets, cut, head, mask_head)
+
+    def _found(self, proposals, valid, sizes, cut, head, mask_head) -> dict[str, jax.Array]:
+        """What proposals hold; `cut` takes boxes out of the pyramid for the heads."""
+        detect = partial(
+            roi_heads.detect,
+            inclusive=self.inclusive,
+            threshold=self.score_threshold,
+            overlap=self.overlap,
+            candidates=self.candidates,
+            detections=self.detections,
+        )
+        answers = head(cut(boxes=proposals, size=_SIDE))
+        found = jax.vmap(detect)(*answers, proposals, valid, sizes)
+        if mask_head is not None:
+            masks = mask_head(cut(boxes=found["boxes"], size=_MASK_SIDE))
+            found["masks"] = jax.nn.sigmoid(roi_heads.of_class(masks, found["labels"] + 1))
+        found["boxes"] += box.last_pixel(self.inclusive) * found["valid"][..., None]
+        return found
+
+    def _losses(
+        self, keys, proposals, valid, targets, cut, head, mask_head
+    ) -> dict[str, jax.Array]:
+        """Those of the heads, over proposals that are drawn."""
+        how = {"inclusive": self.inclusive}
+        boxes = targets["boxes"]
+        draw = partial(roi_heads.draw, samples=self.samples, **how)
         objects = (boxes, targets["labels"], targets["valid"])
-        drawn = jax.vmap(draw)(keys[1], proposals, valid, *objects)
+        drawn = jax.vmap(draw)(keys, proposals, valid, *objects)
         answers = head(cut(boxes=drawn.boxes, size=_SIDE))
-        losses |= roi_heads.losses(*answers, drawn, boxes, beta=self.beta, inclusive=self.inclusive)
+        losses = roi_heads.losses(*answers, drawn, boxes, beta=self.beta, **how)
         if mask_head is not None:
             first = jax.tree.map(lambda x: x[:, : int(roi_heads.POSITIVES * self.samples)], drawn)
             masks = mask_head(cut(boxes=first.boxes, size=_MASK_SIDE))
-            losses |= roi_heads.mask_losses(masks, first, boxes, targets["masks"], self.inclusive)
+            losses |= roi_heads.mask_losses(masks, first, boxes, targets["masks"], **how)
         return losses
 
     def _maps(self, images: jax.Array, train: bool) -> list[jax.Array]:
         moving = train and not self.fixed_statistics
-        found = list(stages(self.features, images, moving).values())
-        if len(found) < self.base_levels:
-            raise UsageError(
-                f"The backbone has {len(found)} stages; set config.model.detector.base_levels to "
-                "that or less."
-            )
-        return FPN(self.width, self.dtype, name="fpn")(found[-self.base_levels :])
+        found = last_stages(self.features, images, moving, self.base_levels)
+        return FPN(self.width, self.dtype, name="fpn")(found)
 
     def _anchors(self, image: Sizes, shape: Sizes, stride: int) -> np.ndarray:
         base = anchor_boxes.pyramid_base(self.anchor_scale * stride, self.ratios)

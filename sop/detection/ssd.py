@@ -13,13 +13,13 @@ import optax
 from sop.checks import Count, Rate, above, at_least, check_fields
 from sop.detection import anchors as anchor_boxes
 from sop.detection import boxes as box
+from sop.detection.backbone import last_stages
 from sop.detection.losses import smooth_l1
 from sop.detection.matching import match, trainable
 from sop.detection.nms import best_of_classes
 from sop.detection.sampling import hard_negatives
 from sop.errors import UsageError
 from sop.layers import BatchNorm
-from sop.models.features import stages
 from sop.models.network import Conv
 from sop.models.plain import ConvLayer
 from sop.ops import at_least_float32
@@ -152,13 +152,7 @@ class SSD(nn.Module):
         return jax.vmap(one)(logits, deltas, sizes)
 
     def _maps(self, images: jax.Array, train: bool) -> list[jax.Array]:
-        found = list(stages(self.features, images, train).values())
-        if len(found) < self.base_levels:
-            raise UsageError(
-                f"The backbone has {len(found)} stages; set config.model.detector.base_levels to "
-                "that or less."
-            )
-        maps = found[-self.base_levels :]
+        maps = last_stages(self.features, images, train, self.base_levels)
         conv = partial(Conv, dtype=self.dtype)
         norm = partial(
             BatchNorm, momentum=self.extra_momentum, dtype=self.dtype, axis_name=self.axis_name
