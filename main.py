@@ -2,7 +2,8 @@
 
   --mode=train      trains in --workdir, or goes on where it stopped; --config names the experiment
   --mode=eval       evaluates a checkpoint of --workdir on the evaluation split
-  --mode=predict    says what --images show: a table, files and, with labels, where it is wrong
+  --mode=predict    says what --images show: a table, files and, with labels, where it is wrong;
+                    a detector draws what it finds
   --mode=visualize  draws where the network of --workdir looks in --images, and why
 
 All but train take the config of the run in --workdir; --config.KEY=VALUE changes it.
@@ -105,6 +106,7 @@ def main(arguments: Sequence[str]) -> None:
     if sys.stderr.isatty():
         print("Loading JAX …", file=sys.stderr)
     import launch
+    from sop.models.lookup import is_detector
 
     launch.keep_compiled(config.compilation_cache)
     partners = launch.join(
@@ -116,6 +118,13 @@ def main(arguments: Sequence[str]) -> None:
                 launch.train(config, options.workdir)
             case "eval":
                 launch.evaluate(config, options.workdir, options.checkpoint)
+            case "predict" if is_detector(config.model):
+                from sop.detection.finding import find
+
+                if options.top is not None:
+                    raise UsageError("--top belongs to classifiers: leave it out.")
+                how = {"config": config, "checkpoint": options.checkpoint, "out": options.out}
+                find(options.workdir, options.images, **how)
             case "predict":
                 from sop.using.predict import predict
 

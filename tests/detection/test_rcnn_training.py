@@ -16,6 +16,7 @@ from sop.detection import __main__ as find
 from sop.errors import UsageError
 from sop.training.history import read_history
 from sop.training.variables import load_variables
+from tests.launch import run_together
 
 NAMES = ["bright", "dark"]
 
@@ -183,3 +184,19 @@ def test_masks_are_written_and_drawn(whole, tmp_path):
         inside[int(top) : int(np.ceil(top + height)), int(left) : int(np.ceil(left + width))] = 1
         assert sorted(mask.shape) == [40, 60] and (mask <= inside).all()
     assert rows and (tmp_path / "page1.png").stat().st_size > 5000
+
+
+@pytest.mark.heavy
+def test_two_processes_count_every_image_once(whole, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    for path in (folder / "evaluations").glob("*.json"):
+        path.unlink()
+    arguments = ("main.py", "--mode=eval", f"--workdir={folder}", "--checkpoint=latest")
+    ends = run_together(*arguments, processes=2, devices=4)
+    assert [code for code, _ in ends] == [0, 0], ends
+    [file] = (folder / "evaluations").glob("*.json")
+    found, alone = json.loads(file.read_text()), results(whole)
+    assert found["count"] == 27
+    for name in ("AP", "AP50", "mask_AP", "VOC_AP"):
+        assert found[name] == pytest.approx(alone[name], abs=1e-6)

@@ -97,13 +97,21 @@ def test_what_is_found_is_written_and_drawn(whole, tmp_path, capsys):
         left, top, width, height = row["bbox"]
         assert row["file_name"] == "wide.png"
         assert left >= 0 and top >= 0 and left + width <= 90 and top + height <= 30
-    with pytest.raises(UsageError, match="no file"):
+    with pytest.raises(UsageError, match="No file matches"):
         find.main([*arguments, f"--images={tmp_path}/*.gif"])
 
 
 def test_a_classifier_is_no_detector(digits_run):
     with pytest.raises(UsageError, match="is no detector"):
         find.main([f"--workdir={digits_run}"])
+
+
+def test_predict_is_for_detectors_too(whole, tmp_path, capsys):
+    arguments = ["--mode=predict", f"--workdir={whole}", f"--out={tmp_path}"]
+    main.main([*arguments, "--images=split:test[:3]"])
+    assert "in 3 images" in capsys.readouterr().out and (tmp_path / "page1.png").exists()
+    with pytest.raises(UsageError, match="--top belongs to classifiers"):
+        main.main([*arguments, "--images=split:test[:3]", "--top=3"])
 
 
 def test_a_detector_starts_from_a_classifier():
