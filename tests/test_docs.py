@@ -138,6 +138,8 @@ def check_command(words):
             check_python(arguments)
         case ["srun" | "mpirun", *rest]:
             check_command(rest[rest.index("python") :])
+        case ["gcloud", "auth", *_]:
+            pass
         case ["gcloud", *rest]:
             (remote,) = (word for word in rest if word.startswith("--command="))
             check_command(shlex.split(remote.partition("&&")[2]))

@@ -73,7 +73,7 @@ class ConvNeXt(nn.Module):
                 x = self.conv(width, (2, 2), 2, padding="VALID", name=f"stage{stage}_conv")(x)
             for index, attention in enumerate(attentions):
                 depth = done / max(count - 1, 1)
-                name = f"stage{stage}_block{index}"
+                name = f"stage{stage}_{index}"
                 x = self.block(attention=attention, depth=depth, name=name)(x, train)
                 done += 1
         return x
@@ -151,7 +151,7 @@ TORCH_NAMES = TorchNames(
         (r"^features/stem_norm\b", "stem.1"),
         (r"^features/stage(\d)_norm\b", r"stages.\1.downsample.0"),
         (r"^features/stage(\d)_conv\b", r"stages.\1.downsample.1"),
-        (r"^features/stage(\d)_block(\d+)", r"stages.\1.blocks.\2"),
+        (r"^features/stage(\d)_(\d+)", r"stages.\1.blocks.\2"),
         (r"/(fc\d)/", r".mlp.\1/"),
         (r"^classifier/(norm|fc)\b", r"head.\1"),
         (r"^classifier\b", "head.fc"),

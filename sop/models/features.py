@@ -16,8 +16,8 @@ from sop.models.catalogue import stride
 from sop.models.network import Network
 
 _FEATURES = "features"
-# Of ResNets, of wide ones, of ConvNeXt.
-_STAGE = re.compile(r"((?:layer|block|stage)\d+)_(?:layer_|block)?\d+")
+# Of ResNets, wide ones, ConvNeXt.
+_STAGE = re.compile(r"((?:layer|block|stage)\d+)_(?:layer_)?\d+")
 
 
 class Features(NamedTuple):

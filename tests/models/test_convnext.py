@@ -17,14 +17,10 @@ SMALL = Backbone(convnext, image_size=32, reduction=8)
 IMAGES = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
 
 
-def make(dtype=jnp.float32, **parts):
+def make(dtype="float32", **parts):
     config = {"backbone": "small", "num_classes": 5, **parts}
-    whole = make_parts(config, SMALL, dtype)
+    whole = make_parts(config, SMALL, jnp.dtype(dtype))
     return convnext(whole, stage_sizes=(1, 2, 1), widths=(8, 16, 32))
-
-
-def initial(model):
-    return jax.jit(lambda: model.init(jax.random.key(0), IMAGES, train=False))()
 
 
 @pytest.mark.parametrize(
@@ -32,29 +28,26 @@ def initial(model):
 )
 def test_it_takes_what_a_config_puts_in(parts):
     model = make(**parts)
-    variables = initial(model)
-    stages = features(model, variables, IMAGES).stages
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), IMAGES, train=False))
+    stages = jax.eval_shape(lambda v: features(model, v, IMAGES), variables).stages
     assert {name: x.shape for name, x in stages.items()} == {
         "stage0": (2, 8, 8, 8),
         "stage1": (2, 4, 4, 16),
         "stage2": (2, 2, 2, 32),
     }
-    normed = "norm" in variables["params"]["classifier"]
-    assert normed == ("representation" not in parts)
-
-    def loss(params):
-        everything = {**variables, "params": params}
-        logits, _ = model.apply(everything, IMAGES, train=True, mutable=["batch_stats"])
-        return jnp.square(logits).sum()
-
-    gradients = jax.jit(jax.grad(loss))(variables["params"])
-    assert all(bool(jnp.isfinite(each).all()) for each in jax.tree.leaves(gradients))
+    assert ("norm" in variables["params"]["classifier"]) == ("representation" not in parts)
+    inner = variables["params"]["features"]["stage1_1"]
+    assert ("attention" in inner) == ("attention" in parts)
 
 
 def test_half_precision_is_near():
-    variables = initial(make())
-    exact = make().apply(variables, IMAGES, train=False)
-    half = make(jnp.bfloat16).apply(variables, IMAGES, train=False)
+    @jax.jit
+    def both():
+        variables = make().init(jax.random.key(0), IMAGES, train=False)
+        return [make(each).apply(variables, IMAGES, False) for each in ("float32", "bfloat16")]
+
+    exact, half = both()
+    assert half.dtype == jnp.float32
     np.testing.assert_allclose(half, exact, atol=0.05 * float(jnp.abs(exact).max()))
 
 

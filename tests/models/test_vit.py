@@ -43,15 +43,13 @@ def test_representations_get_the_tokens_of_the_patches(variables):
     np.testing.assert_allclose(found.representation, tokens[:, 1:].mean(1), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["mpncov", "gaussian"])
-def test_second_order_heads_learn_from_tokens(name):
-    model = make(representation=name)
+def test_a_second_order_head_learns_from_tokens():
+    model = make(representation="mpncov")
     variables = initial(model)
-    rngs = {"dropout": jax.random.key(2)}
 
     def loss(params):
         everything = {**variables, "params": params}
-        logits, _ = model.apply(everything, IMAGES, True, rngs=rngs, mutable=["batch_stats"])
+        logits, _ = model.apply(everything, IMAGES, train=True, mutable=["batch_stats"])
         return jnp.square(logits).sum()
 
     gradients = jax.jit(jax.grad(loss))(variables["params"])
@@ -76,13 +74,11 @@ def test_branches_are_left_out_in_training(variables):
     assert model.features.rates == (0.0, 0.5, 1.0)
     plain = make().apply(variables, IMAGES, train=False)
     np.testing.assert_array_equal(model.apply(variables, IMAGES, train=False), plain)
-    tokens = {
-        name: x["__call__"][0]
-        for name, x in model.apply(
-            variables, IMAGES, True, rngs=rngs, capture_intermediates=True, mutable="intermediates"
-        )[1]["intermediates"]["features"].items()
-        if name.startswith("blocks")
-    }
+    _, found = model.apply(
+        variables, IMAGES, True, rngs=rngs, capture_intermediates=True, mutable="intermediates"
+    )
+    inner = found["intermediates"]["features"]
+    tokens = {name: inner[name]["__call__"][0] for name in inner if name.startswith("blocks")}
     np.testing.assert_array_equal(tokens["blocks_2"], tokens["blocks_1"])
     assert not np.allclose(tokens["blocks_1"], tokens["blocks_0"])
 
