@@ -58,6 +58,15 @@ def digits_run(tmp_path_factory):
     return shutil.copytree(trained, tmp_path_factory.mktemp("runs") / "digits")
 
 
+@pytest.fixture(scope="session")
+def storage():
+    """A stand-in for Google Cloud Storage, which holds the bucket gs://stand-in."""
+    from tests.bucket import serving
+
+    with serving("stand-in") as storage:
+        yield storage
+
+
 @pytest.fixture
 def unchecked(monkeypatch):
     """Annotations are not checked, as for users: what does not fit is refused by the functions."""
