@@ -16,7 +16,6 @@ import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import pytest
 
 import main
@@ -100,13 +99,6 @@ def folder(page, tmp_path, monkeypatch, request):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     return tmp_path
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @with_blocks("python")
