@@ -6,7 +6,6 @@ be made without those before it: its number is all that has to be known to go on
 ahead of the training loop in threads (OpenCV and NumPy release the interpreter's lock).
 """
 
-import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -16,7 +15,15 @@ from ml_collections import ConfigDict
 
 from sop.data import randomness, transforms
 from sop.data.annotated import open_annotated
-from sop.data.examples import Batch, CachedImages, Images, ahead, filled, prefetch
+from sop.data.examples import (
+    Batch,
+    CachedImages,
+    Images,
+    ahead,
+    filled,
+    in_batches,
+    prefetch,
+)
 from sop.data.images import BadImageError
 from sop.data.normalization import check_normalization
 from sop.data.objects import Objects
@@ -24,9 +31,10 @@ from sop.data.scene_examples import Scenes, to_original
 from sop.data.scenes import parse_scenes
 from sop.data.source import Source
 from sop.data.sources import Unturned, open_source
+from sop.detection import learned_mask_size
 from sop.detection.metric import Found
 from sop.errors import UsageError
-from sop.models.lookup import is_detector
+from sop.models.lookup import entry, is_detector
 
 
 def create(
@@ -103,7 +111,8 @@ class _Batches:
       identity: What tells these examples from others, JSON-able: split, their number, the names of
         the classes, a hash of the files' names and sizes.
       row_shape: ([V,] H, W, 3) of what one becomes in a batch.
-      rows: Shape and type of each array of a batch, for one example.
+      buckets: Shape and type of each array of a batch, for one example, by name; of each size that
+        images have.
       batches_ahead: How many are in memory at once.
       bad_images: The names of the undecodable images that this process has met so far.
     """
@@ -113,33 +122,41 @@ class _Batches:
         self.class_names = images.source.class_names
         self.num_classes = len(self.class_names)
         self.image_shape, self.row_shape = images.shape, images.row_shape
-        self.rows = images.rows
+        self.buckets = images.buckets
         self.identity = images.source.identity
         self.batches_ahead = ahead(num_workers) + 1
         self.bad_images = images.bad
         self._images, self._batch_size, self._rows = images, batch_size, rows
         self._num_workers = num_workers
 
-    def _places(self, number: int) -> np.ndarray:
-        """This process's places in batch `number`, counted from the first example."""
-        start = number * self._batch_size
-        return np.arange(start, start + self._batch_size)[self._rows]
+    def _load(self, examples: np.ndarray, epoch: int) -> Batch:
+        """This process's rows of a batch of examples."""
+        groups = self._images.groups
+        bucket = 0 if groups is None else int(groups[examples[0]])
+        return self._images.load(examples[self._rows], epoch, bucket)
 
 
 class Train(_Batches):
     """Endless batches {'image': uint8 [b, H, W, 3], 'label': int32 [b]}, b = B / processes.
 
     Each epoch shows an example at most once, in an order that depends on (seed, epoch) alone; what
-    does not fill a batch is left out. An example's augmentation depends on (seed, epoch, its index)
-    alone.
+    does not fill a batch is left out. Images of several sizes make batches of one size each, which
+    come in a random order. An example's augmentation depends on (seed, epoch, its index) alone.
 
     Attributes:
-      steps_per_epoch: num_examples // B.
+      steps_per_epoch: num_examples // B, of each size of images.
     """
 
     def __init__(self, images: Images, batch_size: int, rows: slice, num_workers: int, seed: int):
         super().__init__(images, batch_size, rows, num_workers)
-        self.steps_per_epoch = self.num_examples // batch_size
+        self.steps_per_epoch = len(
+            in_batches(np.arange(self.num_examples), images.groups, batch_size, whole=True)
+        )
+        if not self.steps_per_epoch:
+            raise UsageError(
+                f"config.batch_size = {batch_size} exceeds the number of images of each of the "
+                "sizes that config.input.train_transforms gives them; set a smaller one."
+            )
         self._seed = seed
 
     def batches(self, start: int = 0, first_epoch: int = 0) -> Iterator[Batch]:
@@ -149,12 +166,20 @@ class Train(_Batches):
         def batch(number: int) -> Batch:
             epoch, place = divmod(number, self.steps_per_epoch)
             epoch += first_epoch
-            # Not Grain's shuffle: an index costs it 14 μs with 2,048 examples, 200 μs with 128.
-            order = randomness.order(self._seed, epoch, self.num_examples)
-            examples = self._images.load(order[self._places(place)], epoch)
+            examples = self._load(self._examples(epoch, place), epoch)
             return {name: array for name, array in examples.items() if name != "mask"}
 
         return prefetch(batch, start, sys.maxsize, self._num_workers)
+
+    def _examples(self, epoch: int, place: int) -> np.ndarray:
+        """Those of the batch at a place in an epoch."""
+        # Not Grain's shuffle: an index costs it 14 μs with 2,048 examples, 200 μs with 128.
+        order = randomness.order(self._seed, epoch, self.num_examples)
+        groups, size = self._images.groups, self._batch_size
+        if groups is None:
+            return order[place * size : (place + 1) * size]
+        batches = in_batches(order, groups, size, whole=True)
+        return batches[randomness.order(self._seed, epoch, len(batches))[place]]
 
 
 class Evaluation(_Batches):
@@ -170,17 +195,18 @@ class Evaluation(_Batches):
 
     def __init__(self, images: Images, batch_size: int, rows: slice, num_workers: int):
         super().__init__(images, batch_size, rows, num_workers)
-        self.rows = {**images.rows, "mask": ((), np.bool_)}
-        self.num_batches = math.ceil(self.num_examples / batch_size)
+        self.buckets = [{**rows, "mask": ((), np.bool_)} for rows in images.buckets]
+        examples = np.arange(self.num_examples)
+        self._batches = in_batches(examples, images.groups, batch_size, whole=False)
+        self.num_batches = len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
         self._images.prepare(self._num_workers)
         return prefetch(self._batch, 0, self.num_batches, self._num_workers)
 
     def _batch(self, number: int) -> Batch:
-        places = self._places(number)
-        real = places[places < self.num_examples]
-        return filled(self._images.load(real, epoch=0), len(places))
+        count = self._rows.stop - self._rows.start
+        return filled(self._load(self._batches[number], epoch=0), count)
 
 
 class SceneEvaluation(Evaluation):
@@ -199,7 +225,7 @@ class SceneEvaluation(Evaluation):
           said: 'boxes' [K, 4], 'scores', 'labels', 'valid' [K] and perhaps 'masks' [K, M, M], in
             pixels of the image 'index' as it came out of the transforms, 'size' of it not padding.
         """
-        return to_original(said, self.truth(int(said["index"]))[0])
+        return to_original(said, self._images.source.size(int(said["index"])))
 
 
 def _open(config: ConfigDict, training: bool, opened: dict[Any, Any]) -> Images:
@@ -217,6 +243,11 @@ def _open(config: ConfigDict, training: bool, opened: dict[Any, Any]) -> Images:
         source = (open_annotated if detector else open_source)(
             options.dataset, split, options.data_dir
         )
+        if detector and learned_mask_size(config.model) and not source.has_masks:
+            raise UsageError(
+                f"Data set {options.dataset!r} has no masks, which config.model.detector.name = "
+                f"{entry(config.model, 'detector')[0]!r} learns: choose 'faster_rcnn'."
+            )
         source = Unturned(source) if options.exif == "ignore" else source
         how = {"seed": config.seed, "skip_bad": skip_bad, "replace_bad": training}
         if detector:
@@ -224,7 +255,10 @@ def _open(config: ConfigDict, training: bool, opened: dict[Any, Any]) -> Images:
                 raise UsageError(
                     "config.input.cache keeps images for classification alone: set it to False."
                 )
-            images = Scenes(source, pipeline, **how, capacity=options.max_objects)
+            mask_size = learned_mask_size(config.model) if training else None
+            images = Scenes(
+                source, pipeline, **how, capacity=options.max_objects, mask_size=mask_size
+            )
         else:
             images = Images(source, pipeline, **how)
         opened[key] = CachedImages(images) if options.cache else images

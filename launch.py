@@ -7,7 +7,6 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib import metadata
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -33,6 +32,7 @@ from sop.training.saved import refuse_converted, steps_in
 from sop.training.stages import identities, make_stages
 from sop.training.state import init_state, init_variables
 from sop.training.step import make_mesh
+from sop.training.storage import locate
 from sop.training.task import make_model
 from sop.training.workdir import (
     WorkDir,
@@ -109,7 +109,7 @@ def train(config: ConfigDict, workdir: str) -> None:
             enabled=jax.process_index() == 0,
         )
         held.callback(reporter.close)
-        if loop.train(config, Path(workdir), model, stages, optimizers, shapes, mesh, reporter):
+        if loop.train(config, locate(workdir), model, stages, optimizers, shapes, mesh, reporter):
             reporter.finish()
         else:
             reporter.say(f"Stopped and saved in {workdir}; the same command goes on from here.")
@@ -135,7 +135,7 @@ def evaluate(config: ConfigDict, workdir: str, checkpoint: str) -> None:
     mesh, cached = make_mesh(), input_pipeline.cached_bytes([evaluation])
     check_memory(config, {"eval_batch_size": evaluation}, model, shapes, shapes, mesh, cached)
     scores = loop.evaluate_checkpoint(
-        config, Path(workdir), checkpoint, model, shapes, evaluation, mesh
+        config, locate(workdir), checkpoint, model, shapes, evaluation, mesh
     )
     if jax.process_index() == 0:
         with refuse_full_disk(workdir):
@@ -155,7 +155,7 @@ def _removal_refused(workdir: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if Path(workdir).exists():
+        if locate(workdir).exists():
             raise
         raise UsageError(
             f"Work folder {workdir} was removed while the run was using it: start the run again."

@@ -2,7 +2,8 @@
 
   --mode=train      trains in --workdir, or goes on where it stopped; --config names the experiment
   --mode=eval       evaluates a checkpoint of --workdir on the evaluation split
-  --mode=predict    says what --images show: a table, files and, with labels, where it is wrong
+  --mode=predict    says what --images show: a table, files and, with labels, where it is wrong;
+                    a detector draws what it finds
   --mode=visualize  draws where the network of --workdir looks in --images, and why
 
 All but train take the config of the run in --workdir; --config.KEY=VALUE changes it.
@@ -36,7 +37,10 @@ def make_parser() -> Parser:
     parser = Parser(prog="main.py", description=__doc__)
     add_config(parser, default="")
     parser.add_argument(
-        "--workdir", type=folder, metavar="DIR", help="folder of the run; must be given"
+        "--workdir",
+        type=folder,
+        metavar="DIR",
+        help="folder of the run, also gs://BUCKET/FOLDER; must be given",
     )
     parser.add_argument("--mode", choices=MODES, default="train", help="see above")
     parser.add_argument("--checkpoint", default="best", help="to use: best, latest or a step")
@@ -92,14 +96,17 @@ def own_config(options: Namespace):
 def main(arguments: Sequence[str]) -> None:
     from sop.config.command_line import parse
     from sop.errors import UsageError
+    from sop.training.storage import locate
 
     options, config = parse(make_parser(), arguments, own_config)
     if options.workdir is None:  # not argparse's first: a file without :NAME lists its experiments
         raise UsageError("Name the folder of the run: --workdir=DIR.")
     _refuse_flags_of_other_modes(options)
+    locate(options.workdir)  # a bucket that cannot be used is refused before time is spent
     if sys.stderr.isatty():
         print("Loading JAX …", file=sys.stderr)
     import launch
+    from sop.models.lookup import is_detector
 
     launch.keep_compiled(config.compilation_cache)
     partners = launch.join(
@@ -111,6 +118,13 @@ def main(arguments: Sequence[str]) -> None:
                 launch.train(config, options.workdir)
             case "eval":
                 launch.evaluate(config, options.workdir, options.checkpoint)
+            case "predict" if is_detector(config.model):
+                from sop.detection.finding import find
+
+                if options.top is not None:
+                    raise UsageError("--top belongs to classifiers: leave it out.")
+                how = {"config": config, "checkpoint": options.checkpoint, "out": options.out}
+                find(options.workdir, options.images, **how)
             case "predict":
                 from sop.using.predict import predict
 

@@ -33,6 +33,15 @@ def folder(text: str) -> str:
     return text
 
 
+def disk_folder(text: str) -> str:
+    """The same, where programs and files are used that know no buckets."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(
+            f"'{shorten(text)}' is no folder of this machine's file system, which it must be here"
+        )
+    return folder(text)
+
+
 def count(most: int) -> Callable[[str], int]:
     """The type of a flag that is a whole number from 1 to `most`."""
 

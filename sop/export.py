@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sop.command import Parser, folder, run
+from sop.command import Parser, disk_folder, folder, run
 from sop.config.validation import as_json
 from sop.data import transforms
 from sop.errors import UsageError
@@ -183,7 +183,9 @@ def make_parser() -> Parser:
     """The flags of this command."""
     parser = Parser(prog="python -m sop.export", description=__doc__)
     parser.add_argument("--workdir", required=True, type=folder, metavar="RUN")
-    parser.add_argument("--out", required=True, type=folder, metavar="FOLDER", help="a new folder")
+    parser.add_argument(
+        "--out", required=True, type=disk_folder, metavar="FOLDER", help="a new folder"
+    )
     parser.add_argument("--checkpoint", default="best", help="best, latest or a step")
     parser.add_argument(
         "--image_size", type=int, metavar="S", help="of square images; default: as the run's are"

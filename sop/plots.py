@@ -15,6 +15,7 @@ from sop.config.validation import as_json
 from sop.errors import UsageError
 from sop.training.history import HISTORY, read_history
 from sop.training.plots import History, draw_groups
+from sop.training.storage import locate
 from sop.training.workdir import run_config
 
 # What says nothing about how a run learns.
@@ -38,7 +39,7 @@ def group(runs: Sequence[str]) -> dict[str, list[History]]:
     for path, name in zip(runs, names, strict=True):
         history = read_history(path)
         if not history:
-            raise UsageError(f"{Path(path) / HISTORY} holds nothing to draw yet.")
+            raise UsageError(f"{locate(path) / HISTORY} holds nothing to draw yet.")
         groups.setdefault(name or Path(path).resolve().name, []).append(history)
     return groups
 

@@ -3,7 +3,9 @@
 import os
 from pathlib import Path
 
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+from tests.launch import xla_flags
+
+os.environ.setdefault("XLA_FLAGS", xla_flags(devices=8))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Workers and the programs that tests start compile the same small networks over and over.
 os.environ.setdefault(
@@ -14,7 +16,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 # Compiling takes most of the time, and a test computes little with what it compiled.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
+import fcntl
 import gc
+import shutil
 
 import jaxtyping
 import pytest
@@ -35,12 +39,32 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory):
-    """The work folder of a run on the digits, short but no longer blind."""
+    """The work folder of a run on the digits, short but no longer blind.
+
+    The worker that needs it first trains it; each has a copy of its own, as tests write into it.
+    """
     import main
 
-    folder = tmp_path_factory.mktemp("runs") / "digits"
-    main.main([f"--workdir={folder}", "--config.num_epochs=3", "--config.batch_size=40"])
-    return folder
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # that of the whole session
+    trained, unfinished = base / "digits", base / "digits_unfinished"
+    with open(base / "digits.lock", "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not trained.exists():
+            options = ["--config.num_epochs=3", "--config.batch_size=40"]
+            main.main([f"--workdir={unfinished}", *options])
+            unfinished.rename(trained)
+    return shutil.copytree(trained, tmp_path_factory.mktemp("runs") / "digits")
+
+
+@pytest.fixture(scope="session")
+def storage():
+    """A stand-in for Google Cloud Storage, which holds the bucket gs://stand-in."""
+    from tests.bucket import serving
+
+    with serving("stand-in") as storage:
+        yield storage
 
 
 @pytest.fixture

@@ -1,15 +1,16 @@
 """Kills a run at random moments until it is through, and compares it with one never stopped.
 
-`python -m tests.kill_and_resume [--kills=5] [--seed=0] [main.py arguments]` prints where each kill
-fell and exits with 1 unless parameters, optimizer state and metrics are equal bit for bit. Without
+`python -m tests.kill_and_resume [--kills=5] [--seed=0] [--bucket] [main.py arguments]` prints where
+each kill fell and exits with 1 unless parameters, optimizer state and metrics are equal bit for
+bit. With `--bucket` the killed run's work folder is in a bucket, see `tests.bucket`. Without
 arguments for main.py the run is six epochs of a small network on the digits, with a checkpoint
 every third step, so that kills fall into saves as well.
 """
 
 import argparse
+import contextlib
 import json
 import random
-import shutil
 import signal
 import sys
 import tempfile
@@ -21,6 +22,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from sop.training.saved import steps_in
+from sop.training.storage import locate
+from tests.bucket import serving
 from tests.launch import launch, run
 
 DIGITS = (
@@ -31,13 +35,12 @@ DIGITS = (
 )
 
 
-def newest_step(workdir: Path) -> int:
+def newest_step(workdir: str | Path) -> int:
     """Of the whole checkpoints."""
-    steps = (path.name for path in (workdir / "checkpoints").glob("*") if path.name.isdigit())
-    return max(map(int, steps), default=0)
+    return max(steps_in(workdir), default=0)
 
 
-def complete(workdir: Path, arguments: Sequence[str]) -> str:
+def complete(workdir: str | Path, arguments: Sequence[str]) -> str:
     """Runs to the end; the last line."""
     code, output = run("main.py", f"--workdir={workdir}", *arguments, timeout=3600)
     if code:
@@ -45,9 +48,9 @@ def complete(workdir: Path, arguments: Sequence[str]) -> str:
     return output.splitlines()[-1]
 
 
-def final_state(workdir: Path) -> dict[str, np.ndarray]:
+def final_state(workdir: str | Path) -> dict[str, np.ndarray]:
     """Every array of the newest checkpoint, by item and name."""
-    step = workdir / "checkpoints" / str(newest_step(workdir))
+    step = locate(workdir) / "checkpoints" / str(newest_step(workdir))
     arrays = {}
     for item in ("variables", "ema", "optimizer"):
         if not (step / item).exists():
@@ -61,8 +64,9 @@ def final_state(workdir: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def unequal(a: Path, b: Path) -> list[str]:
+def unequal(a: str | Path, b: str | Path) -> list[str]:
     """What differs between the ends of two runs: names of arrays and of files of metrics."""
+    a, b = locate(a), locate(b)
     first, second = final_state(a), final_state(b)
     found = [f"state has {name} in one run only" for name in first.keys() ^ second.keys()]
     found += [
@@ -85,11 +89,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--bucket", action="store_true")
     options, arguments = parser.parse_known_args()
     arguments = arguments or list(DIGITS)
     rng = random.Random(options.seed)
-    with tempfile.TemporaryDirectory() as folder:
-        whole, broken = Path(folder, "whole"), Path(folder, "broken")
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as served:
+        whole, broken = Path(folder, "whole"), f"{folder}/broken"
+        if options.bucket:
+            served.enter_context(serving("stand-in"))
+            broken = "gs://stand-in/broken"
         print(complete(whole, arguments), flush=True)
         # The first checkpoints may be gone at the end; the moments spread over the whole run.
         last = newest_step(whole)
@@ -104,7 +112,6 @@ def main() -> None:
             print(f"Killed after checkpoint {newest_step(broken)} of {last} steps.", flush=True)
         print(complete(broken, arguments), flush=True)
         found = unequal(whole, broken)
-        shutil.rmtree(broken)
     print("\n".join(found) or "Equal bit for bit: parameters, optimizer state and metrics.")
     sys.exit(bool(found))
 

@@ -73,6 +73,26 @@ def test_a_killed_run_goes_on_as_if_it_never_stopped(whole, tmp_path):
     assert unequal(whole[0], workdir) == []
 
 
+@pytest.mark.heavy
+def test_a_killed_run_in_a_bucket_goes_on_as_if_on_a_disk_it_never_stopped(whole, storage):
+    """What follows a crash in a bucket is in test_loop."""
+    workdir, objects = "gs://stand-in/main/run", storage.buckets["stand-in"]
+    process = launch(*SMALL, f"--workdir={workdir}", devices=8)
+    while newest_step(workdir) < 4 and process.poll() is None:
+        time.sleep(0.05)
+    process.kill()
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == -signal.SIGKILL, output
+    assert "main/run/.lock" in objects
+    code, output = run(*SMALL, f"--workdir={workdir}", "--config.profile=2", devices=8)
+    assert code == 0, output
+    assert "Going on from the checkpoint" in output and "cannot be written" not in output
+    assert unequal(whole[0], workdir) == []
+    assert "main/run/.lock" not in objects
+    assert any(name.startswith("main/run/events.out.tfevents.") for name in objects)
+    assert any(name.endswith(".trace.json.gz") for name in objects)
+
+
 def test_two_processes_of_four_devices_are_one_of_eight(tmp_path):
     # At the config's rate a rounding of the first step, 3e-8, grows to 1e-3 in 18 steps, where
     # ReLUs open or close for it.

@@ -9,7 +9,7 @@ from sop.config.validation import as_json
 from sop.errors import UsageError
 from sop.plots import group, main
 from sop.training.durable import write_json
-from sop.training.history import write_history
+from sop.training.history import HistoryFile
 from sop.training.plots import draw_curves, draw_groups
 
 
@@ -18,7 +18,7 @@ def make_run(path, seed, rate=0.1, top5=1.0):
     config.seed, config.optimizer.learning_rate = seed, rate
     path.mkdir()
     write_json(path / "config.json", as_json(config))
-    write_history(path, entries(seed, rate, top5))
+    HistoryFile(path).begin(entries(seed, rate, top5))
     return str(path)
 
 

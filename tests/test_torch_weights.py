@@ -30,7 +30,12 @@ from tests.golden import network_cases
 from tests.golden.network_cases import CASES, MORE_CASES, TOLERANCE, compare, original, tensor
 from tests.launch import ROOT
 
-QUICK = ("gfgp_resnetp18_avg", "gsop1_resnet50_fusion_concat")
+QUICK = (
+    "gfgp_resnetp18_avg",
+    "gsop1_resnet50_fusion_concat",
+    "timm_convnext_tiny",
+    "timm_vit_tiny_patch16",
+)
 MPNCOV = {"name": "mpncov", "reduction": 8}
 
 
@@ -83,6 +88,8 @@ def test_every_golden_network_has_a_case():
         "gfgp_resnetp18_avg",
         "gsop1_resnet50_fusion_concat",
         "gsop2_resnet50_channel",
+        "timm_convnext_tiny",
+        "timm_vit_tiny_patch16",
     ],
 )
 def test_round_trip(name):

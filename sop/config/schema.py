@@ -91,7 +91,7 @@ KEYS = {
     "model.detector.name": Key(
         None,
         str | None,
-        "'ssd'; None: classification; further keys: its options",
+        "'ssd', 'faster_rcnn', 'mask_rcnn'; None: classification; further keys: its options",
         stage=False,
     ),
     "input.dataset": Key(

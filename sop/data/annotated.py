@@ -84,6 +84,10 @@ class Joined:
         source, place = self._place(index)
         return source.truth(place)
 
+    def size(self, index: int) -> tuple[int, int]:
+        source, place = self._place(index)
+        return source.size(place)
+
     def describe(self, index: int) -> str:
         source, place = self._place(index)
         return source.describe(place)
@@ -118,6 +122,9 @@ class TFDSObjects(TFDSSource):
     def truth(self, index: int) -> tuple[tuple[int, int], Objects]:
         _, objects, size = self._example(index)
         return size, objects
+
+    def size(self, index: int) -> tuple[int, int]:
+        return self.truth(index)[0]
 
     def _example(self, index: int) -> tuple[bytes, Objects, tuple[int, int]]:
         with self._refused():
@@ -221,15 +228,17 @@ class CocoFolder:
         return read_file(self._folder / self._images[index]["file_name"]), self._objects(index)
 
     def truth(self, index: int) -> tuple[tuple[int, int], Objects]:
+        return self.size(index), self._objects(index)
+
+    def size(self, index: int) -> tuple[int, int]:
         entry = self._images[index]
-        return (int(entry["height"]), int(entry["width"])), self._objects(index)
+        return int(entry["height"]), int(entry["width"])
 
     def _objects(self, index: int) -> Objects:
-        entry = self._images[index]
-        rows = self._rows[entry["id"]]
+        rows = self._rows[self._images[index]["id"]]
         masks = None
         if self.has_masks:
-            size = int(entry["height"]), int(entry["width"])
+            size = self.size(index)
             try:
                 masks = [read_segmentation(row["segmentation"], *size) for row in rows]
             except ValueError as error:
@@ -326,6 +335,9 @@ class VocFolder:
     def truth(self, index: int) -> tuple[tuple[int, int], Objects]:
         _, size, objects = self._examples[index]
         return size, objects
+
+    def size(self, index: int) -> tuple[int, int]:
+        return self._examples[index][1]
 
     def describe(self, index: int) -> str:
         return str(self._examples[index][0])

@@ -23,7 +23,14 @@ _NUM_PROBED = 1000  # images whose sizes are compared where no transform fixes t
 
 @dataclasses.dataclass
 class Images:
-    """The transformed images of one split by index, decoded on demand."""
+    """The transformed images of one split by index, decoded on demand.
+
+    Attributes:
+      buckets: shape and type of each array of a batch, for one example, by name; of several sizes
+        of images one after the other.
+      groups: int [n], which of them each example belongs to; None: there is one. A batch holds
+        examples of one bucket.
+    """
 
     source: Source
     pipeline: transforms.Pipeline
@@ -39,19 +46,22 @@ class Images:
         self.shape = (*_image_size(self.source, self.pipeline), 3)
         views = self.pipeline.num_views
         self.row_shape = (views, *self.shape) if views else self.shape
-        self.rows = {"image": (self.row_shape, np.uint8), "label": ((), np.int32)}
+        self.buckets = [{"image": (self.row_shape, np.uint8), "label": ((), np.int32)}]
+        self.groups: np.ndarray | None = None
 
     def prepare(self, num_workers: int) -> None:
         """To be called before `load`."""
 
-    def load(self, examples: np.ndarray, epoch: int) -> Batch:
-        """[n] indices → 'image' uint8 [n, …], 'label' int32 [n], 'mask' [n]: is the image good?"""
+    def load(self, examples: np.ndarray, epoch: int, bucket: int = 0) -> Batch:
+        """[n] indices → the arrays of their bucket, and 'mask' [n]: is the image good?"""
         batch = {
             name: np.zeros((len(examples), *shape), dtype)
-            for name, (shape, dtype) in {**self.rows, "mask": ((), np.bool_)}.items()
+            for name, (shape, dtype) in {**self.buckets[bucket], "mask": ((), np.bool_)}.items()
         }
         for row, example in enumerate(examples.tolist()):
             for candidate in self._candidates(example):
+                if self.groups is not None and self.groups[candidate] != bucket:
+                    continue
                 if found := self._read(candidate, epoch):
                     for name, value in {**found, "mask": True}.items():
                         batch[name][row] = value
@@ -105,7 +115,7 @@ class CachedImages:
 
     def __init__(self, images: Images):
         self.source, self.shape, self.bad = images.source, images.shape, images.bad
-        self.row_shape, self.rows = images.row_shape, images.rows
+        self.row_shape, self.buckets, self.groups = images.row_shape, images.buckets, images.groups
         self._seed, self._replace_bad = images.seed, images.replace_bad
         fixed, self._rest = images.pipeline.split()
         check = self._refuse_reduced if not fixed.transforms else images.check
@@ -139,7 +149,7 @@ class CachedImages:
             stand_in = stand_in[np.searchsorted(stand_in, np.arange(count)) % len(stand_in)]
         self._cached = images, labels, good, stand_in
 
-    def load(self, examples: np.ndarray, epoch: int) -> Batch:
+    def load(self, examples: np.ndarray, epoch: int, bucket: int = 0) -> Batch:
         images, labels, good, stand_in = self._cached
         examples = stand_in[examples]
         table = randomness.epoch_uniforms(self._seed, epoch, len(labels), self._rest.num_draws)
@@ -186,6 +196,25 @@ def _image_size(source: Source, pipeline: transforms.Pipeline) -> tuple[int, int
             f"transform to config.input that fixes the size, such as center_crop({min(size)})."
         )
     return next(iter(names))
+
+
+def in_batches(
+    examples: np.ndarray, groups: np.ndarray | None, size: int, whole: bool
+) -> list[np.ndarray]:
+    """Cuts examples into batches of one group each, one group after the other, in their order.
+
+    Args:
+      groups: of all examples; None: all are of one.
+      size: of a batch.
+      whole: leaves out what does not fill a batch.
+    """
+    if groups is None:
+        parts = [examples]
+    else:
+        theirs = groups[examples]
+        parts = [examples[theirs == group] for group in np.unique(groups)]
+    cut = [part[start : start + size] for part in parts for start in range(0, len(part), size)]
+    return [batch for batch in cut if len(batch) == size or not whole]
 
 
 def prefetch(function: Callable, start: int, stop: int, num_workers: int) -> Iterator:

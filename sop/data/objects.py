@@ -79,5 +79,8 @@ class Annotated(Protocol):
     def truth(self, index: int) -> tuple[tuple[int, int], Objects]:
         """(height and width of the image, what it holds); no pixel is decoded."""
 
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of the image."""
+
     def describe(self, index: int) -> str:
         """Names example `index` to a reader."""

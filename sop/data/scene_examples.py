@@ -8,11 +8,12 @@ import numpy as np
 
 from sop.data import images as codec
 from sop.data.examples import Images, filled
-from sop.data.masks import paste
+from sop.data.masks import decode_mask, in_boxes, paste
 from sop.data.objects import Annotated, Objects
 from sop.data.scenes import Scene, ScenePipeline, kept
 from sop.detection.metric import Found
 from sop.errors import UsageError
+from sop.progress import shown
 
 
 @dataclasses.dataclass
@@ -20,32 +21,46 @@ class Scenes(Images):
     """The transformed images of one split with their objects.
 
     Rows for training are {'image': uint8 [H, W, 3], 'boxes': float32 [N, 4] in pixels of it,
-    'labels': int32 [N], 'valid', 'crowd': bool [N]}, N = `capacity`; difficult objects are left
-    out. For evaluation they are {'image', 'index': int32, the example, 'size': float32 [2], height
-    and width of what is not padding}.
+    'labels': int32 [N], 'valid', 'crowd': bool [N], 'size': float32 [2]}, N = `capacity`; 'size' is
+    height and width of what is not padding; difficult objects are left out. With `mask_size` M
+    there are 'masks' too, uint8 [N, M, M]: see `sop.data.masks.in_boxes`. For evaluation they are
+    {'image', 'index': int32, the example, 'size'}.
     """
 
     source: Annotated
     pipeline: ScenePipeline
     capacity: int = 0
+    mask_size: int | None = None
     _crowded: set[int] = dataclasses.field(default_factory=set)
 
     def __post_init__(self):
         sizes = self.pipeline.sizes()
-        if len(sizes) > 1:
-            raise UsageError(
-                "resize_pad gives images of two sizes, which cannot be in one batch yet: let "
-                "config.input.train_transforms and config.input.eval_transforms end in resize."
-            )
         self.shape = (*sizes[0], 3)
         self.row_shape = self.shape
-        self.rows = {"image": (self.shape, np.uint8)}
+        facts = {"size": ((2,), np.float32), **self._facts()}
+        self.buckets = [{"image": ((*size, 3), np.uint8), **facts} for size in sizes]
+        self.groups = self._sorted(sizes) if len(sizes) > 1 else None
+
+    def _facts(self) -> dict[str, tuple[tuple[int, ...], Any]]:
+        """What rows have besides the image and its size."""
         if not self.replace_bad:  # evaluation
-            self.rows |= {"index": ((), np.int32), "size": ((2,), np.float32)}
-            return
+            return {"index": ((), np.int32)}
         count = self.capacity
-        self.rows |= {"boxes": ((count, 4), np.float32), "labels": ((count,), np.int32)}
-        self.rows |= {"valid": ((count,), bool), "crowd": ((count,), bool)}
+        rows: dict[str, Any] = {"boxes": ((count, 4), np.float32), "labels": ((count,), np.int32)}
+        rows |= {"valid": ((count,), bool), "crowd": ((count,), bool)}
+        if self.mask_size is not None:
+            rows |= {"masks": ((count, self.mask_size, self.mask_size), np.uint8)}
+        return rows
+
+    def _sorted(self, sizes: list[tuple[int, int]]) -> np.ndarray:
+        """Which of the sizes each example will have."""
+        count = len(self.source)
+        found = shown(
+            ((1, self.source.size(example)) for example in range(count)),
+            count,
+            "reading the sizes of images",
+        )
+        return np.array([sizes.index(self.pipeline.size_of(size)) for size in found], np.int8)
 
     def _made(
         self, example: int, data: bytes, objects: Objects, draws: np.ndarray
@@ -54,10 +69,26 @@ class Scenes(Images):
         image = codec.decode(data)
         if self.replace_bad:
             objects = kept(objects, ~objects.difficult)
-        scene = self.pipeline(Scene(image, objects, None, image.shape[:2]), draws)
+        masks = self._masks(objects, image.shape[:2]) if self.replace_bad else None
+        scene = self.pipeline(Scene(image, objects, masks, image.shape[:2]), draws)
+        if self.groups is not None:
+            shape, _ = self.buckets[self.groups[example]]["image"]
+            if scene.image.shape != shape:
+                raise UsageError(
+                    f"The image {self.source.describe(example)} has {image.shape[0]} rows and "
+                    f"{image.shape[1]} columns, not what its annotations say: correct them, or set "
+                    "config.input.exif = 'ignore' if it is turned by its EXIF data."
+                )
         if not self.replace_bad:
             return {"image": scene.image, "index": example, "size": scene.size}
-        return {"image": scene.image, **self._padded(example, scene)}
+        return {"image": scene.image, "size": scene.size, **self._padded(example, scene)}
+
+    def _masks(self, objects: Objects, size: tuple[int, int]) -> np.ndarray | None:
+        """Those that are learned, uint8 [n, H, W]."""
+        if self.mask_size is None:
+            return None
+        masks = [decode_mask(each) for each in objects.masks or ()]
+        return np.stack(masks) if masks else np.zeros((0, *size), np.uint8)
 
     def _padded(self, example: int, scene: Scene) -> dict[str, np.ndarray]:
         """The objects, filled up to `capacity`."""
@@ -73,6 +104,8 @@ class Scenes(Images):
         objects, count = scene.objects, len(scene.objects)
         arrays = {"boxes": objects.boxes, "labels": objects.labels, "crowd": objects.crowd}
         arrays["valid"] = np.ones(count, bool)
+        if scene.masks is not None:
+            arrays["masks"] = in_boxes(scene.masks, objects.boxes, self.mask_size)
         return filled(arrays, self.capacity)
 
 

@@ -303,6 +303,22 @@ class ScenePipeline:
             used += transform.num_draws
         return scene
 
+    def size_of(self, size: Size) -> Size:
+        """The size of what comes out for scenes of `size`.
+
+        Raises:
+          UsageError: it is drawn at random.
+        """
+        found: Size | None = size
+        for step in self.transforms:
+            found = step.output_size(found)
+        if found is None:
+            raise UsageError(
+                "resize_pad cannot follow a transform that changes the size of images at random, "
+                "such as expand: leave one of them out."
+            )
+        return found
+
     def sizes(self) -> list[Size]:
         """The sizes that results have, of whatever size the images are: one or two.
 

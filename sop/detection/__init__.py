@@ -1,7 +1,7 @@
 """Detection of objects: boxes, anchors, detectors on the networks of `sop.models`.
 
 A detector is called with (images, targets=None, train=False, sizes=None) and gives its losses by
-name where there are targets, else what it finds; see `SSD`.
+name where there are targets, else what it finds; see `SSD`, `FasterRCNN` and `MaskRCNN`.
 """
 
 from collections.abc import Mapping
@@ -11,12 +11,18 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from sop.checks import quote
+from sop.detection.rcnn import FasterRCNN, MaskRCNN
 from sop.detection.ssd import SSD
 from sop.errors import UsageError, did_you_mean, show
 from sop.models import create_model
 from sop.models.lookup import configure, entry, given
 
-DETECTORS = {"ssd": SSD}
+DETECTORS = {"faster_rcnn": FasterRCNN, "mask_rcnn": MaskRCNN, "ssd": SSD}
+
+
+def learned_mask_size(config: Mapping[str, Any]) -> int | None:
+    """Sides of the masks that the detector of a config.model learns from; None: it learns none."""
+    return getattr(DETECTORS.get(entry(config, "detector")[0]), "mask_size", None)
 
 
 def create_detector(

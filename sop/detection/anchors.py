@@ -63,3 +63,19 @@ def ssd_base(size: float, next_size: float, ratios: Sequence[float]) -> np.ndarr
         widths += [size * root, size / root]
         heights += [size / root, size * root]
     return around_zero(np.array(widths), np.array(heights))
+
+
+def pyramid_base(size: float, ratios: Sequence[float]) -> np.ndarray:
+    """Boxes of size² square pixels, each ratio times as high as wide: [len(ratios), 4]."""
+    roots = np.sqrt(np.array(ratios))
+    return around_zero(size / roots, size * roots)
+
+
+def on_pixels(base: np.ndarray, strides: tuple[float, float]) -> np.ndarray:
+    """Boxes in whole pixels around a position's middle, the last pixel inside; old mmdetection's.
+
+    They go from the first pixel's middle to the last one's, around the middle of the stride's
+    pixels, and are then rounded.
+    """
+    half = np.tile((np.array(strides[::-1]) - 1) / 2, 2)
+    return np.round(base + np.array([0.5, 0.5, -0.5, -0.5]) + half)

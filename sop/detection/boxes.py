@@ -18,6 +18,11 @@ Boxes = Float[Array, "*batch 4"]
 _LARGEST_LOG = math.log(1000 / 16)
 
 
+def last_pixel(inclusive: bool) -> Float[Array, "4"]:
+    """What has to be added to a box for its corners to lie on edges."""
+    return jnp.array([0, 0, 1, 1], jnp.float32) * inclusive
+
+
 def sizes(boxes: Boxes, inclusive: bool = False) -> Float[Array, "*batch 2"]:
     """Widths and heights."""
     return boxes[..., 2:] - boxes[..., :2] + inclusive
@@ -80,12 +85,14 @@ def decode(
 ) -> Boxes:
     """The box that is meant at an anchor, the inverse of `encode`.
 
-    The logs of the sizes are bounded above by log(1000/16).
+    The logs of the sizes are bounded above by log(1000/16), those of `inclusive` boxes below by
+    its negative.
     """
     deltas = deltas * jnp.array(deviations, deltas.dtype)
     size_a = sizes(anchors, inclusive)
     centres = _centres(anchors) + deltas[..., :2] * size_a
-    size = jnp.exp(jnp.minimum(deltas[..., 2:], _LARGEST_LOG)) * size_a
+    smallest_log = -_LARGEST_LOG if inclusive else -jnp.inf
+    size = jnp.exp(jnp.clip(deltas[..., 2:], smallest_log, _LARGEST_LOG)) * size_a
     half = (size - inclusive) / 2
     return jnp.concatenate([centres - half, centres + half], -1)
 

@@ -2,9 +2,12 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
+from sop.detection import boxes as box
+from sop.ops import at_least_float32
 from sop.ops.annotations import Array
 
 
@@ -20,6 +23,24 @@ class Match(NamedTuple):
     index: Int[Array, "*batch a"]
     positive: Bool[Array, "*batch a"]
     negative: Bool[Array, "*batch a"]
+
+
+def trainable(
+    targets: dict[str, jax.Array], size: jax.Array, inclusive: bool
+) -> dict[str, jax.Array]:
+    """The objects a detector is trained for: cut off at the image, those without area left out.
+
+    Args:
+      targets: 'boxes' [B, N, 4], 'labels' [B, N], 'valid' [B, N], perhaps 'crowd' [B, N]; others
+        stay.
+      size: [B, 1, 2], height and width.
+      inclusive: of the boxes that come out.
+    """
+    found = box.clip(jnp.nan_to_num(at_least_float32(targets["boxes"])), size)
+    valid = targets["valid"] & box.has_area(found) & jnp.isfinite(targets["boxes"]).all(-1)
+    if "crowd" in targets:
+        valid &= ~targets["crowd"]
+    return {**targets, "boxes": found - box.last_pixel(inclusive), "valid": valid}
 
 
 def match(

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from sop.detection.boxes import iou
 from sop.ops.annotations import Array
@@ -14,6 +14,7 @@ def suppress(
     valid: Bool[Array, "*batch k"],
     threshold: float,
     inclusive: bool = False,
+    groups: Int[Array, "*batch k"] | None = None,
 ) -> Bool[Array, "*batch k"]:
     """Which boxes greedy suppression keeps.
 
@@ -28,9 +29,12 @@ def suppress(
     Args:
       boxes: by falling score.
       valid: False for what only fills up the number of boxes.
+      groups: boxes of different ones hide nothing of one another; None: all are of one.
     """
     before = jnp.tri(boxes.shape[-2], k=-1, dtype=bool)
     hides = (iou(boxes, boxes, inclusive) > threshold) & before
+    if groups is not None:
+        hides &= groups[..., :, None] == groups[..., None, :]
 
     def again(state):
         kept, _ = state
@@ -69,18 +73,43 @@ def best_of_classes(
     boxes = jnp.broadcast_to(boxes, (number, classes, 4))
     chosen = boxes[index, jnp.arange(classes)[:, None]]
     kept = suppress(chosen, top > threshold, overlap, inclusive)
-    top = jnp.where(kept, top, -1).ravel()
-    size = min(detections, top.size)
-    scores, place = lax.top_k(top, size)
+    labels = jnp.broadcast_to(jnp.arange(classes)[:, None], index.shape)
+    found = {"boxes": chosen.reshape(-1, 4), "labels": labels.ravel(), "index": index.ravel()}
+    return _best(jnp.where(kept, top, -1).ravel(), found, threshold, detections)
+
+
+def best_of_pairs(
+    boxes: Float[Array, "a _ 4"],
+    scores: Float[Array, "a c"],
+    *,
+    threshold: float,
+    overlap: float,
+    candidates: int,
+    detections: int,
+    inclusive: bool = False,
+) -> dict[str, jax.Array]:
+    """As `best_of_classes`, but `candidates` are the highest scores of all classes together."""
+    number, classes = scores.shape
+    found = jnp.where(jnp.isfinite(scores) & (scores > threshold), scores, -1).ravel()
+    top, place = lax.top_k(found, min(candidates, found.size))
+    index, labels = place // classes, place % classes
+    chosen = jnp.broadcast_to(boxes, (number, classes, 4))[index, labels]
+    kept = suppress(chosen, top > threshold, overlap, inclusive, labels)
+    found = {"boxes": chosen, "labels": labels, "index": index}
+    return _best(jnp.where(kept, top, -1), found, threshold, detections)
+
+
+def _best(
+    scores: Float[Array, " k"], found: dict[str, jax.Array], threshold: float, detections: int
+) -> dict[str, jax.Array]:
+    """The detections of highest scores."""
+    size = min(detections, scores.size)
+    scores, place = lax.top_k(scores, size)
     valid = scores > threshold
+    result = {name: x[place] for name, x in found.items()} | {"scores": scores}
     result = {
-        "boxes": chosen.reshape(-1, 4)[place],
-        "scores": scores,
-        "labels": (place // index.shape[1]).astype(jnp.int32),
-        "index": index.ravel()[place].astype(jnp.int32),
-    }
-    result = {
-        name: jnp.where(valid.reshape(-1, *(1,) * (x.ndim - 1)), x, 0) for name, x in result.items()
+        name: jnp.where(valid.reshape(-1, *(1,) * (x.ndim - 1)), x, jnp.zeros((), x.dtype))
+        for name, x in result.items()
     }
     result["valid"] = valid
     return {

@@ -13,15 +13,16 @@ import optax
 from sop.checks import Count, Rate, above, at_least, check_fields
 from sop.detection import anchors as anchor_boxes
 from sop.detection import boxes as box
+from sop.detection.backbone import last_stages
 from sop.detection.losses import smooth_l1
-from sop.detection.matching import match
+from sop.detection.matching import match, trainable
 from sop.detection.nms import best_of_classes
 from sop.detection.sampling import hard_negatives
 from sop.errors import UsageError
 from sop.layers import BatchNorm
-from sop.models.features import stages
 from sop.models.network import Conv
 from sop.models.plain import ConvLayer
+from sop.ops import at_least_float32
 
 # Of boxes' centres and of the logs of their sizes, by which targets are divided.
 DEVIATIONS = (0.1, 0.1, 0.2, 0.2)
@@ -68,7 +69,7 @@ class SSD(nn.Module):
         'crowd' bool [B, N] (optional, such objects are left out)}; boxes are cut off at the image,
         and those without an area are left out;
       train: of batch norms;
-      sizes: [B, 2], height and width of what is no padding, which detections are cut off at.
+      sizes: [B, 2], height and width of what is no padding, which boxes are cut off at.
 
     Returns:
       with targets {'classification', 'box'}, float32 scalars; without, see `best_of_classes`, each
@@ -132,13 +133,13 @@ class SSD(nn.Module):
                 for x, (b, s, o) in zip(maps, base, strict=True)
             ]
         )
-        size = jnp.array(images.shape[1:3], jnp.float32)
+        if sizes is None:
+            sizes = jnp.broadcast_to(jnp.array(images.shape[1:3], jnp.float32), (len(images), 2))
         if targets is not None:
             return losses(
-                logits, deltas, anchors, inside(targets, size, self.inclusive),
+                logits, deltas, anchors, trainable(targets, sizes[:, None], self.inclusive),
                 negatives=self.negatives, inclusive=self.inclusive,
             )  # fmt: skip
-        sizes = jnp.broadcast_to(size, (len(images), 2)) if sizes is None else sizes
         one = partial(
             detect,
             anchors=anchors,
@@ -151,13 +152,7 @@ class SSD(nn.Module):
         return jax.vmap(one)(logits, deltas, sizes)
 
     def _maps(self, images: jax.Array, train: bool) -> list[jax.Array]:
-        found = list(stages(self.features, images, train).values())
-        if len(found) < self.base_levels:
-            raise UsageError(
-                f"The backbone has {len(found)} stages; set config.model.detector.base_levels to "
-                "that or less."
-            )
-        maps = found[-self.base_levels :]
+        maps = last_stages(self.features, images, train, self.base_levels)
         conv = partial(Conv, dtype=self.dtype)
         norm = partial(
             BatchNorm, momentum=self.extra_momentum, dtype=self.dtype, axis_name=self.axis_name
@@ -194,9 +189,8 @@ class SSD(nn.Module):
             else:
                 strides = (self.strides[i],) * 2
             boxes = anchor_boxes.ssd_base(*size, self.ratios[i])
-            if self.inclusive:  # from the first pixel's middle to the last one's, then rounded
-                half = np.tile((np.array(strides[::-1]) - 1) / 2, 2)
-                boxes = np.round(boxes + np.array([0.5, 0.5, -0.5, -0.5]) + half)
+            if self.inclusive:
+                boxes = anchor_boxes.on_pixels(boxes, strides)
             found.append((boxes, strides, 0.0 if self.inclusive else 0.5))
         return found
 
@@ -211,19 +205,9 @@ class SSD(nn.Module):
         logits = conv(count * (self.num_classes + 1), name=f"classes{level}")(x)
         deltas = conv(count * 4, name=f"boxes{level}")(x)
         return (
-            logits.reshape(len(x), -1, self.num_classes + 1).astype(jnp.float32),
-            deltas.reshape(len(x), -1, 4).astype(jnp.float32),
+            at_least_float32(logits.reshape(len(x), -1, self.num_classes + 1)),
+            at_least_float32(deltas.reshape(len(x), -1, 4)),
         )
-
-
-def inside(targets: dict[str, jax.Array], size: jax.Array, inclusive: bool) -> dict[str, jax.Array]:
-    """The objects a detector is trained for: cut off at the image, those without area left out."""
-    found = box.clip(jnp.nan_to_num(targets["boxes"].astype(jnp.float32)), size)
-    valid = targets["valid"] & box.has_area(found) & jnp.isfinite(targets["boxes"]).all(-1)
-    if "crowd" in targets:
-        valid &= ~targets["crowd"]
-    last_pixel = jnp.array([0, 0, 1, 1], jnp.float32) * inclusive
-    return {"boxes": found - last_pixel, "labels": targets["labels"], "valid": valid}
 
 
 def losses(
@@ -240,7 +224,7 @@ def losses(
     Args:
       logits, deltas: [B, A, C + 1], background first, and [B, A, 4].
       anchors: [A, 4].
-      targets: of `inside`.
+      targets: of `trainable`.
     """
     anchors = jnp.asarray(anchors, deltas.dtype)
 
@@ -286,6 +270,5 @@ def detect(
         **options,
     )
     del found["index"]
-    last_pixel = jnp.array([0, 0, 1, 1], jnp.float32) * inclusive
-    found["boxes"] += last_pixel * found["valid"][:, None]
+    found["boxes"] += box.last_pixel(inclusive) * found["valid"][:, None]
     return found

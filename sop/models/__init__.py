@@ -28,12 +28,14 @@ from sop.import_path import is_import_path
 from sop.models import (
     alexnet,
     cifar_resnet,
+    convnext,
     densenet,
     inception,
     mobilenet,
     resnet,
     squeezenet,
     vgg,
+    vit,
     wide_resnet,
 )
 from sop.models.backbone import Backbone, find_backbone, import_backbone
@@ -52,6 +54,8 @@ BACKBONES = {
     **squeezenet.BACKBONES,
     **alexnet.BACKBONES,
     **inception.BACKBONES,
+    **vit.BACKBONES,
+    **convnext.BACKBONES,
 }
 
 _PARTS = ("backbone", "num_classes", "attention", "pool", "representation", "detector")

@@ -25,11 +25,13 @@ class TorchNames:
       names: Flax path ('features/layer1_0/conv1') → the original's name.
       aliases: other spellings in published files → the original's name.
       unused: expressions of names that the forward pass in evaluation never reads.
+      prefix: what stands before the names of the features, where these are part of a detector.
     """
 
     names: Rules = ()
     aliases: Rules = ()
     unused: tuple[str, ...] = ()
+    prefix: str = ""
 
 
 def number_layers(

@@ -23,8 +23,8 @@ class Cost(NamedTuple):
       parameters: number of them.
       multiply_adds: of convolutions and matrix products of the forward pass, representation and
         attention included.
-      output_stride: pixels from one position of the last feature map to the next.
-      channels: of that map.
+      output_stride: pixels from one position of the last feature map, or token, to the next.
+      channels: of that map, or of the tokens.
     """
 
     image_size: int
@@ -56,9 +56,14 @@ def cost(config: Mapping[str, Any], image_size: int | None = None) -> Cost:
         image_size=size,
         parameters=sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
         multiply_adds=multiply_adds(jaxpr.jaxpr),
-        output_stride=round(size / output.shape[1]),
+        output_stride=stride(size, output),
         channels=output.shape[-1],
     )
+
+
+def stride(size: int, x: Any) -> int:
+    """Pixels of an image of `size`² from one position of a map [B,h,w,c] or token to the next."""
+    return round(size / math.sqrt(math.prod(x.shape[1:-1])))
 
 
 def multiply_adds(jaxpr: Any) -> int:

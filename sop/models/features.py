@@ -12,17 +12,20 @@ from flax.traverse_util import flatten_dict
 
 from sop.errors import UsageError
 from sop.models import create_model, get_backbone
+from sop.models.catalogue import stride
 from sop.models.network import Network
 
 _FEATURES = "features"
-_STAGE = re.compile(r"((?:layer|block)\d+)_(?:layer_)?\d+")  # of ResNets, of wide ones
+# Of ResNets, wide ones, ConvNeXt.
+_STAGE = re.compile(r"((?:layer|block|stage)\d+)_(?:layer_)?\d+")
 
 
 class Features(NamedTuple):
     """What one forward pass gives.
 
     Attributes:
-      stages: name → [B, h, w, c]; see `features`, and `pyramid` for their order.
+      stages: name → [B, h, w, c], or tokens [B, n, c]; see `features`, and `pyramid` for their
+        order.
       representation: [B, D], float32.
       logits: [B, K], float32.
     """
@@ -49,7 +52,8 @@ def features(network: Network, variables: Any, images: jax.Array) -> Features:
 
     Stages are the numbered ones where a network has them ('layer1' … 'layer4' of ResNets: what
     their last blocks put out). In other networks a stage is what the last module put out before the
-    resolution falls, and carries that module's name; the last one is the feature map itself.
+    resolution falls, and carries that module's name; the last one is the feature map itself. The
+    tokens of a transformer are one stage.
 
     Args:
       network: of `sop.models.create_model`.
@@ -152,4 +156,4 @@ def pyramid(config: Mapping[str, Any], image_size: int | None = None) -> dict[st
     found = jax.eval_shape(partial(features, network), variables, images).stages
     # A dict that comes out of a transformation has its names in alphabetical order.
     names = sorted(found, key=lambda name: (-found[name].shape[1], name))
-    return {name: Level(round(size / found[name].shape[1]), found[name].shape[3]) for name in names}
+    return {name: Level(stride(size, found[name]), found[name].shape[-1]) for name in names}

@@ -34,12 +34,13 @@ def stages(block, attention, widths, strides, x, train, name="layer{}_{}"):
 
 
 def drop_branch(y: jax.Array, rate: float, train: bool) -> jax.Array:
-    """Leaves out the residual branch of whole examples in training: [B,H,W,C] → [B,H,W,C].
+    """Leaves out the residual branch of whole examples in training: [B,…,C] → [B,…,C].
 
     Stochastic depth (Huang et al. 2016); what stays is divided by 1 − rate, so that nothing changes
     in evaluation. Drawn from the stream 'dropout', as submodule 'stochastic_depth'.
     """
-    dropout = nn.Dropout(rate, (1, 2, 3), deterministic=not train, name="stochastic_depth")
+    others = tuple(range(1, y.ndim))
+    dropout = nn.Dropout(rate, others, deterministic=not train, name="stochastic_depth")
     return dropout(y)
 
 

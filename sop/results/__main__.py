@@ -10,7 +10,7 @@ table.json, and figures: accuracy against cost and against training size, curves
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sop.command import Parser, folder, run
+from sop.command import Parser, disk_folder, run
 from sop.errors import UsageError
 from sop.results.figures import draw_cost, draw_sizes
 from sop.results.record import Row, image_size, read_folder, write_csv
@@ -24,13 +24,15 @@ from sop.training.workdir import run_config
 def make_parser() -> Parser:
     """The flags of this command."""
     parser = Parser(prog="python -m sop.results", description=__doc__)
-    parser.add_argument("folder", metavar="DIR", help="of a sweep: it holds work folders")
+    parser.add_argument(
+        "folder", type=disk_folder, metavar="DIR", help="of a sweep: it holds work folders"
+    )
     parser.add_argument("--baseline", metavar="METHOD", help="that the others are compared with")
     parser.add_argument("--time", action="store_true", help="the training steps, in turns")
     parser.add_argument(
         "--robustness", action="store_true", help="calibration, and accuracy on worse images"
     )
-    parser.add_argument("--out", type=folder, metavar="OUT", help="default: DIR/results")
+    parser.add_argument("--out", type=disk_folder, metavar="OUT", help="default: DIR/results")
     return parser
 
 

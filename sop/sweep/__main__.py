@@ -17,7 +17,7 @@ from pathlib import Path
 
 import jax
 
-from sop.command import Parser, count, folder, run
+from sop.command import Parser, count, disk_folder, run
 from sop.config.command_line import add_config
 from sop.errors import UsageError
 from sop.sweep.grid import parse_grid
@@ -45,7 +45,7 @@ def make_parser() -> Parser:
         metavar="TRAIN,VALIDATION",
         help="splits to tune on; default: 80 %% and 20 %% of the training split",
     )
-    parser.add_argument("--workdir", type=folder, required=True, metavar="DIR")
+    parser.add_argument("--workdir", type=disk_folder, required=True, metavar="DIR")
     parser.add_argument(
         "--jobs", type=count(10**4), default=1, metavar="N", help="runs at a time, one on each GPU"
     )

@@ -10,7 +10,7 @@ from typing import Any
 from sop.config import stage_configs
 from sop.sweep.plan import Run
 from sop.training.durable import write_json
-from sop.training.workdir import is_in_use
+from sop.training.lock import is_in_use
 
 FAILURE = "failure.json"
 

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import get_args
 
 import jax
@@ -15,6 +14,7 @@ from sop.torch_weights.files import read
 from sop.torch_weights.tensors import shown
 from sop.torch_weights.triangle import Order, order_by_name
 from sop.training.durable import write_json
+from sop.training.storage import locate
 from sop.training.variables import save_variables
 from sop.training.workdir import with_whole_model
 
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> None:
         named=order_by_name(options.file),
     )
     save_variables(options.workdir, found.variables)
-    write_json(Path(options.workdir) / "config.json", as_json(with_whole_model(config)))
+    write_json(locate(options.workdir) / "config.json", as_json(with_whole_model(config)))
     if found.doubt:
         print(found.doubt, file=sys.stderr)
     if found.triangle:

@@ -13,10 +13,11 @@ from flax import traverse_util
 
 import sop.layers
 from sop.checks import Pattern, check
+from sop.detection import create_detector
 from sop.errors import UsageError
 from sop.models import create_model
 from sop.models.backbone import TorchNames
-from sop.models.lookup import entry
+from sop.models.lookup import entry, is_detector
 from sop.torch_weights.files import unwrap
 from sop.torch_weights.layouts import to_flax, to_torch, torch_shape
 from sop.torch_weights.names import canonical, names_of, rules_of, torch_name
@@ -25,6 +26,7 @@ from sop.torch_weights.triangle import Order, columns_by_rows, likely_order
 
 # What reads the representation: a classifier of one layer, or of several.
 _READERS = ("params/classifier/kernel", "params/classifier/fc1/kernel")
+_DETECTOR_SIZE = 128  # a multiple of the coarsest stride; the variables are those of any size
 _LISTED = 10  # names of one kind in a refusal
 
 
@@ -101,7 +103,7 @@ def conversion(
     allow_missing = tuple(allow_missing)
     for pattern in allow_missing:
         check("allow_missing", pattern, Pattern)
-    model = create_model(config)
+    model = _make(config)
     names = names_of(config)
     wanted = trace(model)
     paths = {torch_name(path, names): path for path in wanted}
@@ -175,7 +177,7 @@ def to_state_dict(
     names = names_of(config)
     flat = traverse_util.flatten_dict(dict(variables), sep="/")
     flat = {path: np.asarray(x) for path, x in flat.items()}
-    order = _order(create_model(config), config, triangle)
+    order = _order(_make(config), config, triangle)
     for path in _READERS if order else ():
         if path in flat:
             flat[path] = _reorder(flat[path], order, back=True)
@@ -207,6 +209,10 @@ def convert_layer(
     return traverse_util.unflatten_dict(variables, sep="/")
 
 
+def _make(config: Mapping[str, Any]) -> nn.Module:
+    return create_detector(config) if is_detector(config) else create_model(config)
+
+
 def trace(model: nn.Module) -> dict[str, jax.ShapeDtypeStruct]:
     """Path 'params/…/kernel' → shape and dtype of every variable of a network."""
     shapes = jax.eval_shape(lambda: init(model))
@@ -215,7 +221,8 @@ def trace(model: nn.Module) -> dict[str, jax.ShapeDtypeStruct]:
 
 def init(model: nn.Module) -> dict[str, Any]:
     """Variables of a new network, for images of the size it was published for."""
-    images = jnp.zeros((1, model.image_size, model.image_size, 3))
+    size = getattr(model, "image_size", _DETECTOR_SIZE)
+    images = jnp.zeros((1, size, size, 3))
     return model.init(jax.random.key(0), images, train=False)
 
 
@@ -301,7 +308,7 @@ def _order(
       UsageError: `triangle` is no order, or given where there is none.
     """
     check("triangle", triangle, Order | None)
-    representation = model.representation
+    representation = getattr(model, "representation", None)  # a detector has none
     if not (isinstance(representation, sop.layers.MPNCOV) and representation.vectorize):
         if triangle is not None:
             raise UsageError(

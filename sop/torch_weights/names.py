@@ -5,10 +5,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from sop.detection import DETECTORS
+from sop.errors import UsageError, show
 from sop.models import get_backbone
 from sop.models.attention import ATTENTIONS
 from sop.models.backbone import Rules, TorchNames
-from sop.models.lookup import entry, find
+from sop.models.lookup import entry, find, is_detector
 from sop.models.parts import POOLS, REPRESENTATIONS
 
 _LEAVES: Rules = (
@@ -20,7 +22,11 @@ _LEAVES: Rules = (
 
 
 def names_of(config: Mapping[str, Any]) -> TorchNames:
-    """Those of a config.model's backbone, and of the modules that stand in it."""
+    """Those of a config.model's backbone, of the modules that stand in it, and of a detector.
+
+    Raises:
+      UsageError: there are none of this detector.
+    """
     backbone = get_backbone(config)
     roles = {
         "attention": ATTENTIONS,
@@ -36,7 +42,17 @@ def names_of(config: Mapping[str, Any]) -> TorchNames:
         for rule in rules_of(find(role, name, roles[role]))
     ]
     names = backbone.torch_names
-    return dataclasses.replace(names, names=(*rules, *names.names))
+    names = dataclasses.replace(names, names=(*rules, *names.names))
+    return _with_detector(names, config) if is_detector(config) else names
+
+
+def _with_detector(features: TorchNames, config: Mapping[str, Any]) -> TorchNames:
+    """The names of a detector on these features, whose files are not those of classifiers."""
+    name, _ = entry(config, "detector")
+    names = getattr(DETECTORS.get(name), "torch_names", None)
+    if names is None:
+        raise UsageError(f"No PyTorch weights of the detector {show(name)} are known here.")
+    return dataclasses.replace(names, names=(*names.names, *features.names), unused=features.unused)
 
 
 def rules_of(module: Any) -> Rules:
@@ -46,7 +62,9 @@ def rules_of(module: Any) -> Rules:
 
 def torch_name(path: str, names: TorchNames) -> str:
     """'params/features/layer1_0/conv1/kernel' → 'layer1.0.conv1.weight'."""
-    return _rewrite((*names.names, *_LEAVES), path.partition("/")[2])
+    rest = path.partition("/")[2]
+    prefix = names.prefix if rest.startswith("features/") else ""
+    return prefix + _rewrite((*names.names, *_LEAVES), rest)
 
 
 def canonical(name: str, names: TorchNames) -> str:

@@ -32,7 +32,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from sop.errors import UsageError, first_line
-from sop.training.durable import seal, set_aside, verify_checksums, write_json
+from sop.training.durable import seal, verify_checksums, write_json
 from sop.training.saved import (
     EMA,
     FOLDER,
@@ -45,6 +45,7 @@ from sop.training.saved import (
     steps_in,
 )
 from sop.training.state import TrainState
+from sop.training.storage import absolute, set_aside
 from sop.training.variables import refuse_other_shapes, sealing
 
 
@@ -78,7 +79,7 @@ class Checkpoints:
         say: Callable[[str], None] = print,
     ):
         self._say = say
-        self.directory = Path(workdir).absolute() / FOLDER
+        self.directory = absolute(workdir) / FOLDER
         self._saving = 0
         refuse_strange_names(self.directory)
         newest = checkpoint_managers.LatestN(n=keep)

@@ -23,10 +23,10 @@ from sop.training.step import AXIS, Step, frozen_batch_norms, make_update, updat
 class Detection:
     """Boxes of the objects in an image.
 
-    A batch of training is {'image': uint8 [b, H, W, 3], 'boxes': float32 [b, N, 4], 'labels': int32
-    [b, N], 'valid', 'crowd': bool [b, N]}, one of evaluation {'image', 'index': int32 [b], 'size':
-    float32 [b, 2], 'mask': bool [b]}: an example's place in the split, height and width of what is
-    not padding, and whether it counts.
+    A batch of training is {'image': uint8 [b, H, W, 3], 'size': float32 [b, 2], height and width of
+    what is not padding, 'boxes': float32 [b, N, 4], 'labels': int32 [b, N], 'valid', 'crowd': bool
+    [b, N], perhaps 'masks': uint8 [b, N, M, M]}, one of evaluation {'image', 'size', 'index': int32
+    [b], 'mask': bool [b]}: an example's place in the split, and whether it counts.
     """
 
     def __init__(self, config: ConfigDict, model: nn.Module):
@@ -46,6 +46,7 @@ class Detection:
                     self._normalize(batch["image"]),
                     targets,
                     train=True,
+                    sizes=batch["size"],
                     mutable=["batch_stats"],
                     rngs=dict(streams),
                 )

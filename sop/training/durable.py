@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sop.errors import UsageError
+from sop.training.storage import entries, files_below, write_atomically
 
 CHECKSUMS = "checksums.json"
 _SEAL = "crc32"
@@ -25,24 +26,6 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 class DamagedError(OSError):
     """A file that is not as it was written."""
-
-
-def write_atomically(path: str | os.PathLike, content: str | bytes) -> None:
-    """Writes a file so that whoever reads it, at any moment, sees all of the old or all of the new.
-
-    The content reaches the disk before the name does: a crash leaves one of the two as well. A
-    folder that stands in the file's place is moved aside to `damaged-NAME`.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    data = content.encode() if isinstance(content, str) else content
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    if path.is_dir():
-        set_aside(path)
-    os.replace(temporary, path)
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
@@ -85,15 +68,6 @@ def _disk_error(error: BaseException | None) -> int | None:
     return None
 
 
-def set_aside(path: Path) -> Path:
-    """Renames what is damaged to a free name, 'damaged-NAME' or 'damaged-NAME.2', …"""
-    place, count = path.with_name(f"damaged-{path.name}"), 1
-    while place.exists():
-        count += 1
-        place = path.with_name(f"damaged-{path.name}.{count}")
-    return path.rename(place)
-
-
 def seal(value: Mapping[str, Any]) -> dict[str, Any]:
     """A JSON object with a checksum of the rest under the key 'crc32'."""
     return {**value, _SEAL: zlib.crc32(json.dumps(value).encode())}
@@ -119,7 +93,12 @@ def unseal(text: str | bytes) -> tuple[dict[str, Any], bool]:
 
 def write_checksums(folder: Path) -> None:
     """Writes `folder/checksums.json`: the size and CRC-32 of every file in its subfolders."""
-    files = {os.fspath(path.relative_to(folder)): _checksum(path) for path in _files_below(folder)}
+    parts = (path for path in entries(folder) if path.is_dir())
+    files = {
+        path.relative_to(folder).as_posix(): _checksum(path)
+        for part in parts
+        for path in files_below(part)
+    }
     write_atomically(folder / CHECKSUMS, json.dumps(seal({"files": files})))
 
 
@@ -147,13 +126,9 @@ def verify_checksums(folder: Path, parts: Sequence[str]) -> bool:
     return True
 
 
-def _files_below(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*/**/*") if path.is_file())
-
-
 def _checksum(path: Path) -> list[int]:
     size = checksum = 0
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         while block := file.read(1 << 20):
             size, checksum = size + len(block), zlib.crc32(block, checksum)
     return [size, checksum]

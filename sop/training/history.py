@@ -8,35 +8,43 @@ uninterrupted one.
 import json
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
-from sop.training.durable import DamagedError, seal, unseal, write_atomically
+from sop.training.durable import DamagedError, seal, unseal
+from sop.training.storage import Lines, locate
 
 HISTORY = "history.jsonl"
 
 
-def append_entry(workdir: str | os.PathLike, entry: Mapping[str, Any]) -> None:
-    """Adds a line."""
-    with open(Path(workdir) / HISTORY, "a", encoding="utf-8") as file:
-        file.write(_line(entry))
+class HistoryFile:
+    """The file, to be written; see `sop.training.storage.Lines` for when each entry is."""
 
+    def __init__(self, workdir: str | os.PathLike):
+        self._lines = Lines(locate(workdir) / HISTORY)
 
-def write_history(workdir: str | os.PathLike, entries: Iterable[Mapping[str, Any]]) -> None:
-    """Replaces the whole."""
-    write_atomically(Path(workdir) / HISTORY, "".join(map(_line, entries)))
+    def begin(self, entries: Iterable[Mapping[str, Any]]) -> None:
+        """Replaces the whole."""
+        self._lines.begin(map(_line, entries))
+
+    def append(self, entry: Mapping[str, Any]) -> bool:
+        """Adds a line; whether it has been written."""
+        return self._lines.append(_line(entry))
+
+    def flush(self) -> bool:
+        """Writes the lines that have not been written; whether there were any."""
+        return self._lines.flush()
 
 
 def read_history(workdir: str | os.PathLike) -> list[dict[str, Any]]:
     """The entries that are as they were written; a line that a kill cut short is none."""
     try:
-        lines = (Path(workdir) / HISTORY).read_bytes().split(b"\n")
+        lines = (locate(workdir) / HISTORY).read_bytes().split(b"\n")
     except OSError:  # also a folder in its place
         return []
     entries, sealed = [], []
-    for line in lines:
+    for each in lines:
         try:
-            entry, has_checksum = unseal(line)
+            entry, has_checksum = unseal(each)
             _ = entry["split"], int(entry["step"])
         except (DamagedError, KeyError, TypeError, ValueError):
             continue

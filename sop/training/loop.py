@@ -197,10 +197,11 @@ class _StageRun:
     def _compile(self, state: TrainState) -> None:
         """Refuses what the devices cannot hold, of evaluation too, before the first step."""
         mesh, stage, size = self._mesh, self._stage, self._stage.config.batch_size
-        batch = batch_shapes(mesh, size, stage.train.rows)
         begun = time.monotonic()
         self._reporter.say("Compiling the steps of training and evaluation …")
-        check_compiled("batch_size", size, self._train_step, (state, batch), mesh)
+        for rows in stage.train.buckets:
+            batch = batch_shapes(mesh, size, rows)
+            check_compiled("batch_size", size, self._train_step, (state, batch), mesh)
         _compile_evaluation(stage.config, self._eval_step, state.variables, stage.evaluation, mesh)
         self._reporter.say(f"… compiled in {time.monotonic() - begun:.1f} s.")
 
@@ -293,7 +294,8 @@ def _watched(evaluation: EvalData, config: ConfigDict) -> Iterable[dict[str, Any
     if jax.process_index() > 0:
         return evaluation
     total, size = evaluation.num_examples, config.eval_batch_size
-    counted = ((min(size, total - i * size), batch) for i, batch in enumerate(evaluation))
+    # Images of several sizes do not fill all batches but the last: the bar is then a little ahead.
+    counted = ((max(min(size, total - i * size), 0), b) for i, b in enumerate(evaluation))
     return shown(counted, total, "evaluating")
 
 
@@ -301,8 +303,9 @@ def _compile_evaluation(
     config: ConfigDict, eval_step: Any, variables: Any, data: EvalData, mesh: Mesh
 ) -> None:
     size = config.eval_batch_size
-    batch = batch_shapes(mesh, size, data.rows)
-    check_compiled("eval_batch_size", size, eval_step, (variables, batch), mesh)
+    for rows in data.buckets:
+        batch = batch_shapes(mesh, size, rows)
+        check_compiled("eval_batch_size", size, eval_step, (variables, batch), mesh)
 
 
 def _on_mesh(shapes: Any, mesh: Mesh) -> Any:

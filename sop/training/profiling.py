@@ -1,8 +1,11 @@
 """A trace of a few training steps."""
 
+import tempfile
 from pathlib import Path
 
 import jax
+
+from sop.training.storage import copy_files
 
 
 class Tracer:
@@ -21,20 +24,22 @@ class Tracer:
         self._directory = directory
         self._first, self._last = skip, skip + steps
         self._count = 0
-        self._running = False
+        self._draft: tempfile.TemporaryDirectory | None = None
 
     def after_step(self) -> None:
         """To be called after each step."""
         self._count += 1
         if self._first < self._last:
             if self._count == self._first:
-                jax.profiler.start_trace(self._directory)
-                self._running = True
+                self._draft = tempfile.TemporaryDirectory()
+                jax.profiler.start_trace(self._draft.name)
             elif self._count == self._last:
                 self.close()
 
     def close(self) -> None:
         """Ends a trace that has begun, be it short."""
-        if self._running:
-            self._running = False
-            jax.profiler.stop_trace()
+        if self._draft is not None:
+            draft, self._draft = self._draft, None
+            with draft:
+                jax.profiler.stop_trace()
+                copy_files(Path(draft.name), self._directory)

@@ -22,6 +22,7 @@ from typing import Any
 import jax
 
 from sop.training.durable import write_json
+from sop.training.storage import locate
 
 FILE = "provenance.json"
 
@@ -29,7 +30,7 @@ FILE = "provenance.json"
 def read_provenance(workdir: str | os.PathLike) -> list[dict[str, Any]]:
     """The entries of a work folder, oldest first; none where there is no file, or a damaged one."""
     try:
-        entries = json.loads((Path(workdir) / FILE).read_bytes())
+        entries = json.loads((locate(workdir) / FILE).read_bytes())
     except (OSError, ValueError):
         return []
     return entries if isinstance(entries, list) else []
@@ -56,13 +57,13 @@ def recorded(workdir: str | os.PathLike, packages: Iterable[str]) -> Iterator[No
         "seconds": None,
     }
     entries = [*read_provenance(workdir), entry]
-    write_json(Path(workdir) / FILE, entries)
+    write_json(locate(workdir) / FILE, entries)
     try:
         yield
     finally:
         entry["seconds"] = round(time.monotonic() - began, 1)
-        if Path(workdir).is_dir():
-            write_json(Path(workdir) / FILE, entries)
+        if locate(workdir).is_dir():
+            write_json(locate(workdir) / FILE, entries)
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

@@ -31,11 +31,12 @@ from tqdm import tqdm
 
 from sop.training.durable import write_json
 from sop.training.events import Events
-from sop.training.history import HISTORY, append_entry, read_history, write_history
+from sop.training.history import HISTORY, HistoryFile, read_history
 from sop.training.plots import draw_curves
 from sop.training.profiling import Tracer
 from sop.training.scores import best_score, describe, describe_best
 from sop.training.stages import Stage, stage_at
+from sop.training.storage import locate
 from sop.training.tables import config_table, parameter_table
 
 
@@ -69,13 +70,14 @@ class Reporter:
         profile_steps: int = 0,
         enabled: bool = True,
     ):
-        self._workdir = Path(workdir)
+        self._workdir = locate(workdir)
         self._stages = stages
         self._last_step = stages[-1].last_step
         self._log_every = log_every
         self._tracer = Tracer(self._workdir / "profile", profile_steps if enabled else 0)
         self._enabled = enabled
         self._history: list[dict[str, Any]] = []
+        self._file = HistoryFile(workdir)
         self._best: dict[str, Any] | None = None
         self._window = _Window()
         self._speed = _Speed()
@@ -140,7 +142,7 @@ class Reporter:
             )
         if scores is not None:
             self._history.append(self._entry("eval", step, scores))
-        write_history(self._workdir, self._history)
+        self._file.begin(self._history)
         self._best = _best([*filter(None, [saved.get("best")]), *self._evaluations()])
 
     def train(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -162,6 +164,7 @@ class Reporter:
             return
         self._close_window()
         self._enter("eval", step, metrics)
+        self._flush()
         self._best = _best([*filter(None, [self._best]), self._history[-1]])
         self.say(f"{self._place(step)}: evaluation {describe(metrics)}")
         self._publish()
@@ -176,7 +179,11 @@ class Reporter:
             self._speed.go()
 
     def state(self) -> dict[str, Any]:
-        """For the checkpoint, JSON-able: the open window, the number of entries, the best one."""
+        """For the checkpoint, JSON-able: the open window, the number of entries, the best one.
+
+        The entries are written by then.
+        """
+        self._flush()
         window = self._window.state()
         return {"window": window, "entries": len(self._history), "best": self._best}
 
@@ -243,10 +250,19 @@ class Reporter:
     def _enter(self, split: str, step: int, values: Mapping[str, Any]) -> None:
         entry = self._entry(split, step, values)
         self._history.append(entry)
-        append_entry(self._workdir, entry)
+        written = self._file.append(entry)
         for name, value in values.items():
             if name != "count" and isinstance(value, float | int):
                 self._event(step, f"{split}/{name}", value)
+        if written:
+            self._flush_events()
+
+    def _flush(self) -> None:
+        """Writes what of the curves is not yet written."""
+        if self._file.flush():
+            self._flush_events()
+
+    def _flush_events(self) -> None:
         if self._events is not None:
             with self._spared(self._workdir / "events"):
                 self._events.flush()
@@ -304,7 +320,7 @@ def report_evaluation(
     digest = f"{zlib.crc32(json.dumps(data).encode()):08x}"
     words = data["dataset"], data["eval_split"], f"step{scores['step']}", digest
     name = "-".join(re.sub(r"[^\w.]+", "_", word).strip("_")[-60:] for word in words)
-    path = Path(workdir) / "evaluations" / f"{name}.json"
+    path = locate(workdir) / "evaluations" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     write_json(path, {**scores, **data})
     print(f"Results: {path}")

@@ -11,6 +11,7 @@ from sop.errors import UsageError
 from sop.training.durable import unseal, verify_checksums
 from sop.training.history import evaluation_at
 from sop.training.scores import best_score
+from sop.training.storage import entries, is_committed, locate
 
 FOLDER = "checkpoints"
 SCORES = "scores.json"
@@ -19,8 +20,8 @@ EMA = "ema"
 
 def steps_in(workdir: str | os.PathLike) -> list[int]:
     """The steps of a work folder's whole checkpoints, in ascending order."""
-    folders = (Path(workdir) / FOLDER).glob("*")
-    return sorted(int(path.name) for path in folders if is_step(path.name) and path.is_dir())
+    folders = (path for path in entries(locate(workdir) / FOLDER) if is_step(path.name))
+    return sorted(int(path.name) for path in folders if is_committed(path))
 
 
 def is_step(name: str) -> bool:
@@ -30,7 +31,7 @@ def is_step(name: str) -> bool:
 
 def refuse_strange_names(directory: Path) -> None:
     """Raises UsageError for what Orbax would take for a checkpoint, or stumble over."""
-    for path in directory.glob("*"):
+    for path in entries(directory):
         if path.name.isdigit() and not (is_step(path.name) and path.is_dir()):
             raise UsageError(f"{path} is no checkpoint: move it out of {directory}.")
 
@@ -48,7 +49,7 @@ def best_step(workdir: str | Path) -> int | None:
 def saved_progress(workdir: str | os.PathLike) -> dict[str, Any]:
     """The progress of the newest checkpoint of which it can be read; {}: there is none."""
     for step in reversed(steps_in(workdir)):
-        folder = Path(workdir) / FOLDER / str(step)
+        folder = locate(workdir) / FOLDER / str(step)
         with contextlib.suppress(OSError, ValueError):
             verify_checksums(folder, ["progress"])
             progress = json.loads((folder / "progress" / "metadata").read_bytes())
@@ -59,7 +60,7 @@ def saved_progress(workdir: str | os.PathLike) -> dict[str, Any]:
 
 def refuse_converted(workdir: str | Path) -> None:
     """Raises UsageError where a work folder holds weights without a run, which nothing resumes."""
-    folder = Path(workdir) / FOLDER / "0"
+    folder = locate(workdir) / FOLDER / "0"
     if (folder / "variables").is_dir() and not (folder / "progress").exists():
         raise UsageError(
             f"Work folder {workdir} holds converted weights: train in another --workdir, starting "
@@ -87,7 +88,7 @@ def candidates(directory: Path, which: str) -> list[int]:
 
 def scores_of(workdir: str | Path, step: int) -> dict[str, float] | None:
     """The scores of a checkpoint, from beside it or, where these are damaged, from the history."""
-    folder = Path(workdir) / FOLDER / str(step)
+    folder = locate(workdir) / FOLDER / str(step)
     for name in (SCORES, "metrics/metrics"):  # the latter is of earlier versions
         try:
             return unseal((folder / name).read_bytes())[0]

@@ -26,7 +26,7 @@ class TrainData(Protocol):
     image_shape: tuple[int, int, int]
     identity: dict[str, Any]  # JSON-able: 'split', 'examples', 'classes', 'files' (a hash)
     row_shape: tuple[int, ...]  # of an example's image in a batch
-    rows: Rows
+    buckets: Sequence[Rows]  # of each size that images have
 
     def batches(self, start: int, first_epoch: int) -> Iterator[dict[str, Any]]:
         """Batch number `start` and those after it; batch 0 begins epoch `first_epoch`."""
@@ -39,7 +39,7 @@ class EvalData(Protocol):
     image_shape: tuple[int, int, int]
     identity: dict[str, Any]  # as that of TrainData
     row_shape: tuple[int, ...]  # with the views of an image in front
-    rows: Rows
+    buckets: Sequence[Rows]  # of each size that images have
 
     def __iter__(self) -> Iterator[dict[str, Any]]: ...
 

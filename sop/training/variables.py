@@ -12,6 +12,7 @@ from sop.errors import UsageError, first_line
 from sop.training.durable import verify_checksums, write_checksums
 from sop.training.optimizer import path_name
 from sop.training.saved import EMA, FOLDER, averaged, candidates, is_step
+from sop.training.storage import absolute, entries
 
 
 def save_variables(workdir: str | Path, variables: Mapping[str, Any]) -> None:
@@ -20,8 +21,8 @@ def save_variables(workdir: str | Path, variables: Mapping[str, Any]) -> None:
     Raises:
       UsageError: the folder already has checkpoints.
     """
-    directory = Path(workdir).absolute() / FOLDER
-    if directory.exists() and any(directory.iterdir()):
+    directory = absolute(workdir) / FOLDER
+    if entries(directory):
         raise UsageError(f"{directory} already has checkpoints; choose an empty work folder.")
     options = ocp.CheckpointManagerOptions(async_options=sealing(directory, lambda: 0))
     handlers = {"variables": ocp.StandardCheckpointHandler()}
@@ -50,7 +51,7 @@ def find_variables(path: str | Path) -> list[Path]:
 
 def _without_item(path: str | Path) -> tuple[Path, str]:
     """'RUN/ema' → ('RUN', 'ema'), 'RUN' → ('RUN', 'variables')."""
-    path = Path(path).absolute()
+    path = absolute(path)
     return (
         (path.parent, EMA)
         if path.name == EMA and not (path / FOLDER).exists()
@@ -87,7 +88,8 @@ def sealing(directory: Path, step: Callable[[], int]) -> ocp.AsyncOptions:
     """
 
     def write() -> None:
-        unnamed = list(directory.glob(f"{step()}.orbax-checkpoint-tmp*"))
+        draft = f"{step()}.orbax-checkpoint-tmp"
+        unnamed = [path for path in entries(directory) if path.name.startswith(draft)]
         for folder in unnamed or [directory / str(step())]:
             write_checksums(folder)
 

@@ -1,15 +1,11 @@
 """The work folder of a run: made, locked against a second run, and tied to one config."""
 
 import contextlib
-import errno
-import fcntl
 import json
 import os
 import socket
-import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Self
 
 from ml_collections import ConfigDict
@@ -18,17 +14,16 @@ from sop.config.validation import as_json, differences, from_json, may_change
 from sop.errors import UsageError
 from sop.models import resolve
 from sop.training.durable import write_json
+from sop.training.lock import HeldError, lock, token_in
 from sop.training.saved import saved_progress, steps_in
-
-_HELD = (errno.EWOULDBLOCK, errno.EACCES)  # what locking says where another process has the lock
+from sop.training.storage import locate
 
 
 class WorkDir:
     """A work folder in use by this process: a context, which it must be for as long as it runs.
 
-    An advisory lock on `.lock` keeps a second run out. It belongs to the process, not to the file:
-    the kernel drops it however the process ends, SIGKILL included, so that the same command may be
-    started again at once.
+    A lock keeps a second run out, see `sop.training.lock`; after a kill the same command may be
+    started again.
 
     Attributes:
       path: the folder, made if need be.
@@ -37,39 +32,23 @@ class WorkDir:
     """
 
     def __init__(self, path: str | os.PathLike):
-        if "://" in str(path):
-            raise UsageError(
-                f"--workdir={path} is not a folder of the file system: give a local or mounted one."
-            )
-        self.path = Path(path)
+        self.path = locate(path)
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._lock = lock(self.path)
         except OSError as error:
             raise UsageError(
                 f"Work folder {path} cannot be written ({error.strerror}): "
                 "choose another --workdir or change its permissions."
             ) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in _HELD:
-                # Some network file systems have no locks; a run is still possible there.
-                print(f"{path} cannot be locked: {error.strerror}.", file=sys.stderr)
-                return
-            holder = os.pread(self._lock, 200, 0).decode(errors="replace").strip()
-            self.close()
+        except HeldError as error:
             raise UsageError(
-                f"Work folder {path} is in use by a live run ({holder or 'unknown process'}): "
+                f"Work folder {path} is in use by a live run ({error}): "
                 "wait for it, stop it, or choose another --workdir."
             ) from error
-        self.sign("")
 
     def sign(self, token: str) -> None:
         """Writes who uses the folder, and a token by which other processes of the run know it."""
-        os.ftruncate(self._lock, 0)
-        holder = f"process {os.getpid()} on {socket.gethostname()} {token}"
-        os.pwrite(self._lock, holder.encode(), 0)
+        self._lock.sign(token)
 
     def __enter__(self) -> Self:
         return self
@@ -79,7 +58,7 @@ class WorkDir:
 
     def close(self) -> None:
         """Lets go of the folder."""
-        os.close(self._lock)
+        self._lock.close()
 
     def settle_config(self, config: Mapping[str, Any]) -> None:
         """Ties the folder to `config`, in `config.json`; call it before the first step.
@@ -114,21 +93,6 @@ class WorkDir:
                     )
 
 
-def is_in_use(path: str | os.PathLike) -> bool:
-    """Whether a live process holds the work folder; False where there are no locks."""
-    try:
-        lock = os.open(Path(path) / ".lock", os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno in _HELD
-    finally:
-        os.close(lock)
-    return False
-
-
 def refuse_another_config(path: str | os.PathLike, config: Mapping[str, Any]) -> None:
     """Refuses to go on in work folder `path`, if it has checkpoints, with a config of another run.
 
@@ -152,9 +116,8 @@ def refuse_another_folder(path: str | os.PathLike, token: str, seconds: float = 
     """
     deadline = time.monotonic() + seconds
     while True:
-        with contextlib.suppress(OSError):
-            if token in (Path(path) / ".lock").read_text("utf-8", errors="replace"):
-                return
+        if token in token_in(locate(path)):
+            return
         if time.monotonic() > deadline:
             raise UsageError(
                 f"Work folder {path} on {socket.gethostname()} is not that of process 0: give all "
@@ -211,7 +174,7 @@ def read_config(path: str | os.PathLike) -> dict[str, Any]:
     """
     if (config := saved_progress(path).get("config")) is not None:
         return config
-    file = Path(path) / "config.json"
+    file = locate(path) / "config.json"
     try:
         config = json.loads(file.read_bytes())
     except FileNotFoundError:
@@ -252,7 +215,7 @@ def refuse_another_model(path: str | os.PathLike, config: Mapping[str, Any]) -> 
     Raises:
       UsageError: `config.model` differs from the folder's, or the folder holds no run.
     """
-    if not steps_in(path) or (Path(path) / "config.json").exists():
+    if not steps_in(path) or (locate(path) / "config.json").exists():
         changed = _changes(read_config(path), as_json(config))
         _refuse(path, {key: pair for key, pair in changed.items() if key.startswith("model.")})
 

@@ -44,11 +44,13 @@ class Look:
         known = run.layers(image_shape)
         self.layer = default_layer(known) if layer is None else layers.find(layer, known)
         target = _FEATURES if layer is None else self.layer
+        maps = [path for path, (_, output) in known.items() if len(output.shape) == 4]
         for path in (self.layer, target):
-            if len(known[path][1].shape) != 4:
+            if path not in maps:
+                example = f", such as '{maps[-1]}'" if maps else ""
                 raise UsageError(
                     f"Layer '{path}' puts out {list(known[path][1].shape[1:])} for an image, which "
-                    f"has no positions: name one with a map [H, W, C], such as '{_FEATURES}'."
+                    f"has no positions: name one with a map [H, W, C]{example}."
                 )
         self.normed = following_norm(self.layer, known)
         self._run = run

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from sop.training.durable import write_figure
+from sop.training.storage import locate
 from sop.using.figures import first_view, short, show_image, title
 
 _MOST_CLASSES = 30  # in a matrix that is still read
@@ -65,7 +66,7 @@ class Confusion:
         title(right, "most confused" if texts else "nothing was confused")
         right.spines[["top", "right"]].set_visible(False)
         write_figure(path, figure)
-        return Path(path)
+        return locate(path)
 
     def _shown(self) -> np.ndarray:
         """Numbers of the classes that the matrix shows."""
@@ -145,4 +146,4 @@ class Worst:
             text = f"said {mistake.said}\nis {mistake.label}\n{short(mistake.name)}"
             title(axes, text, fontsize=8)
         write_figure(path, figure)
-        return Path(path)
+        return locate(path)

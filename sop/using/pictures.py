@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sop.training.durable import write_figure
+from sop.training.storage import locate
 from sop.using.figures import show_image, title
 
 _COLUMNS = 5
@@ -80,7 +81,7 @@ def draw(path: str | os.PathLike, name: str, seen: Sequence[Seen]) -> Path:
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     write_figure(path, figure)
-    return Path(path)
+    return locate(path)
 
 
 def overlaid(image: np.ndarray, heat: np.ndarray) -> np.ndarray:

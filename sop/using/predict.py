@@ -3,8 +3,8 @@
 import contextlib
 import csv
 import dataclasses
+import io
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from sop.errors import UsageError
 from sop.progress import shown
 from sop.training.durable import refuse_full_disk
+from sop.training.storage import locate
 from sop.training.workdir import refuse_another_model, refuse_moved_classes
 from sop.using.figures import caption, short
 from sop.using.images import UNLABELLED, Batch, Pictures, by_name, named
@@ -55,7 +56,7 @@ def predict(
       UsageError: there is no run, or no image that can be decoded.
     """
     run, pictures = open_both(config, workdir, checkpoint, images, say)
-    folder = Path(out) if out else Path(workdir) / FOLDER
+    folder = locate(out) if out else locate(workdir) / FOLDER
     summary = _Summary(run, pictures, top)
     with refuse_full_disk(folder), _Files(folder, min(top, len(run.class_names))) as files:
         sized = ((len(batch.images), batch) for batch in run.batches(pictures))
@@ -215,10 +216,12 @@ class _Files:
     def __enter__(self) -> "_Files":
         self.paths[0].parent.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as opening:
-            options: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}
+            files = [opening.enter_context(draft.open("wb")) for draft in self._drafts]
             self._lines, self._table = (
-                opening.enter_context(open(draft, "w", newline="", **options))
-                for draft in self._drafts
+                opening.enter_context(
+                    io.TextIOWrapper(file, "utf-8", errors="surrogateescape", newline="")
+                )
+                for file in files
             )
             self._open = opening.pop_all()
         each = (f"{what}_{place}" for place in range(1, self._top + 1) for what in ("class", "p"))
@@ -239,6 +242,6 @@ class _Files:
         self._open.close()
         for draft, path in zip(self._drafts, self.paths, strict=True):
             if self._kept:
-                os.replace(draft, path)
+                draft.replace(path)
             else:
                 draft.unlink(missing_ok=True)

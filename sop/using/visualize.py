@@ -1,5 +1,6 @@
 """`main.py --mode=visualize`: pictures of where a network looks and what its methods say."""
 
+import io
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from ml_collections import ConfigDict
 from sop.errors import UsageError, did_you_mean, show
 from sop.progress import shown
 from sop.training.durable import refuse_full_disk
+from sop.training.storage import locate, write_atomically
 from sop.training.workdir import run_config
 from sop.using.figures import caption, first_view, short
 from sop.using.images import UNLABELLED, Loader
@@ -56,7 +58,7 @@ def visualize(
     if against is not None:
         runs.append(open_run(against, run_config(against), "best", say))
     viewers = [_Viewer(each, layer, explained) for each in runs]
-    folder = Path(out) if out else Path(workdir) / FOLDER
+    folder = locate(out) if out else locate(workdir) / FOLDER
     bad: dict[str, str] = {}
     batches = Loader.of(run.config).batches(pictures, _BATCH)
     drawn = 0
@@ -72,8 +74,10 @@ def visualize(
                 stem = folder / f"{batch.first + row:04}-{_stem(name)}"
                 seen = [each[place] for each in found]
                 draw(f"{stem}.png", _heading(name, batch.labels[row], run), seen)
+                arrays = io.BytesIO()
                 # NumPy's annotation takes every keyword for its flag allow_pickle.
-                np.savez_compressed(f"{stem}.npz", **_arrays(seen))  # type: ignore[arg-type]
+                np.savez_compressed(arrays, **_arrays(seen))  # type: ignore[arg-type]
+                write_atomically(f"{stem}.npz", arrays.getvalue())
             drawn += 1
     if not drawn:
         name, reason = next(iter(bad.items()))
@@ -106,7 +110,7 @@ class _Viewer:
         shares = said.probabilities
         return [
             Seen(
-                run=short(Path(self._run.workdir).name),
+                run=short(locate(self._run.workdir).name),
                 image=views[row],
                 says=f"{short(said.names[row])} ({shares[row].max():.1%})",
                 explained=f"{short(said.class_names[number])} ({shares[row, number]:.1%})",

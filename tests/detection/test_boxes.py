@@ -7,8 +7,9 @@ import pytest
 
 from sop.detection import anchors, boxes, ssd
 from sop.detection.matching import match
-from sop.detection.nms import best_of_classes, suppress
-from sop.detection.sampling import hard_negatives
+from sop.detection.nms import best_of_classes, best_of_pairs, suppress
+from sop.detection.roi_align import levels, roi_align
+from sop.detection.sampling import hard_negatives, random_sample
 from tests.golden import detection as golden
 
 GOLDEN = np.load(golden.FILE)
@@ -127,6 +128,77 @@ def test_best_of_classes():
     assert found["labels"].tolist() == [0, 1, 1, 0, 0]
     assert found["index"].tolist() == [0, 2, 0, 0, 0]
     assert found["boxes"][1].tolist() == [50, 50, 60, 60] and not found["boxes"][3:].any()
+
+
+def test_roi_align(given):
+    arrays, tolerance = given
+
+    def cut(maps, aligned):
+        level = jnp.zeros(len(arrays["regions"]), jnp.int32)
+        smallest = 0.0 if aligned else 1.0
+        return roi_align(
+            [maps], arrays["regions"], level, [golden.STRIDE], 5, aligned=aligned, smallest=smallest
+        )
+
+    for aligned, name in ((False, "cut"), (True, "cut_aligned")):
+        found = cut(arrays["map"], aligned)
+        near(found.transpose(0, 3, 1, 2), GOLDEN[name], tolerance)
+    grad = jax.grad(lambda maps: (cut(maps, False) ** 2).sum())(arrays["map"])
+    near(grad.transpose(2, 0, 1)[None], GOLDEN["map_gradient"], tolerance)
+
+
+def test_levels():
+    """224² pixels are of the third level of strides 4, 8, 16, 32; each level has twice the side."""
+    sides = jnp.array([1.0, 111, 113, 223, 225, 447, 449, 9999])
+    boxes_ = jnp.stack([0 * sides, 0 * sides, sides, sides], -1)
+    assert levels(boxes_, 4, 4).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert levels(jnp.array([[0, 0, 448.0, 112.0]]), 4, 4).tolist() == [2]  # the area counts
+
+
+def test_groups_hide_nothing_of_one_another():
+    same = jnp.zeros((3, 4)) + jnp.array([0, 0, 9, 9.0])
+    kept = suppress(same, jnp.ones(3, bool), 0.5, groups=jnp.array([0, 1, 0]))
+    assert kept.tolist() == [True, True, False]
+
+
+def test_best_of_pairs_is_that_of_classes():
+    """Where all pairs are candidates of both."""
+    draw = np.random.default_rng(0)
+    options = {"threshold": 0.3, "overlap": 0.4, "candidates": 100, "detections": 30}
+    some = jnp.asarray(golden.boxes(draw, 20, 3))
+    scores = jnp.asarray(draw.uniform(size=(20, 3)))
+    found, wanted = (f(some, scores, **options) for f in (best_of_pairs, best_of_classes))
+    assert wanted["valid"].sum() > 10
+    for name in wanted:
+        np.testing.assert_array_equal(found[name], wanted[name])
+
+
+@pytest.mark.parametrize(("positives", "negatives"), [(2, 50), (50, 3), (0, 0), (40, 40), (0, 9)])
+def test_random_sample(positives, negatives):
+    """As many as there are and no more, never one twice, each as likely as every other."""
+    is_positive = jnp.arange(100) < positives
+    is_negative = ~is_positive & (jnp.arange(100) < positives + negatives)
+    sample = jax.jit(random_sample, static_argnums=(3, 4))
+    keys = jax.random.split(jax.random.key(0), 200)
+    drawn = jax.vmap(lambda key: sample(key, is_positive, is_negative, 20, 0.25))(keys)
+    count = min(positives, 5)
+    total = min(count + negatives, 20)
+    assert (drawn.positive.sum(-1) == count).all() and (drawn.valid.sum(-1) == total).all()
+    assert (drawn.positive == (jnp.arange(20) < count)).all()  # these come first
+    taken = np.asarray(jnp.where(drawn.valid, drawn.index, -1))
+    for row in taken[:20]:
+        row = row[row >= 0]
+        assert len(set(row)) == len(row) == total
+        assert is_positive[row[:count]].all() and is_negative[row[count:]].all()
+    if positives == 40:
+        often = np.bincount(taken[taken >= 0], minlength=80)[:40] / 200
+        assert abs(often - 5 / 40).max() < 5 * np.sqrt(0.125 * 0.875 / 200)
+
+
+def test_random_sample_of_fewer_boxes_than_are_drawn():
+    all_of_them = jnp.ones(3, bool)
+    drawn = random_sample(jax.random.key(0), all_of_them, ~all_of_them, 8, 0.25)
+    assert drawn.valid.tolist() == [True] * 2 + [False] * 6 and drawn.index.shape == (8,)
 
 
 def test_hard_negatives_are_the_worst():

@@ -9,6 +9,7 @@ import pytest
 
 from sop.detection import create_detector
 from sop.errors import UsageError
+from tests.detection.small import OBJECTS, targets_of
 
 SMALL = {
     "name": "ssd",
@@ -18,15 +19,6 @@ SMALL = {
     "candidates": 30,
 }
 CONFIG = {"backbone": "resnet8_cifar", "num_classes": 3, "detector": SMALL}
-OBJECTS = {
-    "none": ([[0, 0, 0, 0]], False),
-    "one": ([[4, 4, 20, 20]], True),
-    "no area": ([[4, 4, 4, 20]], True),
-    "outside": ([[-90, -90, -50, -50]], True),
-    "partly outside": ([[-1e9, -1e9, 1e9, 1e9]], True),
-    "not finite": ([[np.nan, 0, np.inf, 9]], True),
-    "tiny": ([[4, 4, 4 + 1e-3, 4 + 1e-3]], True),
-}
 
 
 @pytest.fixture(scope="module")
@@ -51,15 +43,6 @@ def gradient(small):
         return jax.value_and_grad(loss, has_aux=True)(variables["params"])
 
     return run
-
-
-def targets_of(boxes, valid, crowd=False):
-    return {
-        "boxes": jnp.array([boxes], jnp.float32),
-        "labels": jnp.zeros((1, len(boxes)), jnp.int32),
-        "valid": jnp.full((1, len(boxes)), valid),
-        "crowd": jnp.full((1, len(boxes)), crowd),
-    }
 
 
 @pytest.mark.parametrize("name", OBJECTS)

@@ -18,7 +18,7 @@ from sop.config import check
 from sop.data.objects import make_objects
 from sop.data.scenes import parse_scenes
 from sop.detection import __main__ as find
-from sop.detection import create_detector
+from sop.detection import create_detector, learned_mask_size
 from sop.errors import UsageError
 from sop.models import create_model
 from sop.sweep import __main__ as sweep
@@ -97,13 +97,21 @@ def test_what_is_found_is_written_and_drawn(whole, tmp_path, capsys):
         left, top, width, height = row["bbox"]
         assert row["file_name"] == "wide.png"
         assert left >= 0 and top >= 0 and left + width <= 90 and top + height <= 30
-    with pytest.raises(UsageError, match="no file"):
+    with pytest.raises(UsageError, match="No file matches"):
         find.main([*arguments, f"--images={tmp_path}/*.gif"])
 
 
 def test_a_classifier_is_no_detector(digits_run):
     with pytest.raises(UsageError, match="is no detector"):
         find.main([f"--workdir={digits_run}"])
+
+
+def test_predict_is_for_detectors_too(whole, tmp_path, capsys):
+    arguments = ["--mode=predict", f"--workdir={whole}", f"--out={tmp_path}"]
+    main.main([*arguments, "--images=split:test[:3]"])
+    assert "in 3 images" in capsys.readouterr().out and (tmp_path / "page1.png").exists()
+    with pytest.raises(UsageError, match="--top belongs to classifiers"):
+        main.main([*arguments, "--images=split:test[:3]", "--top=3"])
 
 
 def test_a_detector_starts_from_a_classifier():
@@ -153,7 +161,13 @@ def test_what_is_for_classification_says_so(whole):
         sop.load(whole)
 
 
-CONFIGS = [(file, name) for file in (digit_scenes, detection) for name in file.EXPERIMENTS]
+# Tracing ResNet-50 takes seconds; two of these are enough for every day.
+HEAVY = ("faster_rcnn_resnet50", "resnet50_gsop", "resnet50_gfgp", "mask_rcnn_resnet50")
+CONFIGS = [
+    pytest.param(file, name, marks=[pytest.mark.heavy] if name.endswith(HEAVY) else [])
+    for file in (digit_scenes, detection)
+    for name in file.EXPERIMENTS
+]
 
 
 @pytest.mark.parametrize(("file", "name"), CONFIGS)
@@ -162,8 +176,9 @@ def test_steps_at_full_size(file, name):
     config = file.get_config(name)
     check(config)
     detector = create_detector(config.model)
-    [size] = parse_scenes(config.input.train_transforms, training=True).sizes()
-    assert parse_scenes(config.input.eval_transforms, training=False).sizes() == [size]
+    size, *others = parse_scenes(config.input.train_transforms, training=True).sizes()
+    sizes = parse_scenes(config.input.eval_transforms, training=False).sizes()
+    assert sizes == [size, *others]
     variables = jax.eval_shape(partial(init_variables, detector, 0, (*size, 3)))
     schedule = make_schedule(config.schedule, config.optimizer.learning_rate, config.num_epochs, 10)
     tx = make_optimizer(config.optimizer, schedule, variables["params"])
@@ -171,17 +186,24 @@ def test_steps_at_full_size(file, name):
     count, objects = 2, config.input.max_objects
     rows = {
         "image": ((*size, 3), np.uint8),
+        "size": ((2,), np.float32),
         "boxes": ((objects, 4), np.float32),
         "labels": ((objects,), np.int32),
         "valid": ((objects,), bool),
         "crowd": ((objects,), bool),
     }
+    losses = {"classification", "box"}
+    if "rcnn" in config.model.detector.name:
+        losses |= {"rpn_classification", "rpn_box"}
+    if mask_size := learned_mask_size(config.model):
+        rows["masks"] = ((objects, mask_size, mask_size), np.uint8)
+        losses |= {"mask"}
     batch = {k: jax.ShapeDtypeStruct((count, *shape), d) for k, (shape, d) in rows.items()}
     task = Detection(config, detector)
     step = data_parallel(task.train_step(tx), make_mesh(jax.devices()[:1]))
     new, metrics = jax.eval_shape(step, state, batch)
     assert jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, state)
-    assert set(metrics) == {"loss", "classification", "box", "grad_norm"}
+    assert set(metrics) == {"loss", "grad_norm", *losses}
     images = jax.ShapeDtypeStruct((count, *size, 3), np.float32)
     found = jax.eval_shape(detector.apply, variables, images)
     assert found["boxes"].shape == (count, detector.detections, 4)
@@ -194,7 +216,7 @@ def variables_like(shapes):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("--config.input.train_transforms=resize_pad(64, 64)|resize_pad(96, 64)", "two sizes"),
+        ("--config.input.train_transforms=expand|resize_pad(96, 64)", "at random"),
         ("--config.input.train_transforms=flip", "end in resize"),
         ("--config.input.train_transforms=random_resized_crop(64)", "random_resized_crop"),
         ("--config.input.cache=True", "cache"),

@@ -12,6 +12,7 @@ import numpy as np
 FILE = Path(__file__).parent / "detection" / "boxes.npz"
 CLASSES, ANCHORS, OBJECTS, IMAGES = 5, 60, 4, 3
 SUPPRESSED = 300
+STRIDE = 8
 DEVIATIONS = (0.1, 0.1, 0.2, 0.2)
 
 
@@ -33,6 +34,9 @@ def arrays() -> dict[str, np.ndarray]:
         "many": boxes(draw, SUPPRESSED),
         "scores": draw.uniform(0, 1, SUPPRESSED),
         "classes": draw.integers(0, 3, SUPPRESSED),
+        "map": draw.standard_normal((12, 16, 3)),
+        # Some reach beyond the map, which has a position every 8 pixels, some are below one.
+        "regions": boxes(draw, 20) * np.repeat([0.05, 1, 1.7, 0.6], 5)[:, None],
     }
 
 
@@ -40,7 +44,7 @@ def computed() -> dict[str, np.ndarray]:
     import torch
     from torchvision.models.detection import _utils
     from torchvision.models.detection.ssd import SSD
-    from torchvision.ops import batched_nms, box_iou
+    from torchvision.ops import batched_nms, box_iou, roi_align
 
     given = {name: torch.tensor(value) for name, value in arrays().items()}
     anchors, objects = given["anchors"], given["boxes"][0]
@@ -66,6 +70,11 @@ def computed() -> dict[str, np.ndarray]:
     matches = [ssd(each) for each in overlaps]
     losses = network.compute_loss(targets, said, [anchors] * IMAGES, matches)
     sum(losses.values()).backward()
+    map_, regions = given["map"].permute(2, 0, 1)[None].requires_grad_(), [given["regions"]]
+    cut, cut_aligned = (
+        roi_align(map_, regions, 5, 1 / STRIDE, 2, aligned) for aligned in (False, True)
+    )
+    (cut**2).sum().backward()
     kept = batched_nms(given["many"], given["scores"], given["classes"], 0.4)
     return {
         "iou": overlaps[0].T.numpy(),
@@ -78,6 +87,9 @@ def computed() -> dict[str, np.ndarray]:
         "losses": np.array([losses["classification"].item(), losses["bbox_regression"].item()]),
         "logits_gradient": said["cls_logits"].grad.numpy(),
         "deltas_gradient": said["bbox_regression"].grad.numpy(),
+        "cut": cut.detach().numpy(),
+        "cut_aligned": cut_aligned.detach().numpy(),
+        "map_gradient": map_.grad.numpy(),
     }
 
 

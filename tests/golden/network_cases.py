@@ -90,6 +90,11 @@ MORE_CASES = {
     "mobilenet_100": {"backbone": "mobilenet"},
     "squeezenet1_0": {"backbone": "squeezenet1_0"},
     "squeezenet1_1": {"backbone": "squeezenet1_1"},
+    "timm_convnext_tiny": {"backbone": "convnext_tiny"},
+    "timm_vit_base_patch16": {"backbone": "vit_base_patch16"},
+    "timm_vit_small_patch16": {"backbone": "vit_small_patch16"},
+    "timm_vit_tiny_patch16": {"backbone": "vit_tiny_patch16"},
+    "timm_vit_tiny_patch16_avg": {"backbone": "vit_tiny_patch16", "representation": "gavp"},
     "vgg11": {"backbone": "vgg11"},
     "vgg11_bn": {"backbone": "vgg11_bn"},
     "vgg13_bn": {"backbone": "vgg13_bn"},
@@ -108,7 +113,7 @@ def tensor(salt, name, shape):
     stream, last = generator(salt, name), name.rpartition(".")[2]
     if last == "running_var" or (last == "weight" and len(shape) == 1):
         values = stream.uniform(0.5, 1.5, shape)
-    elif len(shape) >= 2 and "bias" not in last:
+    elif len(shape) >= 2 and "bias" not in last and last not in ("cls_token", "pos_embed"):
         values = stream.standard_normal(shape) * np.sqrt(1.0 / np.prod(shape[1:]))
     else:
         values = 0.1 * stream.standard_normal(shape)

@@ -18,7 +18,7 @@ from sop.results.record import FIELDS, fingerprint, read_csv, read_folder, write
 from sop.results.statistics import Estimate, by_seed, difference, estimate
 from sop.results.table import as_markdown, summarize
 from sop.training.durable import write_json
-from sop.training.history import write_history
+from sop.training.history import HistoryFile
 from sop.training.workdir import with_whole_model
 
 
@@ -34,7 +34,7 @@ def make_run(folder, method, seed, top1, representation="gavp", **changes):
     scores = {"step": 9, "epoch": 30.0, "loss": 1.0, "top1": top1, "top5": 1.0, "count": 360}
     data = {key: config.input[key] for key in ("dataset", "eval_split", "eval_transforms")}
     write_json(path / "results.json", {**scores, **data, "parameters": 1000})
-    write_history(path, [{"split": "eval", **scores}])
+    HistoryFile(path).begin([{"split": "eval", **scores}])
     return path
 
 

@@ -15,7 +15,7 @@ from sop.sweep.__main__ import main as sweep
 from sop.sweep.plan import Run, parse_config
 from sop.sweep.progress import Progress, forget_failures, progress
 from sop.sweep.runner import LOG, _device, execute
-from tests.launch import finish, launch
+from tests.launch import finish, launch, xla_flags
 
 FINISHES = """
 import json, os, sys
@@ -125,7 +125,7 @@ def test_each_job_has_a_gpu(jobs, gpus, devices, share):
 
 
 def test_runs_are_ordinary_work_folders(tmp_path, capsys, monkeypatch):
-    monkeypatch.delenv("XLA_FLAGS")  # one device compiles faster than eight
+    monkeypatch.setenv("XLA_FLAGS", xla_flags(devices=1))  # compiles faster than for eight
     command = [
         "--config=configs/digits.py",
         "--config.num_epochs=1",

@@ -24,10 +24,11 @@ from sop.training.history import read_history
 from sop.training.loop import evaluate_checkpoint, train
 from sop.training.optimizer import make_optimizer
 from sop.training.reporting import Reporter
-from sop.training.saved import best_step, refuse_converted
+from sop.training.saved import best_step, refuse_converted, steps_in
 from sop.training.stages import make_stages
 from sop.training.state import init_variables
 from sop.training.step import make_mesh, replicated
+from sop.training.storage import locate
 from sop.training.variables import find_variables, load_variables, save_variables
 
 EXAMPLES, CLASSES = 40, 4
@@ -136,13 +137,11 @@ def run(workdir, config=None, on_step=lambda step: None, devices=8, model=None):
 
 
 def variables_of(workdir):
-    shutil.rmtree(workdir.parent / "copy", ignore_errors=True)
     return load_variables(workdir / "checkpoints" / str(newest(workdir)))
 
 
 def newest(workdir):
-    names = os.listdir(workdir / "checkpoints")
-    return max(int(name) for name in names if name.isdigit())
+    return max(steps_in(workdir))
 
 
 def assert_same_run(a, b):
@@ -238,6 +237,34 @@ def test_a_crash_between_checkpoints_changes_nothing(tmp_path, whole):
     assert newest(tmp_path / "run") == 10
     assert run(tmp_path / "run")[0]
     assert_same_run(whole, tmp_path / "run")
+
+
+def test_in_a_bucket_a_run_goes_on_as_on_a_disk(storage, tmp_path):
+    """After a crash, a checkpoint of which a kill left a part, and one that was damaged."""
+    config = make_config(num_epochs=4)
+    config.checkpoint.every_steps = None
+    workdir, objects = locate("gs://stand-in/loop/run"), storage.buckets["stand-in"]
+    folder = "loop/run/checkpoints"
+
+    def crash(step):
+        if step == 16:
+            raise KeyError("crash")
+
+    with pytest.raises(KeyError, match="crash"):
+        run(workdir, config, on_step=crash)
+    assert steps_in(workdir) == [5, 10, 15]
+    del objects[f"{folder}/15/commit_success.txt"]
+    objects[f"{folder}/10/progress/metadata"] = 10**9, b"{"
+    assert steps_in(workdir) == [5, 10]
+
+    def look(step):
+        assert step > 5 or not any(name.startswith(f"{folder}/15/") for name in objects)
+
+    done, said = run(workdir, config, on_step=look)
+    assert done and "Checkpoint 10" in said and "Going on from the checkpoint at step 5" in said
+    assert f"{folder}/damaged-10/commit_success.txt" in objects
+    assert run(tmp_path / "run", config)[0]
+    assert_same_run(tmp_path / "run", workdir)
 
 
 def test_a_finished_run_is_left_as_it_is(tmp_path, whole):

@@ -197,11 +197,11 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
         workdir.read_config(tmp_path)
 
 
-@pytest.mark.parametrize("path", ["file", "file/below", "/proc/none", "gs://bucket/run"])
+@pytest.mark.parametrize("path", ["file", "file/below", "/proc/none", "s3://bucket/run", "gs://"])
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path, path):
     (tmp_path / "file").touch()
-    where = path if path.startswith(("/", "gs:")) else tmp_path / path
-    with pytest.raises(UsageError, match=r"another --workdir|local or mounted"):
+    where = path if path.startswith("/") or "://" in path else tmp_path / path
+    with pytest.raises(UsageError, match=r"another --workdir|names no folder"):
         WorkDir(where)
 
 

@@ -19,13 +19,6 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (8, 12, 12, 3), dtype=np.uint
 PREDICTED = np.full(8, -1)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def fresh(**model):
     """A run that was never trained."""
     config = get_config()
