@@ -118,7 +118,7 @@ def test_halves_under_shard_map_and_vmap():
 
 @pytest.mark.parametrize("strides", [(1, 1), (2, 2), (3, 2), (1, 2)])
 def test_interleave_on_every_platform(strides, monkeypatch):
-    x = array((2, 3 * strides[0], 4 * strides[1], 5), 0)
+    x = jnp.asarray(array((2, 3 * strides[0], 4 * strides[1], 5), 0))
     parts = [x[:, i :: strides[0], j :: strides[1]] for i, j in np.ndindex(*strides)]
     np.testing.assert_array_equal(interleave(parts, strides), x)
     monkeypatch.setattr(lax, "platform_dependent", lambda *parts, cpu, default: default(*parts))
