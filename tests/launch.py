@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# XLA's older code generator on the CPU, in one thread, compiles small programs in a fifth of the
-# time; and compiling takes most of the tests' time.
+# XLA's older code generator on the CPU, in one thread, compiles small programs in a fifth to a
+# third of the CPU time; and compiling takes most of the tests' time.
 COMPILE_QUICKLY = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 
 
