@@ -73,6 +73,7 @@ def rcnn(detector: str, attention: str = "none", pool: str | None = None) -> Con
     A folder of COCO's own files: what TFDS prepares of it has no masks.
     """
     config = set_model(default_config(), "resnet50", attention=attention, pool=pool, num_classes=80)
+    config.model.last_stride = 2  # GSoP's own is 1, but a pyramid's maps halve
     config.model.detector = ConfigDict({"name": detector, "inclusive": True})
     config.init_from = f"runs/imagenet_resnet50_{_CLASSIFIERS[attention, pool]}"
     config.input.dataset = "coco:~/coco"

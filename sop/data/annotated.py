@@ -124,18 +124,17 @@ class TFDSObjects(TFDSSource):
         return size, objects
 
     def size(self, index: int) -> tuple[int, int]:
-        return self.truth(index)[0]
+        with self._refused():
+            return codec.image_size(self._fields(index)["image"])
+
+    def _fields(self, index: int) -> dict[str, Any]:
+        pictures = (name for name in ("image", "instances") if name in self._features)
+        decoders = {name: tfds.decode.SkipDecoding() for name in pictures}
+        return self._features.deserialize_example_np(self._records[index], decoders=decoders)
 
     def _example(self, index: int) -> tuple[bytes, Objects, tuple[int, int]]:
         with self._refused():
-            example = self._features.deserialize_example_np(
-                self._records[index],
-                decoders={
-                    name: tfds.decode.SkipDecoding()
-                    for name in ("image", "instances")
-                    if name in self._features
-                },
-            )
+            example = self._fields(index)
             data, said = example["image"], example["objects"]
             height, width = codec.image_size(data)
             top, left, bottom, right = np.asarray(said["bbox"], np.float64).reshape(-1, 4).T
@@ -193,7 +192,7 @@ class CocoFolder:
         sizes = {e["id"]: (int(e["height"]), int(e["width"])) for e in self._images}
         self._rows: dict[Any, list[dict[str, Any]]] = {each: [] for each in sizes}
         faults: Counter[str] = Counter()
-        self.has_masks = True
+        self.has_masks, self.maskless = True, None
         for entry in whole["annotations"]:
             name = f"Annotation {entry.get('id')} in {file}"
             if entry["category_id"] not in labels:
@@ -212,7 +211,9 @@ class CocoFolder:
                 raise UsageError(f"{name} has the box {entry['bbox']}: give finite numbers.")
             if (inside := _clipped(box, sizes[entry["image_id"]], faults)) is None:
                 continue
-            self.has_masks &= bool(entry.get("segmentation"))
+            if not entry.get("segmentation"):
+                self.has_masks = False
+                self.maskless = self.maskless or name
             kept = {"box": inside, "label": labels[entry["category_id"]]}
             kept |= {"crowd": bool(entry.get("iscrowd", 0))}
             kept |= {"area": float(entry.get("area", width * height))}

@@ -8,11 +8,11 @@ import numpy as np
 
 from sop.data import images as codec
 from sop.data.examples import Images, filled
+from sop.data.images import BadImageError
 from sop.data.masks import decode_mask, in_boxes, paste
 from sop.data.objects import Annotated, Objects
 from sop.data.scenes import Scene, ScenePipeline, kept
 from sop.detection.metric import Found
-from sop.errors import UsageError
 from sop.progress import shown
 
 
@@ -67,18 +67,17 @@ class Scenes(Images):
     ) -> dict[str, Any]:
         self.check(data)
         image = codec.decode(data)
+        said = self.source.size(example)
+        if image.shape[:2] != said:
+            raise BadImageError(
+                f"since it has {image.shape[0]} rows and {image.shape[1]} columns, but its "
+                f"annotations are for {said[0]} and {said[1]}: correct them, or, if its EXIF data "
+                "turn it, set config.input.exif = 'ignore'"
+            )
         if self.replace_bad:
             objects = kept(objects, ~objects.difficult)
         masks = self._masks(objects, image.shape[:2]) if self.replace_bad else None
         scene = self.pipeline(Scene(image, objects, masks, image.shape[:2]), draws)
-        if self.groups is not None:
-            shape, _ = self.buckets[self.groups[example]]["image"]
-            if scene.image.shape != shape:
-                raise UsageError(
-                    f"The image {self.source.describe(example)} has {image.shape[0]} rows and "
-                    f"{image.shape[1]} columns, not what its annotations say: correct them, or set "
-                    "config.input.exif = 'ignore' if it is turned by its EXIF data."
-                )
         if not self.replace_bad:
             return {"image": scene.image, "index": example, "size": scene.size}
         return {"image": scene.image, "size": scene.size, **self._padded(example, scene)}

@@ -1,6 +1,6 @@
 """Faster R-CNN and Mask R-CNN on feature pyramids: proposals first, then what is in them."""
 
-import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any, ClassVar
 
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sop.checks import Count, Rate, above, check_fields, within
+from sop.checks import Count, Rate, above, at_least, check_fields, within
 from sop.detection import anchors as anchor_boxes
 from sop.detection import boxes as box
 from sop.detection import roi_heads, rpn
@@ -24,6 +24,16 @@ Sizes = tuple[int, ...]
 
 _SIDE = 7  # of what is cut out of the pyramid for classes and boxes
 _MASK_SIDE = 14  # and for masks, which are twice as large
+
+
+def _strides(image: Sizes, maps: Sequence[Sizes]) -> list[int]:
+    """Pixels from one position to the next of maps, each as large as the one before or smaller."""
+    found, before, stride = [], image, 1
+    for shape in maps:
+        stride *= max(round(a / b) for a, b in zip(before, shape, strict=True))
+        found.append(stride)
+        before = shape
+    return found
 
 
 class FasterRCNN(nn.Module):
@@ -58,10 +68,10 @@ class FasterRCNN(nn.Module):
       anchor_scale: side of an anchor in strides of its level.
       ratios: of anchors, heights by widths.
       least: see above.
-      inclusive: old mmdetection's boxes, whose last pixel is inside; its whole-numbered anchors,
-        none of which is trained that reaches beyond the image; and an object's own anchors and
-        proposals, the ones of highest IoU with it, are always its, as it assigned them. See
-        `sop.detection.boxes`.
+      inclusive: old mmdetection's boxes, whose last pixel is inside (`sop.detection.boxes`); its
+        whole-numbered anchors, of which those that reach beyond the image are left out; and its
+        assignment: the anchors and proposals that overlap an object most are always its own, the
+        latter if their IoU is 0.5 or more.
       proposals: of each level before suppression, and of all levels after.
       proposal_overlap: see `sop.detection.nms.suppress`.
       hidden: width of the two layers.
@@ -77,8 +87,8 @@ class FasterRCNN(nn.Module):
       sizes: [B, 2], height and width of what is no padding, which boxes are cut off at.
 
     Returns:
-      with targets the losses, float32 scalars; without, see `best_of_classes`, each with a
-      leading B.
+      with targets the losses, float32 scalars; without, 'boxes' [B, K, 4], 'scores' [B, K],
+      'labels' int32 [B, K] and 'valid' bool [B, K], by falling score, zero where not valid.
 
     Raises:
       UsageError: when traced, where a field does not fit or the backbone has too few stages.
@@ -96,8 +106,8 @@ class FasterRCNN(nn.Module):
     proposals: Count = 2000
     proposal_overlap: Share = 0.7
     hidden: Count = 1024
-    anchor_samples: Count = 256
-    samples: Count = 512
+    anchor_samples: Annotated[int, at_least(2)] = 256
+    samples: Annotated[int, at_least(4)] = 512
     beta: Positive = 1.0
     score_threshold: Rate = 0.05
     overlap: Share = 0.5
@@ -122,8 +132,8 @@ class FasterRCNN(nn.Module):
         if sizes is None:
             sizes = jnp.broadcast_to(jnp.array(image, jnp.float32), (len(images), 2))
         maps = self._maps(images, train)
-        finest = 2 ** round(math.log2(image[0] / maps[0].shape[1]))
-        strides = [finest * 2**level for level in range(len(maps))]
+        strides = _strides(image, [x.shape[1:3] for x in maps[:-1]])
+        strides.append(2 * strides[-1])
         anchors = [
             self._anchors(image, x.shape[1:3], s) for x, s in zip(maps, strides, strict=True)
         ]

@@ -149,13 +149,17 @@ def draw(
       boxes, labels, objects: [N, 4], [N], [N] of the objects; False in the last: only fills up.
       samples: S.
     """
-    places, counts = jnp.concatenate([proposals, boxes]), jnp.concatenate([valid, objects])
-    overlaps = box.iou(places, boxes, inclusive)
+    # Those that only fill up are no object's best.
+    overlaps = jnp.where(valid[:, None], box.iou(proposals, boxes, inclusive), -1)
     own = {"least": 0.5, "all_best": True} if inclusive else {}
     found = match(overlaps, objects, positive=0.5, negative=0.5, **own)
-    kinds = found.positive & counts, found.negative & counts
-    sample = random_sample(key, *kinds, samples, POSITIVES)
-    theirs = found.index[sample.index]
+    # The objects' own boxes are proposals as well, each for itself.
+    places = jnp.concatenate([proposals, boxes])
+    index = jnp.concatenate([found.index, jnp.arange(len(boxes), dtype=jnp.int32)])
+    positive = jnp.concatenate([found.positive, objects])
+    negative = jnp.concatenate([found.negative & valid, jnp.zeros_like(objects)])
+    sample = random_sample(key, positive, negative, samples, POSITIVES)
+    theirs = index[sample.index]
     classes = jnp.where(sample.positive, labels[theirs] + 1, 0)
     return Drawn(places[sample.index], theirs, classes, sample.positive, sample.valid)
 

@@ -126,17 +126,15 @@ def losses(
     places = jnp.asarray(anchors)
 
     def one_image(key, logits, deltas, boxes, valid, size):
-        overlaps = box.iou(places, boxes, inclusive)
+        overlaps, inside = box.iou(places, boxes, inclusive), jnp.array(True)
+        if inclusive:  # others are not even an object's best
+            inside = (places[:, :2] >= 0).all(-1) & (places[:, 2:] < size[::-1]).all(-1)
+            overlaps = jnp.where(inside[:, None], overlaps, -1)
         found = match(
             overlaps, valid, positive=0.7, negative=0.3, least=least, all_best=True,
             own=not inclusive,
         )  # fmt: skip
-        inside = jnp.array(True)
-        if inclusive:
-            inside = (places[:, :2] >= 0).all(-1) & (places[:, 2:] < size[::-1]).all(-1)
-        drawn = random_sample(
-            key, found.positive & inside, found.negative & inside, samples, POSITIVES
-        )
+        drawn = random_sample(key, found.positive, found.negative & inside, samples, POSITIVES)
         starts = places[drawn.index]
         theirs = jnp.where(drawn.positive[:, None], boxes[found.index[drawn.index]], starts)
         wanted = box.encode(theirs, starts, DEVIATIONS, inclusive)

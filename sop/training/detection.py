@@ -5,6 +5,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
@@ -43,7 +44,7 @@ class Detection:
             with frozen_batch_norms(frozen):
                 losses, new_model_state = self._model.apply(
                     {"params": params, **model_state},
-                    self._normalize(batch["image"]),
+                    self._images(batch),
                     targets,
                     train=True,
                     sizes=batch["size"],
@@ -57,8 +58,17 @@ class Detection:
 
     def forward(self, variables: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """The detections in 'image', cut off at 'size'; in pixels of the images as they came in."""
-        images = self._normalize(batch["image"])
+        images = self._images(batch)
         return self._model.apply(variables, images, train=False, sizes=batch["size"])
+
+    def _images(self, batch: dict[str, jax.Array]) -> jax.Array:
+        """Normalised, and zero where there is padding."""
+        images = self._normalize(batch["image"])
+        rows, columns = (
+            jnp.arange(n) < batch["size"][:, axis, None] for axis, n in enumerate(images.shape[1:3])
+        )
+        inside = rows[:, :, None, None] & columns[:, None, :, None]
+        return jnp.where(inside, images, jnp.zeros((), images.dtype))
 
     def eval_step(self) -> Any:
         """(variables, batch) → the detections with 'index', 'size' and 'mask', of all devices."""

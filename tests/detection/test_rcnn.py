@@ -9,10 +9,14 @@ import numpy as np
 import optax
 import pytest
 
-from sop.detection import create_detector
+from configs import digit_scenes
+from sop.detection import anchors, create_detector, rcnn, roi_heads, rpn
+from sop.detection.boxes import iou
 from sop.detection.roi_heads import mask_targets
 from sop.errors import UsageError
+from sop.models.features import pyramid
 from sop.torch_weights import convert, to_state_dict
+from sop.training.detection import Detection
 from tests.detection.small import OBJECTS, targets_of
 from tests.golden import rcnn as golden
 
@@ -206,6 +210,105 @@ def test_mask_targets():
     # 40 pixels are 28 bins: those with their middles in [10, 20) down and in [10, 30) across.
     assert rows.sum() == 7 and columns.sum() == 14 and rows[7] and columns[7]
     assert (found[3] == (jnp.arange(28) < 14)[:, None]).all()
+
+
+def test_mask_losses_are_of_each_positives_own_object():
+    """Of three rows one answers for the first object, one for the second, one for none."""
+    boxes = jnp.array([[[0.0, 0, 28, 28], [0, 0, 28, 28]]])
+    masks = jnp.zeros((1, 2, 56, 56), jnp.uint8).at[0, 0, :28].set(255).at[0, 1, :, :28].set(255)
+    drawn = roi_heads.Drawn(
+        jnp.zeros((1, 3, 4)) + jnp.array([0, 0, 28, 28.0]),
+        jnp.array([[0, 1, 0]]),
+        jnp.array([[2, 1, 0]]),
+        jnp.array([[True, True, False]]),
+        jnp.ones((1, 3), bool),
+    )
+    upper, left = jnp.zeros((2, 28, 28)).at[0, :14].set(1).at[1, :, :14].set(1)
+    draw = np.random.default_rng(0)
+    logits = jnp.asarray(draw.standard_normal((1, 3, 28, 28, 3)), jnp.float32)
+    found = roi_heads.mask_losses(logits, drawn, boxes, masks)["mask"]
+    first = optax.sigmoid_binary_cross_entropy(logits[0, 0, ..., 2], upper)
+    second = optax.sigmoid_binary_cross_entropy(logits[0, 1, ..., 1], left)
+    np.testing.assert_allclose(found, (first.mean() + second.mean()) / 2, rtol=1e-6)
+
+
+def test_old_mmdetections_best_anchor_is_one_in_the_image():
+    """The anchor that overlaps the object most reaches beyond the image: the next one is its."""
+    base = anchors.on_pixels(anchors.pyramid_base(32.0, (0.5, 1.0, 2.0)), (4, 4))
+    places = anchors.grid(base, (32, 32), (4, 4))
+    targets = {
+        "boxes": jnp.array([[[0.0, 0, 29, 19]]]),
+        "labels": jnp.zeros((1, 1), jnp.int32),
+        "valid": jnp.ones((1, 1), bool),
+    }
+    overlaps = np.asarray(iou(jnp.asarray(places), targets["boxes"][0], True))[:, 0]
+    inside = (places[:, :2] >= 0).all(1) & (places[:, 2:] < 128).all(1)
+    best = np.flatnonzero(inside & (overlaps == overlaps[inside].max()))
+    assert overlaps.max() > overlaps[best[0]] > 0.3
+
+    def gradient(logits):
+        found = rpn.losses(
+            jax.random.split(jax.random.key(0), 1),
+            logits[None],
+            jnp.zeros((1, len(places), 4)),
+            targets,
+            jnp.full((1, 2), 128.0),
+            anchors=places,
+            samples=256,
+            least=0.3,
+            inclusive=True,
+        )
+        return found["rpn_classification"]
+
+    grads = np.asarray(jax.jit(jax.grad(gradient))(jnp.zeros(len(places))))
+    np.testing.assert_array_equal(np.flatnonzero(grads < 0), best)  # pushed up
+    assert not grads[~inside].any() and (grads > 0).sum() == 256 - len(best)
+
+
+@pytest.mark.parametrize(("inclusive", "answer"), [(False, 0), (True, 1)])
+def test_old_mmdetections_objects_have_their_best_proposal(inclusive, answer):
+    """Of two objects the second has no other proposal, as old mmdetection assigned them."""
+    boxes = jnp.array([[0.0, 0, 19, 19], [0, 0, 9, 19]])
+    drawn = roi_heads.draw(
+        jax.random.key(0),
+        jnp.array([[0.0, 0, 14, 19]]),
+        jnp.ones(1, bool),
+        boxes,
+        jnp.array([5, 6]),
+        jnp.ones(2, bool),
+        samples=12,
+        inclusive=inclusive,
+    )
+    assert drawn.positive.tolist() == drawn.valid.tolist() == [True] * 3 + [False] * 9
+    said = dict(zip(map(tuple, drawn.boxes[:3].tolist()), drawn.classes[:3].tolist(), strict=True))
+    assert said[(0, 0, 14, 19)] == 6 + answer
+    assert said[(0, 0, 19, 19)] == 6 and said[(0, 0, 9, 19)] == 7  # each its own
+
+
+@pytest.mark.parametrize("attention", ["none", "gsop"])
+def test_strides_are_those_of_the_maps(attention):
+    """GSoP leaves the last stage at the resolution of the one before."""
+    levels = pyramid({**CONFIG, "attention": attention}, 64).values()
+    strides = [level.stride for level in levels]
+    assert strides == ([1, 2, 4] if attention == "none" else [1, 2, 2])
+    assert rcnn._strides((64, 64), [(64 // s, 64 // s) for s in strides]) == strides
+    odd = [(-(-800 // s), -(-41 // s)) for s in (4, 8, 16, 32)]
+    assert rcnn._strides((800, 41), odd) == [4, 8, 16, 32]
+
+
+def test_padding_is_zero_for_the_network(small):
+    """Whatever stands there in the batch."""
+    detector, variables, _, _ = small
+    config = digit_scenes.get_config("mask")
+    task = Detection(config, detector)
+    draw = np.random.default_rng(0)
+    image = draw.integers(0, 256, (1, 32, 32, 3), np.uint8)
+    size = np.float32([[20, 24]])
+    other = np.where((np.arange(32) < 20)[:, None, None], image, 0)
+    found, again = (
+        jax.jit(task.forward)(variables, {"image": each, "size": size}) for each in (image, other)
+    )
+    jax.tree.map(np.testing.assert_array_equal, found, again)
 
 
 def test_half_precision_says_float32():

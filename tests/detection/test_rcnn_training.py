@@ -138,8 +138,20 @@ def test_masks_are_needed(arguments, folder, tmp_path):
     file.write_text(json.dumps(whole))
     _, config = parse(main.make_parser(), [*arguments, "--workdir=nowhere"])
     config.input.dataset = f"coco:{tmp_path / 'boxes'}"
-    with pytest.raises(UsageError, match=r"has no masks.*choose 'faster_rcnn'"):
+    with pytest.raises(
+        UsageError, match=r"Annotation 4 in .* has no segmentation.*Choose 'faster_rcnn'"
+    ):
         input_pipeline.create_train(config)
+
+
+def test_an_image_that_is_not_of_its_annotations_size_is_refused(arguments, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "other")
+    cv2.imwrite(str(tmp_path / "other" / "train" / "3.png"), np.zeros((41, 60, 3), np.uint8))
+    _, config = parse(main.make_parser(), [*arguments, "--workdir=nowhere"])
+    config.input.dataset = f"coco:{tmp_path / 'other'}"
+    data = input_pipeline.create_train(config).batches()
+    with pytest.raises(UsageError, match=r"3\.png.*41 rows and 60 columns.*for 40 and 60"):
+        [next(data) for _ in range(6)]
 
 
 def results(folder):
