@@ -24,11 +24,15 @@ def moved(function, *shapes) -> float:
     return jax.jit(function).lower(*shapes).compile().cost_analysis()["bytes accessed"]
 
 
-def main():
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--topology", default="v5e:2x2x1")
     parser.add_argument("--shape", type=int, nargs=4, default=(128, 112, 112, 64))
-    arguments = parser.parse_args()
+    return parser
+
+
+def main():
+    arguments = make_parser().parse_args()
     place = SingleDeviceSharding(devices_of(arguments.topology)[0])
 
     def array(shape, dtype):
