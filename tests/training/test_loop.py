@@ -61,7 +61,7 @@ class Train:
     """Shuffled as a function of (seed, step); `on_step(step)` is called before each batch."""
 
     image_shape = row_shape = (4, 4, 3)
-    rows = ROWS
+    buckets = (ROWS,)
     identity = IDENTITY
 
     def __init__(self, config, on_step):
@@ -79,7 +79,7 @@ class Train:
 class Evaluation:
     num_examples = EXAMPLES
     image_shape = row_shape = (4, 4, 3)
-    rows = ROWS | {"mask": ((), np.bool_)}
+    buckets = (ROWS | {"mask": ((), np.bool_)},)
     identity = IDENTITY
     num_examples = EXAMPLES
 
