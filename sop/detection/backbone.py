@@ -1,7 +1,8 @@
-"""The maps of a backbone that a detector starts from."""
+"""What a detector starts from: the maps of a backbone, and how large its images are."""
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from sop.errors import UsageError
 from sop.models.features import stages
@@ -20,3 +21,8 @@ def last_stages(features: nn.Module, images: jax.Array, train: bool, count: int)
             "or less."
         )
     return found[-count:]
+
+
+def whole_sizes(images: jax.Array) -> jax.Array:
+    """Height and width of images [B, H, W, 3] without padding: float32 [B, 2]."""
+    return jnp.broadcast_to(jnp.array(images.shape[1:3], jnp.float32), (len(images), 2))

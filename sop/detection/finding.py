@@ -134,7 +134,8 @@ def draw(axes: Axes, image: Named, found: Found, names: Sequence[str], threshold
         )
         if found.masks is not None:
             mask = decode_mask(found.masks[row])
-            axes.contourf(mask, levels=[0.5, 1.5], colors=[color], alpha=0.4)
+            if mask.any():  # else matplotlib warns
+                axes.contourf(mask, levels=[0.5, 1.5], colors=[color], alpha=0.4)
     title(axes, image.name, fontsize=7)
 
 

@@ -13,7 +13,7 @@ from sop.checks import Count, Rate, above, at_least, check_fields, within
 from sop.detection import anchors as anchor_boxes
 from sop.detection import boxes as box
 from sop.detection import roi_heads, rpn
-from sop.detection.backbone import last_stages
+from sop.detection.backbone import last_stages, whole_sizes
 from sop.detection.fpn import FPN
 from sop.detection.matching import trainable
 from sop.detection.rcnn_names import TORCH_NAMES
@@ -130,7 +130,7 @@ class FasterRCNN(nn.Module):
         check_fields(self)
         image = images.shape[1:3]
         if sizes is None:
-            sizes = jnp.broadcast_to(jnp.array(image, jnp.float32), (len(images), 2))
+            sizes = whole_sizes(images)
         maps = self._maps(images, train)
         strides = _strides(image, [x.shape[1:3] for x in maps[:-1]])
         strides.append(2 * strides[-1])

@@ -18,14 +18,14 @@ _CANONICAL = 14
 
 
 def levels(
-    boxes: Float[Array, "*batch r 4"], finest_stride: float, count: int, inclusive: bool = False
+    boxes: Float[Array, "*batch r 4"], finest_stride: float, count: int
 ) -> Int[Array, "*batch r"]:
     """The level of a pyramid that each box is taken from, 0 the finest.
 
     ⌊log₂(√area / (14 · finest_stride))⌋, at least 0 and less than `count`; Lin et al., CVPR 2017,
     eq. 1.
     """
-    side = jnp.sqrt(jnp.maximum(area(boxes, inclusive), 1e-12))
+    side = jnp.sqrt(jnp.maximum(area(boxes), 1e-12))
     level = jnp.floor(jnp.log2(side / (_CANONICAL * finest_stride)) + 1e-6)
     return jnp.clip(level, 0, count - 1).astype(jnp.int32)
 

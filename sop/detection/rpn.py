@@ -131,9 +131,14 @@ def losses(
             inside = (places[:, :2] >= 0).all(-1) & (places[:, 2:] < size[::-1]).all(-1)
             overlaps = jnp.where(inside[:, None], overlaps, -1)
         found = match(
-            overlaps, valid, positive=0.7, negative=0.3, least=least, all_best=True,
+            overlaps,
+            valid,
+            positive=0.7,
+            negative=0.3,
+            least=least,
+            all_best=True,
             own=not inclusive,
-        )  # fmt: skip
+        )
         drawn = random_sample(key, found.positive, found.negative & inside, samples, POSITIVES)
         starts = places[drawn.index]
         theirs = jnp.where(drawn.positive[:, None], boxes[found.index[drawn.index]], starts)

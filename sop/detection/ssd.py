@@ -13,7 +13,7 @@ import optax
 from sop.checks import Count, Rate, above, at_least, check_fields
 from sop.detection import anchors as anchor_boxes
 from sop.detection import boxes as box
-from sop.detection.backbone import last_stages
+from sop.detection.backbone import last_stages, whole_sizes
 from sop.detection.losses import smooth_l1
 from sop.detection.matching import match, trainable
 from sop.detection.nms import best_of_classes
@@ -134,7 +134,7 @@ class SSD(nn.Module):
             ]
         )
         if sizes is None:
-            sizes = jnp.broadcast_to(jnp.array(images.shape[1:3], jnp.float32), (len(images), 2))
+            sizes = whole_sizes(images)
         if targets is not None:
             return losses(
                 logits, deltas, anchors, trainable(targets, sizes[:, None], self.inclusive),

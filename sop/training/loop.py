@@ -30,6 +30,7 @@ from sop.training.state import TrainState, init_state, init_variables
 from sop.training.step import (
     batch_shapes,
     data_parallel,
+    on_mesh,
     replicated,
     to_devices,
 )
@@ -71,7 +72,7 @@ def train(
 
     def template(step: int) -> TrainState:
         tx = optimizers[stages.index(stage_at(stages, step))]
-        return _on_mesh(jax.eval_shape(partial(begin, tx=tx), shapes), mesh)
+        return on_mesh(mesh, jax.eval_shape(partial(begin, tx=tx), shapes))
 
     loaded = None
     if config.init_from and not steps_in(workdir):
@@ -259,7 +260,7 @@ def evaluate_checkpoint(
       'step', 'epoch' and the scores of the task; see `_evaluate_both`.
     """
     with closing(Checkpoints(workdir, read_only=True, say=say)) as checkpoints:
-        template = _on_mesh(shapes, mesh)
+        template = on_mesh(mesh, shapes)
         which = which.removesuffix("/ema")
         variables, step, epoch = checkpoints.restore_variables(which, template)
         average = checkpoints.restore_average(step, template)
@@ -306,10 +307,3 @@ def _compile_evaluation(
     for rows in data.buckets:
         batch = batch_shapes(mesh, size, rows)
         check_compiled("eval_batch_size", size, eval_step, (variables, batch), mesh)
-
-
-def _on_mesh(shapes: Any, mesh: Mesh) -> Any:
-    """Shapes to be filled with arrays replicated over the mesh."""
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), shapes
-    )

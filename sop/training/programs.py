@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from sop.training.optimizer import make_optimizer, make_schedule
 from sop.training.state import init_state, init_variables
-from sop.training.step import Rows, batch_shapes, data_parallel, replicated
+from sop.training.step import Rows, batch_shapes, data_parallel, on_mesh
 from sop.training.task import make_model, make_task
 
 _STEPS_PER_EPOCH = 10_000  # of no weight here: a step is given the number of steps before it
@@ -44,7 +44,7 @@ def training_program(config: ConfigDict, mesh: Mesh, rows: Rows) -> Program:
     tx = make_optimizer(optimizer, rate, shapes["params"])
     begin = partial(init_state, tx=tx, ema=config.ema_decay is not None)
     step = data_parallel(make_task(config, model).train_step(tx), mesh, donate=True)
-    state = _on(mesh, jax.eval_shape(begin, shapes))
+    state = on_mesh(mesh, jax.eval_shape(begin, shapes))
     return Program(step, (state, batch_shapes(mesh, config.batch_size, rows)))
 
 
@@ -56,15 +56,9 @@ def evaluation_program(config: ConfigDict, mesh: Mesh, rows: Rows) -> Program:
     model = make_model(config)
     step = data_parallel(make_task(config, model).eval_step(), mesh)
     batch = batch_shapes(mesh, config.eval_batch_size, rows)
-    return Program(step, (_on(mesh, _variables(model, config, rows)), batch))
+    return Program(step, (on_mesh(mesh, _variables(model, config, rows)), batch))
 
 
 def _variables(model, config, rows):
     shape, _ = rows["image"]
     return jax.eval_shape(partial(init_variables, model, config.seed, shape[-3:]))
-
-
-def _on(mesh, shapes):
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), shapes
-    )

@@ -41,6 +41,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def on_mesh(mesh: Mesh, shapes: Any) -> Any:
+    """Shapes of arrays of which every device has a whole copy."""
+    sharding = replicated(mesh)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+
+
 def to_devices(mesh: Mesh, batch: dict[str, np.ndarray]) -> Batch:
     """This process's rows of a batch → global arrays sharded over the mesh."""
     sharding = NamedSharding(mesh, P(AXIS))
