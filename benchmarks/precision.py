@@ -40,10 +40,6 @@ KINDS = {"6 passes": (7, 3), "3 passes": (7, 2), "TF32": (10, 1), "1 pass": (7, 
 NETWORKS = {
     "MPN-COV": {"representation": {"name": "mpncov", "reduction": 64, "dropout": 0.0}},
     "GSoP": {"attention": {"name": "gsop", "dim": 16}},
-    "GSoP, MPN-COV": {
-        "attention": {"name": "gsop", "dim": 16},
-        "representation": {"name": "mpncov", "reduction": 64, "dropout": 0.0},
-    },
 }
 BASE = {"channels": 256, "positions": 196, "iterations": 5, "condition": 1e4}
 POINTS = [
