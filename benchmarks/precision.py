@@ -47,9 +47,7 @@ POINTS = [
     *({**BASE, "iterations": n} for n in (1, 3, 7)),
     *(
         {**BASE, "channels": channels, "positions": positions}
-        for channels in (64, 256)
-        for positions in (49, 196, 784)
-        if (channels, positions) != (BASE["channels"], BASE["positions"])
+        for channels, positions in ((64, 49), (64, 196), (64, 784), (256, 49))
     ),
 ]
 OF_KINDS = {

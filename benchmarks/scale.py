@@ -9,15 +9,13 @@
   second, see input_pipeline.py.
 - order: of an epoch's examples, its start and one index in batches of 1,024; memory it holds.
 - folder: of --files empty images in 1,000 classes, made under --scratch and removed: how long it
-  takes to open, and memory that it holds.
+  takes to open, and the memory that it takes.
 """
 
 import argparse
 import json
-import resource
 import tempfile
 import time
-import tracemalloc
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +23,7 @@ import jax
 import numpy as np
 from compile import CHIPS, NETWORKS, ROOT
 from tables import print_header, print_row
+from train_step import resident_peak
 
 from sop.config.command_line import load
 from sop.data import randomness
@@ -98,7 +97,7 @@ def orders(counts):
 
 
 def folder(count, scratch):
-    """Seconds to open and MB held."""
+    """Seconds to open, and by how much the largest memory of the process grew."""
     with tempfile.TemporaryDirectory(dir=scratch) as root:
         for split, files in (("train", count), ("test", 1000)):
             for number in range(1000):
@@ -106,21 +105,12 @@ def folder(count, scratch):
                 path.mkdir(parents=True)
                 for name in range(number, files, 1000):
                     (path / f"{name}.jpg").touch()
+        before = resident_peak()
         begun = time.perf_counter()
         source = FolderSource(Path(root), "train")
         seconds = time.perf_counter() - begun
-        del source
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        tracemalloc.start()
-        source = FolderSource(Path(root), "train")
-        held, _ = tracemalloc.get_traced_memory()
         assert len(source) == count
-        return {
-            "files": count,
-            "open, s": seconds,
-            "MB": held / 1e6,
-            "peak of the process, MB": peak,
-        }
+        return {"files": count, "open, s": seconds, "MB": (resident_peak() - before) / 1e6}
 
 
 def make_parser():
@@ -141,7 +131,6 @@ def main():
             "files": "{:,}",
             "open, s": "{:.1f}",
             "MB": "{:.0f}",
-            "peak of the process, MB": "{:.0f}",
         }
         print_header(columns)
         print_row(columns, folder(arguments.files, arguments.scratch))
