@@ -166,7 +166,7 @@ def jobs(arguments):
     """(name, function that measures its row), the most important first."""
     platform = "cpu" if arguments.tiny else "cuda"
     os.environ["JAX_PLATFORMS"] = platform  # of the tests, which set "cpu" otherwise
-    golden = ("-m", "pytest", "-q", "-p", "no:cacheprovider", GOLDEN)
+    golden = ("-m", "pytest", "-p", "no:cacheprovider", GOLDEN)
     yield "golden", partial(command, *golden, *(("-k", "cgd") if arguments.tiny else ()))
     shape = (2, 8, 8, 4) if arguments.tiny else (128, 112, 112, 64)
     for name in POOLINGS:
