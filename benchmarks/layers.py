@@ -55,8 +55,12 @@ def module(m):
     """A linen module in training mode; its parameters get gradients too."""
 
     def make(key, x):
-        variables = m.init(key, x, True)
-        return lambda v, x: m.apply(v, x, True, mutable=["batch_stats"])[0], variables
+        variables = m.init({"params": key, "dropout": key}, x, True)
+
+        def f(v, x):
+            return m.apply(v, x, True, mutable=["batch_stats"], rngs={"dropout": key})[0]
+
+        return f, variables
 
     return make
 
