@@ -18,6 +18,7 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import fcntl
 import gc
+import inspect
 import shutil
 
 import jaxtyping
@@ -27,6 +28,24 @@ import pytest
 # all of them thousands of times, a sixth of the tests' time and more.
 gc.set_threshold(100_000, 50, 100)
 
+check = jaxtyping.jaxtyped
+
+
+def check_what_is_annotated(*, typechecker):
+    """`jaxtyping.jaxtyped`, which would also wrap what has nothing to check, at every call of it.
+
+    Functions inside of functions are made anew, and would be wrapped anew, each time.
+    """
+
+    def decorate(found):
+        if inspect.isfunction(found) and not found.__annotations__:
+            return found
+        return check(found, typechecker=typechecker)
+
+    return decorate
+
+
+jaxtyping.jaxtyped = check_what_is_annotated
 # Not sop.training.state: a state of shapes or shardings is one too.
 CHECKED = ("sop.ops", "sop.layers", "sop.training.step")
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
