@@ -79,23 +79,24 @@ def check_types(config):
     images = jnp.zeros((1, size, size, 3))
 
     def run():
-        evaluated, variables = model.init_with_output(
-            jax.random.key(0), images, False, method=parts
-        )
+        keep = {"capture_intermediates": lambda module, _: module.name == "features"}
+        evaluated, variables = model.init_with_output(jax.random.key(0), images, False, **keep)
+        evaluated = evaluated, variables.pop("intermediates")
         trained, updates = model.apply(
             variables,
             images,
             True,
-            method=parts,
             mutable=["batch_stats"],
             rngs={"dropout": jax.random.key(1)},
+            **keep,
         )
-        return variables, updates, evaluated, trained
+        return variables, updates, evaluated, (trained, updates.pop("intermediates"))
 
     variables, updates, *outputs = jax.eval_shape(run)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     assert updates == {key: variables[key] for key in updates}
-    for features, logits in outputs:
+    for logits, inside in outputs:
+        [features] = inside["features"]["__call__"]
         assert (features.dtype, logits.dtype) == (jnp.bfloat16, jnp.float32)
 
 
