@@ -1,17 +1,19 @@
 """Eight simulated devices for every test, and annotated shapes checked; both before imports."""
 
+import atexit
 import os
-from pathlib import Path
+import shutil
+import tempfile
 
 from tests.launch import xla_flags
 
 os.environ.setdefault("XLA_FLAGS", xla_flags(devices=8))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Workers and the programs that tests start compile the same small networks over and over.
-os.environ.setdefault(
-    "JAX_COMPILATION_CACHE_DIR",
-    str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "jax"),
-)
+# Workers and the programs that tests start compile the same small networks over and over. The first
+# process makes a folder for what is compiled, the others inherit its name.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="sop_tests_")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 # Compiling takes most of the time, and a test computes little with what it compiled.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
@@ -19,7 +21,6 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 import fcntl
 import gc
 import inspect
-import shutil
 
 import jaxtyping
 import pytest
@@ -51,9 +52,13 @@ CHECKED = ("sop.ops", "sop.layers", "sop.training.step")
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
 
 
+# Files that take a minute or more.
+LONG = ("trajectories", "test_main", "layers/test_safety", "layers/test_transf", "rcnn_training")
+
+
 def pytest_collection_modifyitems(items):
-    """The longest first, so that the workers end together."""
-    items.sort(key=lambda item: "trajectories" not in item.nodeid)
+    """The longest files first, so that the workers end together; each file goes to one worker."""
+    items.sort(key=lambda item: not any(name in item.nodeid for name in LONG))
 
 
 @pytest.fixture(scope="session")

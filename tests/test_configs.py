@@ -112,13 +112,13 @@ def image_size(config, training):
 
 
 def steps(config):
-    """Model, optimizer, and both steps on one device, put together as for a run."""
+    """The state's shapes, a function that makes it, and both steps on one device, as for a run."""
     model = create_model(config.model, dtype=jnp.dtype(config.dtype))
     schedule = make_schedule(config.schedule, config.optimizer.learning_rate, config.num_epochs, 10)
     size, _ = image_size(config, training=True)
     start = partial(init_variables, model, config.seed, (*size, 3))
-    params = jax.eval_shape(start)["params"]
-    tx = make_optimizer(config.optimizer, schedule, params)
+    variables = jax.eval_shape(start)
+    tx = make_optimizer(config.optimizer, schedule, variables["params"])
     prepare = partial(normalize, name=config.input.normalization)
     train_step = make_train_step(
         model,
@@ -129,6 +129,7 @@ def steps(config):
     mesh = make_mesh(jax.devices()[:1])
     eval_step = make_eval_step(model, normalize=prepare)
     return (
+        jax.eval_shape(partial(init_state, tx=tx), variables),
         lambda: init_state(start(), tx),
         data_parallel(train_step, mesh),
         data_parallel(eval_step, mesh),
@@ -165,8 +166,7 @@ def test_parameter_count_is_the_originals(name):
 @pytest.mark.parametrize("name", TRACED)
 def test_steps_at_full_size(name):
     for config in stage_configs(config_of(name)):
-        start, train_step, eval_step = steps(config)
-        state = jax.eval_shape(start)
+        state, _, train_step, eval_step = steps(config)
         size, _ = image_size(config, training=True)
         batch = {
             "image": jax.ShapeDtypeStruct((config.batch_size, *size, 3), jnp.uint8),
@@ -212,7 +212,7 @@ def test_steps_lower_for_cuda(name):
 )
 def test_two_real_steps(name):
     config = stage_configs(config_of(name))[-1]
-    start, train_step, _ = steps(config)
+    _, start, train_step, _ = steps(config)
     state = jax.jit(start).lower().compile(QUICK)()
     random = np.random.default_rng(0)
     batch = {
