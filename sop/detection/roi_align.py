@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Sequence
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -31,6 +32,7 @@ def levels(
     return jnp.clip(level, 0, count - 1).astype(jnp.int32)
 
 
+@jax.named_scope("roi_align")
 def roi_align(
     maps: Sequence[Float[Array, "_ _ c"]],
     boxes: Float[Array, "r 4"],
