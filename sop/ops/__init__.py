@@ -16,7 +16,7 @@ from sop.ops.isqrt_cov import isqrt_cov, isqrt_gaussian
 from sop.ops.matrix_functions import matrix_inverse_sqrt, matrix_log, matrix_power, matrix_sqrt
 from sop.ops.means import first_maximum, generalized_mean
 from sop.ops.pade import matrix_sqrt_pade, sqrt_cov_pade
-from sop.ops.pooling import adaptive_average_pool, max_entropy_pool, pool_padding
+from sop.ops.pooling import adaptive_average_pool, max_entropy_pool, max_pool, pool_padding
 from sop.ops.precision import at_least_float32, einsum, magnitude, narrow, widen
 from sop.ops.simam import simam
 from sop.ops.sparse_inverse import sparse_inverse_covariance
@@ -43,6 +43,7 @@ __all__ = [
     "matrix_sqrt",
     "matrix_sqrt_pade",
     "max_entropy_pool",
+    "max_pool",
     "narrow",
     "pool_padding",
     "position_covariance",
