@@ -36,6 +36,8 @@ REPRESENTATIONS = {
     "dropcov": sop.layers.DropCov,
     "isice": sop.layers.ISICE,
     "deepbdc": sop.layers.DeepBDC,
+    "mgcrp": sop.layers.MGCrP,
+    "moment_probing": sop.layers.MomentProbing,
     "bcnn": sop.layers.BilinearCNN,
     "compact_bilinear": sop.layers.CompactBilinear,
 }

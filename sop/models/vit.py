@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -171,6 +171,8 @@ class ClassToken(nn.Module):
       dtype: without effect.
     """
 
+    class_token: ClassVar = True
+
     dtype: Any = None
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -189,8 +191,9 @@ def vit(
 ) -> Network:
     """Vision transformer.
 
-    The representation 'class_token' is the class token after the last norm, as published; any other
-    gets the patches' tokens after it, as a map. Images have one size, that of the position
+    The representation 'class_token' is the class token after the last norm, as published. One with
+    an attribute `class_token` that is true gets all tokens after it, [B, 1 + n, C], the class token
+    first; any other those of the patches, as a map. Images have one size, that of the position
     embeddings.
 
     Args:
@@ -214,7 +217,7 @@ def vit(
         heads=heads,
         rates=tuple(stochastic_depth * i / max(depth - 1, 1) for i in range(depth)),
         patch=patch,
-        keeps_class_token=parts.representation_name == "class_token",
+        keeps_class_token=getattr(parts.representation, "class_token", False),
         dropout=dropout,
         encoder=parts.block(Encoder, dense=dense, norm=norm),
         norm=norm,
@@ -234,10 +237,14 @@ TORCH_NAMES = TorchNames(
 )
 
 
-def _backbone(width: int, heads: int) -> Backbone:
+def _backbone(width: int, heads: int, dim: int, dropout: float = 0.0) -> Backbone:
     return Backbone(
         partial(vit, width=width, depth=12, heads=heads, patch=16),
         TORCH_NAMES,
+        published={
+            "mgcrp": {"class_token": True, "dim": dim, "dropout": dropout},
+            "moment_probing": {"class_token": True},
+        },
         reduction=128,
         representation="class_token",
         own={"class_token": ClassToken},
@@ -245,7 +252,7 @@ def _backbone(width: int, heads: int) -> Backbone:
 
 
 BACKBONES = {
-    "vit_tiny_patch16": _backbone(192, 3),
-    "vit_small_patch16": _backbone(384, 6),
-    "vit_base_patch16": _backbone(768, 12),
+    "vit_tiny_patch16": _backbone(192, 3, 14),
+    "vit_small_patch16": _backbone(384, 6, 24, 0.5),
+    "vit_base_patch16": _backbone(768, 12, 38, 0.7),
 }

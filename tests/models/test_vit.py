@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sop.errors import UsageError
-from sop.models import create_model
+from sop.models import create_model, resolve
 from sop.models.backbone import Backbone
 from sop.models.catalogue import cost
 from sop.models.features import features, pyramid
@@ -111,3 +111,21 @@ def test_parts_that_have_no_place_are_refused(part):
 def test_images_that_patches_do_not_tile_are_refused(variables, size):
     with pytest.raises(UsageError, match="must be multiples of 8"):
         make().apply(variables, jnp.zeros((1, *size, 3)), train=False)
+
+
+@pytest.mark.parametrize("name", ["mgcrp", "moment_probing"])
+def test_heads_of_transformers_get_the_class_token_too(name):
+    """Their classifier is one of it and one of the words; without it they pool the words alone."""
+    config = {"backbone": "vit_tiny_patch16", "num_classes": 10, "representation": name}
+    images = jnp.zeros((1, 32, 32, 3))
+
+    def width(config):
+        model = create_model(config)
+        shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+        return shapes["params"]["classifier"]["kernel"].shape[0], model.features.keeps_class_token
+
+    pooled = {"mgcrp": 6 * 14**2, "moment_probing": 3 * 31**2}[name]
+    assert width(config) == (192 + pooled, True)
+    config["representation"] = {"name": name, "class_token": False}
+    assert width(config) == ({"mgcrp": 0, "moment_probing": 192}[name] + pooled, False)
+    assert resolve(config)["representation"]["class_token"] is False
