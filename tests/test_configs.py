@@ -58,6 +58,9 @@ CIFAR = [name for name in NAMES if name.startswith("cifar")]
 
 # Config → the golden network whose parameter count it has.
 GOLDEN = {
+    "imagenet.py:convnext_tiny": "timm_convnext_tiny",
+    "imagenet.py:vit_small_deit": "timm_vit_small_patch16",
+    "imagenet.py:vit_tiny_deit": "timm_vit_tiny_patch16",
     "imagenet.py:densenet169_average": "gfgp_densenet169_avg",
     "imagenet.py:densenet169_gfgp": "gfgp_densenet169_max_ent",
     "imagenet.py:mobilenet070_cgd": "cgd_mobilenet_070",
@@ -90,6 +93,9 @@ TYPEFACES = [name for name in NAMES if name.startswith(("textures", "mnist_5k"))
 SLOW = {
     *(name for name in NAMES if any(w in name for w in ("densenet", "resnext", "101"))),
     *(name for name in NAMES if name.startswith(("fine_grained.py:a", "fine_grained.py:ca"))),
+    *(name for name in NAMES if any(w in name for w in ("vit_small", "vit_base", "convnext"))),
+    *(f"imagenet.py:{name}" for name in ("vit_tiny_deit", "resnet50_se", "resnet50_cbam")),
+    "imagenet.py:resnet50_eca",
     *CIFAR,
     *TYPEFACES,
 } - {"cifar100.py:preresnet164_gavp"}
@@ -158,7 +164,7 @@ def test_parameter_count_is_the_originals(name):
     config = config_of(name)
     config.model.num_classes = np.load(folder / f"{GOLDEN[name]}.logits.npy").shape[1]
     model = create_model(config.model)
-    variables = jax.eval_shape(partial(init_variables, model, 0, (64, 64, 3)))
+    variables = jax.eval_shape(partial(init_variables, model, 0, tuple(golden["input"][1:])))
     assert parameters(variables["params"]) == golden["parameters"]
 
 
@@ -251,6 +257,13 @@ OWN = {
         "input.eval_transforms": "resized_center_crop(224, 0.875, 'bicubic')",
         "sync_representation": False,
     },
+    "imagenet.py:vit_base_moment_probing": {
+        "optimizer.frozen": ("^features/",),
+        "optimizer.learning_rate": 1e-4,
+        "ema_decay": 0.99992,
+        "model.stochastic_depth": 0.1,
+    },
+    "imagenet.py:convnext_tiny": {"batch_size": 4096, "optimizer.learning_rate": 4e-3},
     "imagenet.py:resnet50_mpncov": {"sync_representation": True},
     "imagenet.py:resnet50_gsop2": {"sync_representation": False},
     "cifar10.py:wrn28_10_cgd": {
