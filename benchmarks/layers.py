@@ -55,8 +55,12 @@ def module(m):
     """A linen module in training mode; its parameters get gradients too."""
 
     def make(key, x):
-        variables = m.init(key, x, True)
-        return lambda v, x: m.apply(v, x, True, mutable=["batch_stats"])[0], variables
+        variables = m.init({"params": key, "dropout": key}, x, True)
+
+        def f(v, x):
+            return m.apply(v, x, True, mutable=["batch_stats"], rngs={"dropout": key})[0]
+
+        return f, variables
 
     return make
 
@@ -155,7 +159,7 @@ class Ours:
 
 
 class Theirs:
-    def __init__(self, case, originals, x, dtype):
+    def __init__(self, case, originals, x, dtype, compiled=False):
         import torch
 
         self.torch = torch
@@ -166,6 +170,8 @@ class Theirs:
         self.f = case.theirs(originals, self.x)
         if isinstance(self.f, torch.nn.Module):
             self.f.to(self.device, kind).train()
+        if compiled:
+            self.f = torch.compile(self.f)
 
     def _wait(self):
         if self.device == "cuda":
@@ -257,7 +263,7 @@ def measure(case, arguments):
     if precise:
         row["error"] = max(float64_errors(case, x, cotangent, ours.both(v)))
     if arguments.originals is not None and case.theirs is not None:
-        theirs = Theirs(case, arguments.originals, x, arguments.dtype)
+        theirs = Theirs(case, arguments.originals, x, arguments.dtype, arguments.compile)
         w = np.moveaxis(cotangent, 3, 1) if cotangent.ndim == 4 else cotangent
         w = theirs.torch.tensor(w.copy(), dtype=theirs.x.dtype, device=theirs.device)
         runs["forward"].append(theirs.forward)
@@ -314,6 +320,7 @@ def make_parser():
     parser.add_argument("--repetitions", type=int, default=15)
     parser.add_argument("--batch", type=int, help="instead of each case's own")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--compile", action="store_true", help="theirs: torch.compile")
     parser.add_argument("--profile", action="store_true", help="where the time of ours goes")
     parser.add_argument("--json", type=Path, help="write the rows here as well")
     parser.add_argument("--malloc", action="store_true", help="leave glibc's malloc as it is")

@@ -28,7 +28,11 @@ from sop.config.command_line import load
 from sop.config.validation import flatten
 from sop.data import transforms
 from sop.data.normalization import normalize
+from sop.data.scene_examples import Scenes
+from sop.data.scenes import parse_scenes
+from sop.detection import learned_mask_size
 from sop.models import create_model
+from sop.models.lookup import is_detector
 from sop.training.optimizer import make_optimizer, make_schedule, matches_any
 from sop.training.programs import evaluation_program, training_program
 from sop.training.state import init_state, init_variables
@@ -117,6 +121,22 @@ def image_size(config, training):
     return pipeline.output_size(native), pipeline.num_views
 
 
+def buckets(config, training):
+    """What batches have of each example, of each size of images."""
+    if is_detector(config.model):
+        options = config.input
+        text = options.train_transforms if training else options.eval_transforms
+        pipeline = parse_scenes(text, training=training)
+        mask_size = learned_mask_size(config.model) if training else None
+        how = {"seed": 0, "skip_bad": False, "replace_bad": training, "mask_size": mask_size}
+        found = Scenes([], pipeline, **how, capacity=options.max_objects).buckets
+    else:
+        size, views = image_size(config, training)
+        shape = (*(() if views is None else (views,)), *size, 3)
+        found = [{"image": (shape, np.uint8), "label": ((), np.int32)}]
+    return found if training else [{**rows, "mask": ((), np.bool_)} for rows in found]
+
+
 def steps(config):
     """Model, optimizer, and both steps on one device, put together as for a run."""
     model = create_model(config.model, dtype=jnp.dtype(config.dtype))
@@ -194,19 +214,15 @@ def test_steps_at_full_size(name):
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *DETECTORS])
 def test_steps_lower_for_cuda(name):
     """None is needed; custom calls are those that docs/accelerators.md lists."""
     page = (Path(__file__).parents[1] / "docs/accelerators.md").read_text()
+    mesh = make_mesh(jax.devices()[:1])
     for config in stage_configs(config_of(name)):
-        mesh = make_mesh(jax.devices()[:1])
-        size, _ = image_size(config, training=True)
-        rows = {"image": ((*size, 3), jnp.uint8), "label": ((), jnp.int32)}
-        train = training_program(config, mesh, rows)
-        size, views = image_size(config, training=False)
-        rows["image"] = (*(() if views is None else (views,)), *size, 3), jnp.uint8
-        evaluation = evaluation_program(config, mesh, {**rows, "mask": ((), jnp.bool_)})
-        for program in (train, evaluation):
+        programs = [training_program(config, mesh, rows) for rows in buckets(config, True)]
+        programs += [evaluation_program(config, mesh, rows) for rows in buckets(config, False)]
+        for program in programs:
             text = program.lower(lowering_platforms=("cuda",)).as_text()
             calls = set(re.findall(r"custom_call @(\w+)", text))
             assert all(f"`{call}`" in page for call in calls), calls

@@ -245,6 +245,13 @@ KEYS = {
         resume=True,
         stage=False,
     ),
+    "compiler_options": Key(
+        (),
+        tuple[tuple[str, bool | int | float | str], ...],
+        "(name of an XLA flag, value), … for the step of training, see docs/accelerators.md",
+        resume=True,
+        stage=False,
+    ),
     "log_every_steps": Key(50, Count, "steps in a point of the curves", resume=True, stage=False),
     "profile": Key(
         0,

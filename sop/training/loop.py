@@ -145,7 +145,9 @@ class _StageRun:
         reporter: Reporter,
     ):
         self._task = make_task(stage.config, model)
-        self._train_step = data_parallel(self._task.train_step(tx), mesh, donate=True)
+        options = dict(stage.config.compiler_options)
+        train_step = self._task.train_step(tx)
+        self._train_step = data_parallel(train_step, mesh, donate=True, options=options)
         self._eval_step = data_parallel(self._task.eval_step(), mesh)
         self._whole, self._stage, self._mesh = whole, stage, mesh
         self._checkpoints, self._reporter = checkpoints, reporter

@@ -63,12 +63,16 @@ def batch_shapes(mesh: Mesh, size: int, rows: Rows) -> dict[str, jax.ShapeDtypeS
 
 
 def data_parallel(
-    step: Callable, mesh: Mesh, donate: bool = False, by_example: bool = False
+    step: Callable,
+    mesh: Mesh,
+    donate: bool = False,
+    by_example: bool = False,
+    options: Mapping[str, Any] | None = None,
 ) -> jax.stages.Wrapped:
     """Jits a per-device `step(state, batch)` over the mesh.
 
     The first argument and the results are replicated, the batch is split along its first axis; with
-    `by_example` the results are split as the batch is.
+    `by_example` the results are split as the batch is. `options`: of XLA's compiler.
     `check_vma=False` gives collectives the meaning they have under `jax.pmap`: gradients stay per
     device until the step averages them.
     """
@@ -76,7 +80,8 @@ def data_parallel(
     mapped = jax.shard_map(
         step, mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=results, check_vma=False
     )
-    return jax.jit(mapped, donate_argnums=(0,) if donate else ())
+    donated = (0,) if donate else ()
+    return jax.jit(mapped, donate_argnums=donated, compiler_options=dict(options or {}) or None)
 
 
 def hits(logits: Float[Array, "b k"], labels: Int[Array, " b"], k: int) -> Bool[jax.Array, " b"]:
