@@ -150,9 +150,9 @@ class Train(_Batches):
 
     def __init__(self, images: Images, batch_size: int, rows: slice, num_workers: int, seed: int):
         super().__init__(images, batch_size, rows, num_workers)
-        self.steps_per_epoch = len(
-            in_batches(np.arange(self.num_examples), images.groups, batch_size, whole=True)
-        )
+        groups = images.groups
+        counts = [self.num_examples] if groups is None else np.bincount(groups).tolist()
+        self.steps_per_epoch = sum(count // batch_size for count in counts)
         if not self.steps_per_epoch:
             raise UsageError(
                 f"config.batch_size = {batch_size} exceeds the number of images of each of the "
@@ -178,9 +178,8 @@ class Train(_Batches):
         if self._images.groups is not None:
             return self._batches_of(epoch)[place]
         # Not Grain's shuffle: an index costs it 14 μs with 2,048 examples, 200 μs with 128.
-        order = randomness.order(self._seed, epoch, self.num_examples)
-        size = self._batch_size
-        return order[place * size : (place + 1) * size]
+        start, stop = place * self._batch_size, (place + 1) * self._batch_size
+        return randomness.ordered(self._seed, epoch, self.num_examples, start, stop)
 
     def _epoch(self, epoch: int) -> list[np.ndarray]:
         """The batches of an epoch where images have several sizes."""

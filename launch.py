@@ -21,7 +21,7 @@ from sop.config.validation import as_json
 from sop.errors import UsageError
 from sop.interruption import tell_of_end
 from sop.training import distributed, loop, pretrained
-from sop.training.compiling import keep_compiled
+from sop.training.compiling import check_compiler_options, keep_compiled
 from sop.training.durable import refuse_full_disk
 from sop.training.memory import check_memory
 from sop.training.optimizer import make_optimizer
@@ -68,6 +68,7 @@ def train(config: ConfigDict, workdir: str) -> None:
     config = with_whole_model(config)
     _refuse_unlike(config, mode="train")
     check_batches(config, jax.device_count())
+    check_compiler_options(dict(config.compiler_options))
     model, configs = make_model(config), stage_configs(config)
     data = input_pipeline.create(configs, jax.process_index(), jax.process_count())
     distributed.refuse_differences("data", {"data": identities(data)})

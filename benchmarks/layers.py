@@ -3,8 +3,8 @@
 `python benchmarks/layers.py --originals=DIR` prints a markdown table. DIR holds checkouts named as
 their repositories: fast-MPN-COV, Global-Second-order-Pooling-Convolutional-Networks, GFGP,
 Compact-Global-Descriptor, DifferentiableSVD, FastDifferentiableMatSqrt, DropCov, DeepBDC, iSICE,
-IterNorm-pytorch. Without it, ours is timed alone. Repetitions of the two are interleaved;
-a ratio is the median of the ratios of neighbours, its spread their quartiles.
+IterNorm-pytorch, SoT, Moment-Probing. Without it, ours is timed alone. Repetitions of the two are
+interleaved; a ratio is the median of the ratios of neighbours, its spread their quartiles.
 """
 
 import argparse
@@ -55,10 +55,25 @@ def module(m):
     """A linen module in training mode; its parameters get gradients too."""
 
     def make(key, x):
-        variables = m.init(key, x, True)
-        return lambda v, x: m.apply(v, x, True, mutable=["batch_stats"])[0], variables
+        variables = m.init({"params": key, "dropout": key}, x, True)
+
+        def f(v, x):
+            return m.apply(v, x, True, mutable=["batch_stats"], rngs={"dropout": key})[0]
+
+        return f, variables
 
     return make
+
+
+def tokens(m):
+    """The same for tokens, of which the first position is the class token."""
+    make = module(m)
+
+    def of_tokens(key, x):
+        f, variables = make(key, x.reshape(len(x), -1, x.shape[3]))
+        return lambda v, x: f(v, x.reshape(len(x), -1, x.shape[3])), variables
+
+    return of_tokens
 
 
 def cases():
@@ -78,6 +93,11 @@ def cases():
         for layer, theirs in original_layers.REPRESENTATIONS.items():
             ours = module(getattr(layers, layer)())
             second_order(layer, ours=ours, theirs=theirs)
+    for channels in (192, 384):
+        ours = tokens(layers.MGCrP(True))
+        add("MGCrP (SoT)", 16, 14, channels, ours, original_layers.their_mgcrp)
+        ours = tokens(layers.MomentProbing(True))
+        add("moment probing", 16, 14, channels, ours, original_layers.their_moment_probing)
     ours = module(layers.IterNorm(group_size=64))
     add("IterNorm d=64", 16, 28, 256, ours, original_layers.their_iter_norm)
     for size, channels in ((56, 256), (28, 512), (14, 1024), (14, 2048)):
@@ -139,7 +159,7 @@ class Ours:
 
 
 class Theirs:
-    def __init__(self, case, originals, x, dtype):
+    def __init__(self, case, originals, x, dtype, compiled=False):
         import torch
 
         self.torch = torch
@@ -150,6 +170,8 @@ class Theirs:
         self.f = case.theirs(originals, self.x)
         if isinstance(self.f, torch.nn.Module):
             self.f.to(self.device, kind).train()
+        if compiled:
+            self.f = torch.compile(self.f)
 
     def _wait(self):
         if self.device == "cuda":
@@ -241,7 +263,7 @@ def measure(case, arguments):
     if precise:
         row["error"] = max(float64_errors(case, x, cotangent, ours.both(v)))
     if arguments.originals is not None and case.theirs is not None:
-        theirs = Theirs(case, arguments.originals, x, arguments.dtype)
+        theirs = Theirs(case, arguments.originals, x, arguments.dtype, arguments.compile)
         w = np.moveaxis(cotangent, 3, 1) if cotangent.ndim == 4 else cotangent
         w = theirs.torch.tensor(w.copy(), dtype=theirs.x.dtype, device=theirs.device)
         runs["forward"].append(theirs.forward)
@@ -298,6 +320,7 @@ def make_parser():
     parser.add_argument("--repetitions", type=int, default=15)
     parser.add_argument("--batch", type=int, help="instead of each case's own")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--compile", action="store_true", help="theirs: torch.compile")
     parser.add_argument("--profile", action="store_true", help="where the time of ours goes")
     parser.add_argument("--json", type=Path, help="write the rows here as well")
     parser.add_argument("--malloc", action="store_true", help="leave glibc's malloc as it is")

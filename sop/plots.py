@@ -19,7 +19,14 @@ from sop.training.storage import locate
 from sop.training.workdir import run_config
 
 # What says nothing about how a run learns.
-_ALIKE = ("seed", "log_every_steps", "compilation_cache", "profile", "input.num_workers")
+_ALIKE = (
+    "seed",
+    "log_every_steps",
+    "compilation_cache",
+    "compiler_options",
+    "profile",
+    "input.num_workers",
+)
 
 
 def group(runs: Sequence[str]) -> dict[str, list[History]]:

@@ -28,7 +28,11 @@ from sop.config.command_line import load
 from sop.config.validation import flatten
 from sop.data import transforms
 from sop.data.normalization import normalize
+from sop.data.scene_examples import Scenes
+from sop.data.scenes import parse_scenes
+from sop.detection import learned_mask_size
 from sop.models import create_model
+from sop.models.lookup import is_detector
 from sop.training.optimizer import make_optimizer, make_schedule, matches_any
 from sop.training.programs import evaluation_program, training_program
 from sop.training.state import init_state, init_variables
@@ -58,6 +62,9 @@ CIFAR = [name for name in NAMES if name.startswith("cifar")]
 
 # Config → the golden network whose parameter count it has.
 GOLDEN = {
+    "imagenet.py:convnext_tiny": "timm_convnext_tiny",
+    "imagenet.py:vit_small_deit": "timm_vit_small_patch16",
+    "imagenet.py:vit_tiny_deit": "timm_vit_tiny_patch16",
     "imagenet.py:densenet169_average": "gfgp_densenet169_avg",
     "imagenet.py:densenet169_gfgp": "gfgp_densenet169_max_ent",
     "imagenet.py:mobilenet070_cgd": "cgd_mobilenet_070",
@@ -90,6 +97,9 @@ TYPEFACES = [name for name in NAMES if name.startswith(("textures", "mnist_5k"))
 SLOW = {
     *(name for name in NAMES if any(w in name for w in ("densenet", "resnext", "101"))),
     *(name for name in NAMES if name.startswith(("fine_grained.py:a", "fine_grained.py:ca"))),
+    *(name for name in NAMES if any(w in name for w in ("vit_small", "vit_base", "convnext"))),
+    *(f"imagenet.py:{name}" for name in ("vit_tiny_deit", "resnet50_se", "resnet50_cbam")),
+    "imagenet.py:resnet50_eca",
     *CIFAR,
     *TYPEFACES,
 } - {"cifar100.py:preresnet164_gavp"}
@@ -109,6 +119,22 @@ def image_size(config, training):
     pipeline = transforms.parse(text, training=training)
     native = NATIVE.get(config.input.dataset.partition("/")[0])
     return pipeline.output_size(native), pipeline.num_views
+
+
+def buckets(config, training):
+    """What batches have of each example, of each size of images."""
+    if is_detector(config.model):
+        options = config.input
+        text = options.train_transforms if training else options.eval_transforms
+        pipeline = parse_scenes(text, training=training)
+        mask_size = learned_mask_size(config.model) if training else None
+        how = {"seed": 0, "skip_bad": False, "replace_bad": training, "mask_size": mask_size}
+        found = Scenes([], pipeline, **how, capacity=options.max_objects).buckets
+    else:
+        size, views = image_size(config, training)
+        shape = (*(() if views is None else (views,)), *size, 3)
+        found = [{"image": (shape, np.uint8), "label": ((), np.int32)}]
+    return found if training else [{**rows, "mask": ((), np.bool_)} for rows in found]
 
 
 def steps(config):
@@ -159,7 +185,7 @@ def test_parameter_count_is_the_originals(name):
     config = config_of(name)
     config.model.num_classes = np.load(folder / f"{GOLDEN[name]}.logits.npy").shape[1]
     model = create_model(config.model)
-    variables = jax.eval_shape(partial(init_variables, model, 0, (64, 64, 3)))
+    variables = jax.eval_shape(partial(init_variables, model, 0, tuple(golden["input"][1:])))
     assert parameters(variables["params"]) == golden["parameters"]
 
 
@@ -188,19 +214,15 @@ def test_steps_at_full_size(name):
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *DETECTORS])
 def test_steps_lower_for_cuda(name):
     """None is needed; custom calls are those that docs/accelerators.md lists."""
     page = (Path(__file__).parents[1] / "docs/accelerators.md").read_text()
+    mesh = make_mesh(jax.devices()[:1])
     for config in stage_configs(config_of(name)):
-        mesh = make_mesh(jax.devices()[:1])
-        size, _ = image_size(config, training=True)
-        rows = {"image": ((*size, 3), jnp.uint8), "label": ((), jnp.int32)}
-        train = training_program(config, mesh, rows)
-        size, views = image_size(config, training=False)
-        rows["image"] = (*(() if views is None else (views,)), *size, 3), jnp.uint8
-        evaluation = evaluation_program(config, mesh, {**rows, "mask": ((), jnp.bool_)})
-        for program in (train, evaluation):
+        programs = [training_program(config, mesh, rows) for rows in buckets(config, True)]
+        programs += [evaluation_program(config, mesh, rows) for rows in buckets(config, False)]
+        for program in programs:
             text = program.lower(lowering_platforms=("cuda",)).as_text()
             calls = set(re.findall(r"custom_call @(\w+)", text))
             assert all(f"`{call}`" in page for call in calls), calls
@@ -251,6 +273,13 @@ OWN = {
         "input.eval_transforms": "resized_center_crop(224, 0.875, 'bicubic')",
         "sync_representation": False,
     },
+    "imagenet.py:vit_base_moment_probing": {
+        "optimizer.frozen": ("^features/",),
+        "optimizer.learning_rate": 1e-4,
+        "ema_decay": 0.99992,
+        "model.stochastic_depth": 0.1,
+    },
+    "imagenet.py:convnext_tiny": {"batch_size": 4096, "optimizer.learning_rate": 4e-3},
     "imagenet.py:resnet50_mpncov": {"sync_representation": True},
     "imagenet.py:resnet50_gsop2": {"sync_representation": False},
     "cifar10.py:wrn28_10_cgd": {

@@ -7,7 +7,7 @@ import pytest
 
 import input_pipeline
 from sop.config import get_config
-from sop.data import examples, images, sources
+from sop.data import examples, images, randomness, sources
 from sop.errors import UsageError
 
 
@@ -426,3 +426,15 @@ def test_identity_is_the_sources(folder_config):
     train, evaluation = input_pipeline.create([folder_config])[0]
     assert train.identity["split"] == "train" and evaluation.identity["split"] == "test"
     assert train.identity["examples"] == 6 and train.identity["classes"] == ["a", "b"]
+
+
+def test_an_order_that_is_not_held_shows_each_example_once_too(config, monkeypatch):
+    """On all processes together, and from any batch on."""
+    monkeypatch.setattr(randomness, "LARGEST_ORDER", 1000)
+    train = input_pipeline.create_train(config)
+    shown = np.concatenate([train._examples(1, place) for place in range(train.steps_per_epoch)])
+    assert len(np.unique(shown)) == shown.size == 48 * train.steps_per_epoch
+    shares = [
+        take(input_pipeline.create_train(config, index, 2).batches(20), 12) for index in range(2)
+    ]
+    assert_same(joined(shares), take(train.batches(), 32)[20:])

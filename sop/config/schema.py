@@ -85,6 +85,12 @@ KEYS = {
         "local pooling; None: the backbone's; further keys: its options",
         stage=False,
     ),
+    "model.norm.name": Key(
+        None,
+        str | None,
+        "'iter_norm' in the place of batch norms; None: these; further keys: its options",
+        stage=False,
+    ),
     "model.representation.name": Key(
         None, str | None, "None: the backbone's; further keys: its options", stage=False
     ),
@@ -239,6 +245,13 @@ KEYS = {
         resume=True,
         stage=False,
     ),
+    "compiler_options": Key(
+        (),
+        tuple[tuple[str, bool | int | float | str], ...],
+        "(name of an XLA flag, value), … for the step of training, see docs/accelerators.md",
+        resume=True,
+        stage=False,
+    ),
     "log_every_steps": Key(50, Count, "steps in a point of the curves", resume=True, stage=False),
     "profile": Key(
         0,
@@ -254,6 +267,7 @@ OPEN = (
     "model",
     "model.attention",
     "model.pool",
+    "model.norm",
     "model.representation",
     "model.detector",
     "optimizer.rule",

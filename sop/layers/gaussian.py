@@ -11,6 +11,7 @@ from sop.checks import Rate, within
 from sop.layers.representation import Reduced
 from sop.ops.annotations import FeatureMap
 from sop.ops.arguments import Iterations
+from sop.ops.precision import Precision
 
 
 class GaussianPooling(Reduced):
@@ -27,6 +28,7 @@ class GaussianPooling(Reduced):
       reduction, initialization, dtype, axis_name: see `sop.layers.representation.Reduced`.
       num_iters: N.
       beta: β, the weight of the mean.
+      precision: see `sop.layers.MPNCOV`.
       dropout: rate, drawn from the stream 'dropout' in training.
 
     Call:
@@ -47,9 +49,11 @@ class GaussianPooling(Reduced):
 
     num_iters: Iterations = 5
     beta: Annotated[float, within(0.0, 1e6)] = 1.0
+    precision: Precision = "highest"
     dropout: Rate = 0.0
 
     @nn.compact
     def represent(self, x: FeatureMap, train: bool) -> Float[jax.Array, "b d"]:
-        y = ops.isqrt_gaussian(self.reduced(x, train), self.num_iters, self.beta)
+        x = self.reduced(x, train)
+        y = ops.isqrt_gaussian(x, self.num_iters, self.beta, precision=self.precision)
         return nn.Dropout(self.dropout, deterministic=not train)(y)

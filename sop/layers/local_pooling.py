@@ -54,6 +54,13 @@ class LocalPool(nn.Module):
         _, pads = ops.pool_padding(x.shape[1:3], **self.geometry())
         return tuple((before, max(after, 0)) for before, after in pads)
 
+    def reduce(self, x: Array, start: float, operation) -> jax.Array:
+        """`operation` over each window of x padded with `start`."""
+        window, strides = _pair(self.window), self.geometry()["strides"]
+        pads = ((0, 0), *self.explicit_padding(x), (0, 0))
+        first = np.asarray(start, x.dtype)
+        return lax.reduce_window(x, first, operation, (1, *window, 1), (1, *strides, 1), pads)
+
 
 def _pair(value: Pair | _Padding) -> tuple[int, ...]:
     return tuple(value) if isinstance(value, tuple | list) else (value, value)
@@ -113,15 +120,7 @@ class AveragePool(LocalPool):
         dtype = self.dtype or x.dtype
         x = ops.widen(x.astype(dtype))
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        geometry = self.geometry()
-        total = lax.reduce_window(
-            x,
-            np.asarray(0, x.dtype),
-            lax.add,
-            (1, *geometry["window"], 1),
-            (1, *geometry["strides"], 1),
-            ((0, 0), *self.explicit_padding(x), (0, 0)),
-        )
+        total = self.reduce(x, 0.0, lax.add)
         return ops.narrow(total / self._counts(x.shape[1:3], total.shape[1:3]), dtype)
 
     def _counts(self, size, windows):

@@ -10,6 +10,7 @@ from sop.checks import Rate, above, at_most, within
 from sop.layers.representation import Reduced, Vectors
 from sop.ops.annotations import FeatureMap
 from sop.ops.arguments import Iterations
+from sop.ops.precision import Precision
 
 
 class MPNCOV(Reduced):
@@ -39,6 +40,7 @@ class MPNCOV(Reduced):
       initialization: of W: 'he', normal by fan-out, in PyTorch code; 'lecun', cut-off normal by
         fan-in, in TensorFlow code; 'glorot', uniform.
       vectorize: False returns the whole matrix.
+      precision: of the products of 'newton_schulz', see `sop.ops.isqrt_cov`.
       dropout: rate, drawn from the stream 'dropout' in training.
       dtype: compute type of the reduction's products; None: that of x. The rest is float32.
       axis_name: mapped axis that BN statistics are averaged over.
@@ -66,6 +68,7 @@ class MPNCOV(Reduced):
     ] = "newton_schulz"
     alpha: Annotated[float, above(0), at_most(10)] = 0.5
     epsilon: Annotated[float, within(1e-12, 1e12)] = 1e-3
+    precision: Precision = "highest"
     vectorize: bool = True
     dropout: Rate = 0.0
 
@@ -73,7 +76,7 @@ class MPNCOV(Reduced):
     def represent(self, x: FeatureMap, train: bool) -> Vectors:
         x = self.reduced(x, train)
         if self.normalization == "newton_schulz" and self.vectorize:
-            y = ops.isqrt_cov(x, self.num_iters)
+            y = ops.isqrt_cov(x, self.num_iters, precision=self.precision)
         else:
             y = self._normalized_covariance(x)
             y = ops.upper_triangle(y) if self.vectorize else y
@@ -87,7 +90,7 @@ class MPNCOV(Reduced):
         # A root may be in range where the covariance is not.
         sigma, size = ops.scaled_covariance(x)
         if self.normalization == "newton_schulz":
-            return size * ops.matrix_sqrt(sigma, self.num_iters)
+            return size * ops.matrix_sqrt(sigma, self.num_iters, precision=self.precision)
         if self.normalization == "element":
             threshold = jnp.maximum(1e-8 / size / size, jnp.finfo(size.dtype).tiny)
             return size * ops.signed_sqrt(sigma, threshold)

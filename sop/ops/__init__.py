@@ -11,6 +11,7 @@ from sop.ops.covariance import (
     scaled_covariance,
     upper_triangle,
 )
+from sop.ops.cross_covariance import cross_covariance, singular_value_power, unit
 from sop.ops.dropcov import drop_rate
 from sop.ops.isqrt_cov import isqrt_cov, isqrt_gaussian
 from sop.ops.matrix_functions import matrix_inverse_sqrt, matrix_log, matrix_power, matrix_sqrt
@@ -30,6 +31,7 @@ __all__ = [
     "compact_bilinear",
     "cosine_coefficients",
     "covariance",
+    "cross_covariance",
     "drop_rate",
     "einsum",
     "first_maximum",
@@ -51,11 +53,13 @@ __all__ = [
     "scaled_covariance",
     "signed_sqrt",
     "simam",
+    "singular_value_power",
     "sparse_inverse_covariance",
     "spatial_cgd",
     "sqrt_cov_pade",
     "tensor_sketch_hashes",
     "toy_cgd",
+    "unit",
     "upper_triangle",
     "widen",
 ]

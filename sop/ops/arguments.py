@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from sop.checks import check, within
 from sop.errors import UsageError
+from sop.ops.precision import Precision
 
 # Of Newton–Schulz: each is traced and compiled by itself, and the late ones change nothing.
 Iterations = Annotated[int, within(1, 100)]
@@ -26,6 +27,11 @@ def require_feature_map(x, argument="x"):
 def require_iterations(num_iters):
     """Refuses a number of Newton–Schulz iterations beyond `Iterations`."""
     check("num_iters", num_iters, Iterations)
+
+
+def require_precision(precision):
+    """Refuses what is no `Precision`."""
+    check("precision", precision, Precision)
 
 
 def require_square(a):

@@ -10,16 +10,16 @@ from jax import lax
 from jaxtyping import Float
 
 from sop.ops.annotations import FeatureMap
-from sop.ops.arguments import require_feature_map, require_iterations
+from sop.ops.arguments import require_feature_map, require_iterations, require_precision
 from sop.ops.covariance import centre, positions, upper_triangle
 from sop.ops.derivatives import with_pullback
 from sop.ops.matrix_functions import newton_schulz, newton_schulz_and_adjoint, product
 from sop.ops.platform import in_halves
-from sop.ops.precision import einsum
+from sop.ops.precision import Precision, einsum
 
 
 def isqrt_cov(
-    x: FeatureMap, num_iters: int = 5, autodiff: bool = False
+    x: FeatureMap, num_iters: int = 5, autodiff: bool = False, precision: Precision = "highest"
 ) -> Float[jax.Array, "b c*(c+1)//2"]:
     """Upper triangle of the square root of the covariance, by N Newton–Schulz iterations.
 
@@ -35,23 +35,29 @@ def isqrt_cov(
       num_iters: N ≥ 1; 5 in fast MPN-COV, 3 in GSoP-Net2.
       autodiff: differentiate the iteration itself, most of whose products are then kept, instead
         of the hand-derived backward pass, which keeps x alone. The gradients are equal.
+      precision: of products of float32 on accelerators, 'highest', 'high' or 'default'; their
+        errors are in docs/accelerators.md.
 
     Returns:
       [B, C(C+1)/2], row-major as `numpy.triu_indices`, float32 (float64 for float64 x).
 
     Raises:
-      UsageError: x is not a floating [B, H, W, C] with at least one position and one channel, or
-        num_iters no positive int.
+      UsageError: x is not a floating [B, H, W, C] with at least one position and one channel,
+        num_iters no positive int, or precision unknown.
 
     >>> import jax.numpy as jnp
     >>> isqrt_cov(jnp.array([1.0, 3.0]).reshape(1, 2, 1, 1)).round(3).tolist()
     [[1.0]]
     """
-    return _root_of_moment(x, _centred, num_iters, autodiff)
+    return _root_of_moment(x, _centred, num_iters, autodiff, precision)
 
 
 def isqrt_gaussian(
-    x: FeatureMap, num_iters: int = 5, beta: float = 1.0, autodiff: bool = False
+    x: FeatureMap,
+    num_iters: int = 5,
+    beta: float = 1.0,
+    autodiff: bool = False,
+    precision: Precision = "highest",
 ) -> Float[jax.Array, "b _"]:
     """Upper triangle of the square root of a Gaussian's embedding, by N Newton–Schulz iterations.
 
@@ -67,6 +73,7 @@ def isqrt_gaussian(
       num_iters: N ≥ 1.
       beta: β, the weight of the mean.
       autodiff: see `isqrt_cov`.
+      precision: see `isqrt_cov`.
 
     Returns:
       [B, (C+1)(C+2)/2], row-major as `numpy.triu_indices`, float32 (float64 for float64 x).
@@ -78,7 +85,8 @@ def isqrt_gaussian(
     >>> isqrt_gaussian(jnp.array([-1.0, 1.0]).reshape(1, 2, 1, 1), 12).round(3).tolist()
     [[1.0, 0.0, 1.0]]
     """
-    return _root_of_moment(x, functools.partial(_with_mean, beta=beta), num_iters, autodiff)
+    prepare = functools.partial(_with_mean, beta=beta)
+    return _root_of_moment(x, prepare, num_iters, autodiff, precision)
 
 
 def _centred(x):
@@ -91,13 +99,13 @@ def _with_mean(x, beta):
     return jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=2)
 
 
-def _root_of_moment(x, prepare, num_iters, autodiff):
+def _root_of_moment(x, prepare, num_iters, autodiff, precision):
     """Of (1/n) Σ rᵢ rᵢᵀ, where `prepare` makes the rows rᵢ [B, n, D] of x."""
     require_feature_map(x)
     require_iterations(num_iters)
-    forward, gradient = (
-        functools.partial(f, prepare=prepare, num_iters=num_iters) for f in (_forward, _gradient)
-    )
+    require_precision(precision)
+    how = {"prepare": prepare, "num_iters": num_iters, "precision": precision}
+    forward, gradient = (functools.partial(f, **how) for f in (_forward, _gradient))
     if autodiff:
         return forward(x)
     return with_pullback(
@@ -118,30 +126,33 @@ def _normalized(x):
     return x * lax.rsqrt(squares), jnp.sqrt(squares) * largest
 
 
-def _forward(x, prepare, num_iters):
+def _forward(x, prepare, num_iters, precision):
+    multiply = functools.partial(einsum, precision=precision)
     x, norm = _normalized(prepare(x))
     if x.shape[1] < x.shape[2]:
-        z = newton_schulz(product(x, x), num_iters, inverse=True)
-        y = einsum("bnc,bnd->bcd", x, einsum("bmn,bnc->bmc", z, x))
+        gram = product(x, x, precision)
+        z = newton_schulz(gram, num_iters, inverse=True, precision=precision)
+        y = multiply("bnc,bnd->bcd", x, multiply("bmn,bnc->bmc", z, x))
     else:
-        y = newton_schulz(einsum("bnc,bnd->bcd", x, x), num_iters)
+        y = newton_schulz(multiply("bnc,bnd->bcd", x, x), num_iters, precision=precision)
     return upper_triangle(y) * (norm / math.sqrt(x.shape[1]))[:, :, 0]
 
 
-def _gradient(x, cotangent, prepare, num_iters):
+def _gradient(x, cotangent, prepare, num_iters, precision):
+    multiply = functools.partial(einsum, precision=precision)
+    iterate = functools.partial(newton_schulz_and_adjoint, num_iters=num_iters, precision=precision)
     rows, pullback = jax.vjp(prepare, x)
     x, _ = _normalized(rows)
     g = _from_upper_triangle(cotangent, x.shape[2])
     if x.shape[1] < x.shape[2]:
-        xg = einsum("bnc,bcd->bnd", x, g)
-        direction = product(xg, x)
-        z, dz = newton_schulz_and_adjoint(product(x, x), direction, num_iters, inverse=True)
-        gradient = einsum("bmn,bnc->bmc", z, xg) + einsum("bmn,bnc->bmc", dz, x)
+        xg = multiply("bnc,bcd->bnd", x, g)
+        direction = product(xg, x, precision)
+        z, dz = iterate(product(x, x, precision), direction, inverse=True)
+        gradient = multiply("bmn,bnc->bmc", z, xg) + multiply("bmn,bnc->bmc", dz, x)
         value = jnp.sum(direction * z, axis=(1, 2), keepdims=True)
     else:
-        a = einsum("bnc,bnd->bcd", x, x)
-        y, dy = newton_schulz_and_adjoint(a, g, num_iters)
-        gradient = einsum("bnc,bcd->bnd", x, dy)
+        y, dy = iterate(multiply("bnc,bnd->bcd", x, x), g)
+        gradient = multiply("bnc,bcd->bnd", x, dy)
         value = jnp.sum(g * y, axis=(1, 2), keepdims=True)
     # Along x only the norm changes, and the result with it in proportion.
     along = jnp.sum(x * gradient, axis=(1, 2), keepdims=True)

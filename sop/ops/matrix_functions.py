@@ -8,9 +8,9 @@ from jaxtyping import Float
 
 from sop.errors import UsageError
 from sop.ops.annotations import Array, Matrices
-from sop.ops.arguments import require_iterations, require_square
+from sop.ops.arguments import require_iterations, require_precision, require_square
 from sop.ops.derivatives import with_pullback
-from sop.ops.precision import at_least_float32, einsum
+from sop.ops.precision import Precision, at_least_float32, einsum
 
 
 def transpose(a):
@@ -24,42 +24,46 @@ def symmetrize(a: Matrices) -> Matrices:
 
 
 def product(
-    a: Float[Array, "*batch i k"], b: Float[Array, "*batch j k"]
+    a: Float[Array, "*batch i k"],
+    b: Float[Array, "*batch j k"],
+    precision: Precision = "highest",
 ) -> Float[jax.Array, "*batch i j"]:
     """a b for symmetric b, contracting the last axes of both: the layout that is read in order."""
-    return einsum("...ij,...kj->...ik", a, b)
+    return einsum("...ij,...kj->...ik", a, b, precision=precision)
 
 
 # Derivatives of the square and cube of a symmetric matrix in a symmetric direction. What the
 # product rule adds up are transposes of one another: half of its multiplications suffice.
 
 
-@jax.custom_jvp
-def _square(a):
-    return product(a, a)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _square(a, precision):
+    return product(a, a, precision)
 
 
 @_square.defjvp
-def _square_jvp(primals, tangents):
+def _square_jvp(precision, primals, tangents):
     (a,), (da,) = primals, tangents
-    w = product(da, a)
-    return _square(a), w + transpose(w)
+    w = product(da, a, precision)
+    return _square(a, precision), w + transpose(w)
 
 
-@jax.custom_jvp
-def _cube(a):
-    return product(product(a, a), a)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _cube(a, precision):
+    return product(product(a, a, precision), a, precision)
 
 
 @_cube.defjvp
-def _cube_jvp(primals, tangents):
+def _cube_jvp(precision, primals, tangents):
     (a,), (da,) = primals, tangents
-    w = product(da, a)
-    v = product(w + 0.5 * transpose(w), a)
-    return _cube(a), v + transpose(v)
+    w = product(da, a, precision)
+    v = product(w + 0.5 * transpose(w), a, precision)
+    return _cube(a, precision), v + transpose(v)
 
 
-def newton_schulz(a: Matrices, num_iters: int, inverse: bool = False) -> Matrices:
+def newton_schulz(
+    a: Matrices, num_iters: int, inverse: bool = False, precision: Precision = "highest"
+) -> Matrices:
     """The N-th Newton–Schulz iterate Y_N of symmetric a, or Z_N with `inverse`; Y_N = a Z_N.
 
     Everything in Y ← YT, Z ← TZ, T = ½(3I − ZY) is a polynomial of a and commutes. So P = ZY
@@ -68,27 +72,34 @@ def newton_schulz(a: Matrices, num_iters: int, inverse: bool = False) -> Matrice
     16 Q = (P² − 9/2 P)² + 27/4 P² − 39 P + 36 I, and P ← P Q²: ten multiplications for N = 5
     where the iteration as written takes twelve.
     """
+    square = functools.partial(_square, precision=precision)
+    cube = functools.partial(_cube, precision=precision)
+    times = functools.partial(product, precision=precision)
     identity = jnp.eye(a.shape[-1], dtype=a.dtype)
     p, left = a, num_iters
     out = None if inverse else a
     if num_iters % 2:
-        out = 1.5 * identity - 0.5 * a if inverse else 1.5 * a - 0.5 * _square(a)
+        out = 1.5 * identity - 0.5 * a if inverse else 1.5 * a - 0.5 * square(a)
         left -= 1
         if left:
-            p = 2.25 * a - 1.5 * _square(a) + 0.25 * _cube(a)
+            p = 2.25 * a - 1.5 * square(a) + 0.25 * cube(a)
     while left:
-        squared = _square(p)
-        q = (_square(squared - 4.5 * p) + 6.75 * squared - 39 * p + 36 * identity) / 16
-        out = q if out is None else product(out, q)
+        squared = square(p)
+        q = (square(squared - 4.5 * p) + 6.75 * squared - 39 * p + 36 * identity) / 16
+        out = q if out is None else times(out, q)
         left -= 2
         if left:
-            p = product(p, _square(q))
+            p = times(p, square(q))
     assert out is not None
     return out
 
 
 def newton_schulz_and_adjoint(
-    a: Matrices, direction: Matrices, num_iters: int, inverse: bool = False
+    a: Matrices,
+    direction: Matrices,
+    num_iters: int,
+    inverse: bool = False,
+    precision: Precision = "highest",
 ) -> tuple[Matrices, Matrices]:
     """The iterate and the vector–Jacobian product of a symmetric cotangent, [..., C, C] each.
 
@@ -96,11 +107,15 @@ def newton_schulz_and_adjoint(
     adjoint: a forward derivative along the cotangent is the backward pass, and keeps none of the
     iterates.
     """
-    iterate = functools.partial(newton_schulz, num_iters=num_iters, inverse=inverse)
+    iterate = functools.partial(
+        newton_schulz, num_iters=num_iters, inverse=inverse, precision=precision
+    )
     return jax.jvp(iterate, (a,), (direction,))
 
 
-def matrix_sqrt(a: Matrices, num_iters: int = 5, autodiff: bool = False) -> Matrices:
+def matrix_sqrt(
+    a: Matrices, num_iters: int = 5, autodiff: bool = False, precision: Precision = "highest"
+) -> Matrices:
     """Square root of positive semi-definite matrices by N coupled Newton–Schulz iterations.
 
     A = a / tr a;  Y₀ = A, Z₀ = I;  T = ½(3I − ZY), Y ← YT, Z ← TZ, N times;  √(tr a) · Y.
@@ -114,12 +129,14 @@ def matrix_sqrt(a: Matrices, num_iters: int = 5, autodiff: bool = False) -> Matr
       num_iters: N ≥ 1.
       autodiff: differentiate the iteration itself, most of whose products are then kept, instead
         of the hand-derived backward pass. The gradients are equal.
+      precision: see `isqrt_cov`.
 
     Returns:
       [..., C, C], float32 (float64 for float64 a).
 
     Raises:
-      UsageError: a is not a stack of square matrices, or num_iters no positive int.
+      UsageError: a is not a stack of square matrices, num_iters no positive int, or precision
+        unknown.
 
     >>> import jax.numpy as jnp
     >>> matrix_sqrt(4.0 * jnp.eye(2), num_iters=12).round(3).tolist()
@@ -127,8 +144,9 @@ def matrix_sqrt(a: Matrices, num_iters: int = 5, autodiff: bool = False) -> Matr
     """
     require_square(a)
     require_iterations(num_iters)
+    require_precision(precision)
     a = symmetrize(at_least_float32(a))
-    return (_trace_scaled_root if autodiff else _matrix_sqrt)(a, num_iters)
+    return (_trace_scaled_root if autodiff else _matrix_sqrt)(a, num_iters, precision)
 
 
 def matrix_inverse_sqrt(a: Matrices, num_iters: int = 5) -> Matrices:
@@ -178,9 +196,9 @@ def _by_trace(a):
     return a / jnp.where(vanishes, jnp.inf, trace), root
 
 
-def _trace_scaled_root(a, num_iters):
+def _trace_scaled_root(a, num_iters, precision):
     a, root = _by_trace(a)
-    return root * newton_schulz(a, num_iters)
+    return root * newton_schulz(a, num_iters, precision=precision)
 
 
 def _trace_scaled_inverse_root(a, num_iters):
@@ -199,17 +217,18 @@ def _matrix_inverse_sqrt_pullback(a, cotangent, num_iters):
     return (gradient / root / root / root,)
 
 
-def _matrix_sqrt(a, num_iters):
+def _matrix_sqrt(a, num_iters, precision):
+    how = {"num_iters": num_iters, "precision": precision}
     return with_pullback(
-        functools.partial(_trace_scaled_root, num_iters=num_iters),
-        functools.partial(_matrix_sqrt_pullback, num_iters=num_iters),
+        functools.partial(_trace_scaled_root, **how),
+        functools.partial(_matrix_sqrt_pullback, **how),
     )(a)
 
 
-def _matrix_sqrt_pullback(a, cotangent, num_iters):
+def _matrix_sqrt_pullback(a, cotangent, num_iters, precision):
     cotangent = symmetrize(cotangent)
     a, root = _by_trace(a)
-    y, gradient = newton_schulz_and_adjoint(a, cotangent, num_iters)
+    y, gradient = newton_schulz_and_adjoint(a, cotangent, num_iters, precision=precision)
     # Of √t Y(a/t) by a, and by t = tr a: pre- and post-compensation.
     by_trace = _inner(cotangent, y) / 2 - _inner(gradient, a)
     gradient += by_trace * jnp.eye(a.shape[-1], dtype=a.dtype)

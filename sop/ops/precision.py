@@ -3,7 +3,7 @@
 Second-order statistics leave the range of float16 (±65504) at once.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +13,20 @@ from jaxtyping import Float
 from sop.ops.annotations import Array
 from sop.ops.derivatives import linear
 
+# Of products of float32, as `jax.lax.Precision`.
+Precision = Literal["highest", "high", "default"]
 
-def einsum(subscripts: str, *operands: Any) -> jax.Array:
+
+def einsum(subscripts: str, *operands: Any, precision: Precision = "highest") -> jax.Array:
     """`jnp.einsum` with factors as they are.
 
-    On accelerators the default would round those of a float32 product to bfloat16 or TF32.
+    On accelerators 'high' and 'default' round those of a float32 product, see
+    docs/accelerators.md.
 
     >>> einsum("bc,c->b", jnp.ones((1, 2)), jnp.ones(2)).tolist()
     [2.0]
     """
-    return jnp.einsum(subscripts, *operands, precision=lax.Precision.HIGHEST)
+    return jnp.einsum(subscripts, *operands, precision=precision)
 
 
 def narrow(x: Float[Array, "*shape"], dtype) -> Float[jax.Array, "*shape"]:

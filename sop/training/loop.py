@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from sop.config.validation import as_json
 from sop.errors import UsageError
+from sop.models import get_backbone
 from sop.progress import shown
 from sop.training import pretrained
 from sop.training.checkpoints import Checkpoints
@@ -122,7 +123,8 @@ def _initialize(config, model, stage, loaded, mesh, reporter):
     variables = jax.jit(make, out_shardings=replicated(mesh))()
     if loaded is None:
         return variables
-    variables = pretrained.merge(variables, loaded, config.init_from, reporter.say)
+    resampled = get_backbone(config.model).resampled
+    variables = pretrained.merge(variables, loaded, config.init_from, reporter.say, resampled)
     return jax.device_put(variables, replicated(mesh))
 
 
@@ -143,7 +145,9 @@ class _StageRun:
         reporter: Reporter,
     ):
         self._task = make_task(stage.config, model)
-        self._train_step = data_parallel(self._task.train_step(tx), mesh, donate=True)
+        options = dict(stage.config.compiler_options)
+        train_step = self._task.train_step(tx)
+        self._train_step = data_parallel(train_step, mesh, donate=True, options=options)
         self._eval_step = data_parallel(self._task.eval_step(), mesh)
         self._whole, self._stage, self._mesh = whole, stage, mesh
         self._checkpoints, self._reporter = checkpoints, reporter

@@ -43,7 +43,9 @@ def training_program(config: ConfigDict, mesh: Mesh, rows: Rows) -> Program:
     rate = make_schedule(schedule, optimizer.learning_rate, config.num_epochs, _STEPS_PER_EPOCH)
     tx = make_optimizer(optimizer, rate, shapes["params"])
     begin = partial(init_state, tx=tx, ema=config.ema_decay is not None)
-    step = data_parallel(make_task(config, model).train_step(tx), mesh, donate=True)
+    train_step = make_task(config, model).train_step(tx)
+    options = dict(config.compiler_options)
+    step = data_parallel(train_step, mesh, donate=True, options=options)
     state = on_mesh(mesh, jax.eval_shape(begin, shapes))
     return Program(step, (state, batch_shapes(mesh, config.batch_size, rows)))
 

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Bool, Float, Int
 from ml_collections import ConfigDict
 
-from sop.layers import BatchNorm
+from sop.layers import BatchNorm, IterNorm
 from sop.ops.annotations import Array
 from sop.training.mixing import Mixing, partners
 from sop.training.state import TrainState
@@ -63,12 +63,16 @@ def batch_shapes(mesh: Mesh, size: int, rows: Rows) -> dict[str, jax.ShapeDtypeS
 
 
 def data_parallel(
-    step: Callable, mesh: Mesh, donate: bool = False, by_example: bool = False
+    step: Callable,
+    mesh: Mesh,
+    donate: bool = False,
+    by_example: bool = False,
+    options: Mapping[str, Any] | None = None,
 ) -> jax.stages.Wrapped:
     """Jits a per-device `step(state, batch)` over the mesh.
 
     The first argument and the results are replicated, the batch is split along its first axis; with
-    `by_example` the results are split as the batch is.
+    `by_example` the results are split as the batch is. `options`: of XLA's compiler.
     `check_vma=False` gives collectives the meaning they have under `jax.pmap`: gradients stay per
     device until the step averages them.
     """
@@ -76,7 +80,8 @@ def data_parallel(
     mapped = jax.shard_map(
         step, mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=results, check_vma=False
     )
-    return jax.jit(mapped, donate_argnums=(0,) if donate else ())
+    donated = (0,) if donate else ()
+    return jax.jit(mapped, donate_argnums=donated, compiler_options=dict(options or {}) or None)
 
 
 def hits(logits: Float[Array, "b k"], labels: Int[Array, " b"], k: int) -> Bool[jax.Array, " b"]:
@@ -86,12 +91,12 @@ def hits(logits: Float[Array, "b k"], labels: Int[Array, " b"], k: int) -> Bool[
 
 
 def frozen_batch_norms(is_frozen: Callable[[str], bool]):
-    """Makes the BatchNorms whose parameters are frozen use, and keep, their running statistics."""
+    """Makes the norms over batches whose parameters are frozen use, and keep, their statistics."""
 
     def interceptor(call, args, kwargs, context):
         module = context.module
         if context.method_name == "__call__" and is_frozen("/".join((*module.path, "scale"))):
-            if isinstance(module, BatchNorm):
+            if isinstance(module, BatchNorm | IterNorm):
                 return call(args[0], train=False)
             if isinstance(module, nn.BatchNorm):  # in a user's own module
                 still = module.clone(parent=None, use_running_average=True)

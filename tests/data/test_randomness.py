@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 
 from sop.data import randomness
 
@@ -29,3 +30,39 @@ def test_numbers_are_uniform():
     assert numbers.min() >= 0 and numbers.max() < 1
     histogram = np.histogram(numbers, bins=10, range=(0, 1))[0]
     np.testing.assert_allclose(histogram, numbers.size / 10, rtol=0.06)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 10, 97, 1000, 1025])
+def test_a_shuffle_is_a_permutation_whose_parts_can_be_had_alone(count):
+    places = np.arange(count)
+    whole = randomness.shuffled(0, 0, count, places)
+    assert sorted(whole.tolist()) == places.tolist()
+    parts = [randomness.shuffled(0, 0, count, part) for part in np.array_split(places, 7)]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+def test_shuffles_differ_by_seed_and_epoch_and_do_not_follow_the_place():
+    count = 5000
+    places = np.arange(count)
+    found = [randomness.shuffled(s, e, count, places) for s in range(3) for e in range(3)]
+    for i, one in enumerate(found):
+        for other in (places, *found[:i]):
+            assert (one == other).sum() < 12  # one on average, if chance alone decides
+            assert abs(np.corrcoef(one, other)[0, 1]) < 0.06
+        assert abs(np.corrcoef(one[1:], one[:-1])[0, 1]) < 0.06
+
+
+def test_of_many_examples_no_order_is_made(monkeypatch):
+    monkeypatch.setattr(randomness, "order", None)
+    count = 10**10
+    places = [(0, 256), (256, 512), (count - 256, count)]
+    found = np.concatenate([randomness.ordered(1, 2, count, *each) for each in places])
+    assert found.dtype == np.int64 and found.min() >= 0 and found.max() < count
+    assert len(np.unique(found)) == found.size
+    # Evenly spread: the mean of 768 of them has a deviation of 0.0104.
+    assert abs(found.mean() / count - 0.5) < 0.04
+
+
+def test_few_examples_have_the_order_they_always_had():
+    whole = randomness.order(3, 4, 1000)
+    np.testing.assert_array_equal(randomness.ordered(3, 4, 1000, 250, 500), whole[250:500])

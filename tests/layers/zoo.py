@@ -33,6 +33,8 @@ REPRESENTATIONS: dict[str, Callable] = {
     "DropCov": layers.DropCov(reduction=4),
     "DeepBDC": layers.DeepBDC(),
     "ISICE": layers.ISICE(num_steps=3),
+    "MGCrP": layers.MGCrP(heads=2, dim=3, num_iters=2),
+    "MomentProbing": layers.MomentProbing(width=21, heads=3),
     "BilinearCNN": layers.BilinearCNN(),
     "BilinearCNN matrix": layers.BilinearCNN(vectorize=False),
     "CompactBilinear": layers.CompactBilinear(projected_dim=16),

@@ -1,5 +1,6 @@
 """What is done on one platform alone: chosen for the device, equal elsewhere, exportable."""
 
+import re
 from functools import partial
 
 import jax
@@ -187,3 +188,19 @@ def test_a_batch_of_any_size_is_exported_for_another_platform(channels):
         x = array((size, 3, 2, 8), 2)
         for a, b in zip(exported.call(x, kernel), jax.jit(run)(x, kernel), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("positions", [3, 9])
+@pytest.mark.parametrize("precision", ["highest", "high"])
+def test_all_products_of_an_iteration_have_the_precision_asked_for(positions, precision):
+    """Those of the backward pass too."""
+
+    def both(x):
+        y, pullback = jax.vjp(lambda x: ops.isqrt_cov(x, 4, precision=precision), x)
+        return pullback(y)
+
+    x = jax.ShapeDtypeStruct((2, positions, 1, 5), jnp.float32)
+    program = lowered(both, x, platform="tpu")
+    found = re.findall(r"stablehlo\.dot_general.*precision = \[(\w+), (\w+)\]", program)
+    assert len(found) == program.count("stablehlo.dot_general") > 5
+    assert set(found) == {(precision.upper(),) * 2}

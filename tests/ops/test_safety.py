@@ -166,6 +166,8 @@ REFUSED = [
     (lambda: ops.covariance(jnp.ones((2, 3, 4, 1), int)), "x has dtype int32: cast"),
     (lambda: ops.isqrt_cov(jnp.ones((1, 2, 2, 1)), 0), "num_iters is 0 but must be"),
     (lambda: ops.isqrt_cov(jnp.ones((1, 2, 2, 1)), 2.0), "num_iters is 2.0 but must be"),
+    (lambda: ops.isqrt_cov(jnp.ones((1, 2, 2, 1)), precision="low"), "precision is 'low' but must"),
+    (lambda: ops.matrix_sqrt(jnp.eye(2), precision="low"), "precision is 'low' but must be"),
     (lambda: ops.matrix_sqrt(jnp.ones((2, 3))), r"a has shape \(2, 3\): give square"),
     (lambda: ops.matrix_power(jnp.ones((2, 2)), 0), "alpha is 0: give"),
     (lambda: ops.sparse_inverse_covariance(jnp.eye(2), num_steps=1), "num_steps is 1: give"),

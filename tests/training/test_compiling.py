@@ -3,8 +3,12 @@
 import subprocess
 import sys
 
+import jax
 import pytest
 
+from sop.errors import UsageError
+from sop.training.compiling import check_compiler_options
+from sop.training.step import data_parallel, make_mesh
 from tests.launch import ROOT, environment
 
 PROGRAM = """
@@ -39,3 +43,18 @@ def test_without_a_folder_nothing_is_kept(tmp_path, folder):
     (tmp_path / "file").touch()
     assert run(folder and str(tmp_path / folder))[0] == "False"
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+def test_options_that_the_compiler_does_not_take_are_refused():
+    check_compiler_options({})
+    check_compiler_options({"xla_gpu_enable_latency_hiding_scheduler": True})
+    for name, value in [("xla_nonsense", True), ("xla_gpu_autotune_level", "much")]:
+        with pytest.raises(UsageError, match=f"config.compiler_options .*{name}"):
+            check_compiler_options({name: value})
+
+
+def test_the_step_is_compiled_with_them():
+    mesh = make_mesh(jax.devices()[:1])
+    step = data_parallel(lambda state, batch: state, mesh, options={"xla_nonsense": True})
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_nonsense"):
+        step(jax.numpy.zeros(1), jax.numpy.zeros(1))

@@ -1,14 +1,15 @@
 """What the compiled steps do on accelerators, read from their programs; none is needed."""
 
 import re
-from collections import Counter
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from sop.config import get_config
+from sop.layers import MPNCOV
 from sop.models import create_model
 from sop.training.optimizer import make_optimizer
 from sop.training.state import init_state, init_variables
@@ -22,6 +23,14 @@ from sop.training.step import (
 )
 
 PLATFORMS = ("cuda", "tpu")
+# What a program for GPUs may call.
+LISTED = set(
+    re.findall(
+        r"^\| `(\w+)` \|",
+        (Path(__file__).parents[2] / "docs/accelerators.md").read_text(),
+        re.MULTILINE,
+    )
+)
 DEVICES, ROWS, SIZE, CLASSES = 4, 8, 32, 10
 METHODS = {
     "plain": {},
@@ -77,6 +86,11 @@ def products(program):
     return [found.groups() for found in re.finditer(pattern + r"tensor<(\S+)>", program)]
 
 
+def calls(program):
+    """Names of the functions of libraries that a program calls."""
+    return set(re.findall(r"custom_call @(\w+)", program))
+
+
 def values(tensor):
     *sizes, _ = tensor.split("x")
     return int(jnp.prod(jnp.array([1, *map(int, sizes)])))
@@ -91,10 +105,24 @@ def test_steps_lower_for_accelerators(method, traced):
     for step, barriers in zip(traced(method, jnp.bfloat16), (method == "gfgp", False), strict=True):
         for platform in PLATFORMS:
             program = step.lower(lowering_platforms=(platform,)).as_text()
-            calls = Counter(re.findall(r"custom_call @(\w+)", program))
-            assert not {name for name in calls if "callback" in name.lower()}
+            assert not {name for name in calls(program) if "callback" in name.lower()}
+            assert platform != "cuda" or calls(program) <= LISTED
             assert not re.search(r"stablehlo\.(infeed|outfeed|send|recv)\b", program)
             assert ("optimization_barrier" in program) == barriers
+
+
+@pytest.mark.parametrize("normalization", ["eigh", "pade_lyapunov", "eigh_pade", "log", "element"])
+def test_what_becomes_a_call_of_a_library_on_gpus_is_listed(normalization):
+    layer = MPNCOV(normalization=normalization)
+
+    def both(x):
+        y, pullback = jax.vjp(lambda x: layer.apply({}, x, train=True), x)
+        return pullback(y)
+
+    x = jax.ShapeDtypeStruct((2, 3, 3, 4), jnp.float32)
+    found = calls(jax.jit(both).trace(x).lower(lowering_platforms=("cuda",)).as_text())
+    assert found <= LISTED
+    assert bool(found) == (normalization != "element")
 
 
 @pytest.mark.parametrize("method", METHODS)
