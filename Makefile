@@ -1,7 +1,8 @@
 # `make demo` and `make test` need Python >= 3.11 with venv and pip, nothing else.
 PYTHON ?= python3
 BIN := .venv/bin
-PYTEST := $(BIN)/python -m pytest
+# Two workers; a file, with its fixtures and what it compiles, belongs to one of them.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-all lint format clean
 
@@ -9,10 +10,10 @@ demo: .venv/installed
 	$(BIN)/python main.py --config=configs/digits.py --workdir=runs/digits
 
 test: lint
-	$(PYTEST) -n 2 -m "not heavy"
+	$(PYTEST) -m "not heavy"
 
 test-all: lint
-	$(PYTEST) -n 2
+	$(PYTEST)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -3,17 +3,21 @@
 `python benchmarks/detection.py` prints a markdown table. Without torchvision ours is timed alone.
 Both have the same random weights, images and boxes. A training step is losses and gradients of all
 parameters, with batch norms that stand still in both. A ratio is the median of the ratios of
-neighbours, its spread their quartiles.
+neighbours, its spread their quartiles. Of each image `--objects` are known; torchvision's mask head
+sees the proposals that hold one, ours always a quarter of those that are drawn. `--profile` adds
+the shares of detection's own parts in the operations of ours.
 """
 
 import argparse
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from layers import interleaved, keep_freed_memory
+from profiles import operations
 from tables import RATIO, print_header, print_row, quartiles
 
 from sop.detection import create_detector
@@ -21,6 +25,7 @@ from sop.detection.nms import suppress
 from sop.detection.roi_align import levels, roi_align
 from sop.torch_weights import convert
 
+PARTS = ("suppression", "roi_align", "matching")  # as `jax.named_scope` has them
 STRIDES = (4, 8, 16, 32)
 COLUMNS = {
     "what": "{}",
@@ -29,8 +34,30 @@ COLUMNS = {
     "their ms": "{:.1f}",
     "ratio": RATIO,
     "images/s": "{:.2f}",
+    **{part: "{:.1%}" for part in PARTS},
 }
 Runs = list[Callable[[], object]]
+
+
+class Ours(NamedTuple):
+    """A compiled function, run to its end when called."""
+
+    compiled: Callable
+    arguments: tuple
+
+    def __call__(self):
+        jax.block_until_ready(self.compiled(*self.arguments))
+
+    def shares(self) -> dict[str, float]:
+        """Of each part in the time of all operations."""
+        # A loop's own time is that of the operations in it.
+        found = [
+            (ms, source)
+            for ms, name, source in operations(self.compiled, self, 3)
+            if not name.startswith(("while", "conditional", "call"))
+        ]
+        total = sum(ms for ms, _ in found)
+        return {part: sum(ms for ms, source in found if part in source) / total for part in PARTS}
 
 
 def some_boxes(count: int, height: int, width: int) -> np.ndarray:
@@ -45,8 +72,7 @@ def suppression(torch, count: int) -> Runs:
     boxes = some_boxes(count, 800, 1344)
     scores = np.linspace(1, 0, count, dtype=np.float32)
     ours = jax.jit(partial(suppress, threshold=0.7))
-    given = jnp.asarray(boxes), jnp.ones(count, bool)
-    runs: Runs = [lambda: jax.block_until_ready(ours(*given))]
+    runs: Runs = [Ours(ours, (jnp.asarray(boxes), jnp.ones(count, bool)))]
     if torch:
         from torchvision.ops import nms
 
@@ -68,8 +94,7 @@ def cutting(torch, count: int, gradient: bool) -> Runs:
         return (cut(maps, boxes) ** 2).sum()
 
     ours = jax.jit(jax.grad(total) if gradient else cut)
-    given = [jnp.asarray(x) for x in maps], jnp.asarray(boxes)
-    runs: Runs = [lambda: jax.block_until_ready(ours(*given))]
+    runs: Runs = [Ours(ours, ([jnp.asarray(x) for x in maps], jnp.asarray(boxes)))]
     if torch:
         from torchvision.ops import MultiScaleRoIAlign
 
@@ -91,7 +116,7 @@ def cutting(torch, count: int, gradient: bool) -> Runs:
     return runs
 
 
-def network(torch, name: str, size: tuple[int, int], batch: int, train: bool) -> Runs:
+def network(torch, name: str, size: tuple[int, int], batch: int, objects: int, train: bool) -> Runs:
     """A detector on ResNet-50: what it finds, or the gradients of its losses."""
     config = {
         "backbone": "resnet50",
@@ -101,7 +126,7 @@ def network(torch, name: str, size: tuple[int, int], batch: int, train: bool) ->
     detector = create_detector(config)
     draw = np.random.default_rng(0)
     images = draw.standard_normal((batch, *size, 3), dtype=np.float32)
-    boxes = np.stack([some_boxes(8, *size)] * batch)
+    boxes = np.stack([some_boxes(objects, *size)] * batch)
     state, theirs = None, None
     if torch:
         theirs, state = their_network(torch, name, images, boxes, train)
@@ -112,9 +137,9 @@ def network(torch, name: str, size: tuple[int, int], batch: int, train: bool) ->
         variables = jax.tree.map(jnp.asarray, convert(state, config))
     targets = {
         "boxes": jnp.asarray(boxes),
-        "labels": jnp.zeros((batch, 8), jnp.int32),
-        "valid": jnp.ones((batch, 8), bool),
-        "masks": jnp.full((batch, 8, 56, 56), 255, jnp.uint8),
+        "labels": jnp.zeros((batch, objects), jnp.int32),
+        "valid": jnp.ones((batch, objects), bool),
+        "masks": jnp.full((batch, objects, 56, 56), 255, jnp.uint8),
     }
 
     def total(params, images):
@@ -126,7 +151,7 @@ def network(torch, name: str, size: tuple[int, int], batch: int, train: bool) ->
 
     ours = jax.jit(jax.grad(total) if train else lambda p, x: detector.apply(variables, x))
     given = variables["params"], jnp.asarray(images)
-    runs: Runs = [lambda: jax.block_until_ready(ours(*given))]
+    runs: Runs = [Ours(ours.lower(*given).compile(), given)]
     return [*runs, theirs] if theirs else runs
 
 
@@ -184,7 +209,7 @@ def cases(torch, arguments):
     yield "RoIAlign, both", "512 boxes, 256 channels", None, lambda: cutting(torch, 512, True)
     for name in ("faster_rcnn", "mask_rcnn"):
         for what, train in (("inference", False), ("training", True)):
-            runs = partial(network, torch, name, size, batch, train)
+            runs = partial(network, torch, name, size, batch, arguments.objects, train)
             yield f"{name}, {what}", shown, batch, runs
 
 
@@ -193,6 +218,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", default="", help="rows whose name has this in it")
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--batch", type=int, default=1, help="of the networks")
+    parser.add_argument("--objects", type=int, default=8, help="known of each image")
+    parser.add_argument("--profile", action="store_true", help="shares of detection's own parts")
     parser.add_argument("--height", type=int, default=480)
     parser.add_argument("--width", type=int, default=640)
     return parser
@@ -213,13 +240,16 @@ def main():
     for what, given, images, make in cases(torch, arguments):
         if arguments.only not in what:
             continue
-        seconds = interleaved(make(), arguments.repetitions)
+        runs = make()
+        seconds = interleaved(runs, arguments.repetitions)
         row = {"what": what, "input": given, "ms": float(np.median(seconds[0]) * 1e3)}
         if images is not None:
             row["images/s"] = images / float(np.median(seconds[0]))
         if len(seconds) > 1:
             row["their ms"] = float(np.median(seconds[1]) * 1e3)
             row["ratio"] = quartiles(seconds[1] / seconds[0])
+        if arguments.profile and images is not None:
+            row |= runs[0].shares()
         print_row(COLUMNS, row)
 
 

@@ -3,8 +3,8 @@
 `python benchmarks/layers.py --originals=DIR` prints a markdown table. DIR holds checkouts named as
 their repositories: fast-MPN-COV, Global-Second-order-Pooling-Convolutional-Networks, GFGP,
 Compact-Global-Descriptor, DifferentiableSVD, FastDifferentiableMatSqrt, DropCov, DeepBDC, iSICE,
-IterNorm-pytorch. Without it, ours is timed alone. Repetitions of the two are interleaved;
-a ratio is the median of the ratios of neighbours, its spread their quartiles.
+IterNorm-pytorch, SoT, Moment-Probing. Without it, ours is timed alone. Repetitions of the two are
+interleaved; a ratio is the median of the ratios of neighbours, its spread their quartiles.
 """
 
 import argparse
@@ -65,6 +65,17 @@ def module(m):
     return make
 
 
+def tokens(m):
+    """The same for tokens, of which the first position is the class token."""
+    make = module(m)
+
+    def of_tokens(key, x):
+        f, variables = make(key, x.reshape(len(x), -1, x.shape[3]))
+        return lambda v, x: f(v, x.reshape(len(x), -1, x.shape[3])), variables
+
+    return of_tokens
+
+
 def cases():
     def add(name, batch, size, channels, ours, theirs):
         found.append(Case(name, batch, size, channels, ours, theirs))
@@ -82,6 +93,11 @@ def cases():
         for layer, theirs in original_layers.REPRESENTATIONS.items():
             ours = module(getattr(layers, layer)())
             second_order(layer, ours=ours, theirs=theirs)
+    for channels in (192, 384):
+        ours = tokens(layers.MGCrP(True))
+        add("MGCrP (SoT)", 16, 14, channels, ours, original_layers.their_mgcrp)
+        ours = tokens(layers.MomentProbing(True))
+        add("moment probing", 16, 14, channels, ours, original_layers.their_moment_probing)
     ours = module(layers.IterNorm(group_size=64))
     add("IterNorm d=64", 16, 28, 256, ours, original_layers.their_iter_norm)
     for size, channels in ((56, 256), (28, 512), (14, 1024), (14, 2048)):

@@ -4,6 +4,7 @@
 such a one. PyTorch is imported where it is needed.
 """
 
+import importlib
 import importlib.util
 import sys
 
@@ -193,6 +194,65 @@ def their_iter_norm(originals, x):
     namespace = {"__name__": "original_iter_norm"}
     exec(compile(source, path, "exec"), namespace)
     return namespace["IterNorm"](x.shape[1], num_channels=64)
+
+
+def _tokens(x):
+    """[B, C, H, W] → the first position as class token, and the others as words [B, n, C]."""
+    x = x.flatten(2).transpose(1, 2)
+    return x[:, 0], x[:, 1:]
+
+
+def their_mgcrp(originals, x):
+    import types
+
+    import torch
+
+    # Without what its __init__ imports, of an old timm.
+    package = types.ModuleType("sot_src")
+    package.__path__ = [str(originals / "SoT/sot_src")]
+    sys.modules["sot_src"] = package
+    pooling = importlib.import_module("sot_src.representation").MultiHeadPooling
+    normalization = {"type": "svPN", "iterNum": 1, "svNum": 1, "input_dim": 24}
+    pool = pooling(x.shape[1], 6, 24, normalization=normalization)
+
+    class Head(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.pool = pool
+
+        def forward(self, x):
+            first, words = _tokens(x)
+            return torch.cat([first, self.pool(words)], 1)
+
+    return Head()
+
+
+def their_moment_probing(originals, x):
+    """The vector that its two classifiers see, halved as their mean is."""
+    import torch
+
+    path = originals / "Moment-Probing/models/representation/MP.py"
+    # What it imports of an old timm its head for transformers does not use.
+    source = path.read_text(encoding="utf-8")
+    source = source.replace("from timm.models.layers import SelectAdaptivePool2d", "")
+    wanted = "from timm.models.fx_features import register_notrace_module"
+    source = source.replace(wanted, "register_notrace_module = lambda module: module")
+    namespace = {"__name__": "original_moment_probing"}
+    exec(compile(source, path, "exec"), namespace)
+    probe = namespace["Moment_Probing_ViT"](in_dim=x.shape[1])
+    probe.classifier1 = torch.nn.ZeroPad1d((0, 2883))
+    probe.classifier2 = torch.nn.ZeroPad1d((x.shape[1], 0))
+
+    class Head(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.probe = probe
+
+        def forward(self, x):
+            tokens = x.flatten(2).transpose(1, 2)
+            return self.probe(tokens[:, 0], tokens)
+
+    return Head()
 
 
 NORMALIZATIONS = {

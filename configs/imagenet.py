@@ -86,6 +86,98 @@ def gfgp(backbone: str, pool: str) -> ConfigDict:
     return config
 
 
+def attended(
+    backbone: str, attention: str, *, num_epochs: int, batch_size: int = 256, rate: float = 0.1
+) -> ConfigDict:
+    """As the papers of the field train their attentions: divided by ten after each 30 epochs."""
+    boundaries = tuple(range(30, num_epochs, 30))
+    config = _recipe(
+        backbone,
+        num_epochs=num_epochs,
+        batch_size=batch_size,
+        boundaries=boundaries,
+        attention=attention,
+    )
+    config.optimizer.learning_rate = rate
+    return config
+
+
+def deit(
+    backbone: str,
+    *,
+    num_epochs: int = 300,
+    batch_size: int = 1024,
+    learning_rate: float = 1e-3,
+    weight_decay: float = 0.05,
+    warmup_epochs: float = 5.0,
+    final_learning_rate: float = 1e-5,
+    warmup_learning_rate: float = 1e-6,
+    **model,
+) -> ConfigDict:
+    """Touvron et al., "Training data-efficient image transformers", arXiv 2012.12877, table 9.
+
+    Its repeated augmentation is not here: each image comes once in an epoch. Erased rectangles have
+    ImageNet's mean, not noise; RandAugment's strengths do not vary, and what it displaces leaves
+    black. The cosine starts at the end of the warm-up.
+    """
+    config = set_model(default_config(), backbone, **{"stochastic_depth": 0.1, **model})
+    config.input.exif = "ignore"
+    config.input.train_transforms = (
+        "random_resized_crop(224, interpolation='bicubic') | flip"
+        " | randaugment(2, 27, 0.5) | random_erasing(0.25)"
+    )
+    config.input.eval_transforms = "resize_short(256, 'bicubic') | center_crop(224)"
+    config.num_epochs = num_epochs
+    config.batch_size = batch_size
+    config.label_smoothing = 0.1
+    config.mixup = 0.8
+    config.cutmix = 1.0
+    config.optimizer.rule.name = "adamw"
+    config.optimizer.learning_rate = learning_rate
+    config.optimizer.weight_decay = weight_decay
+    vectors = "/(bias|scale|gamma|start|cls_token|pos_embed)$"
+    config.optimizer.weight_decays = ((vectors, 0.0),)
+    config.schedule.name = "cosine"
+    config.schedule.warmup_epochs = warmup_epochs
+    config.schedule.warmup_learning_rate = warmup_learning_rate
+    config.schedule.final_learning_rate = final_learning_rate
+    return config
+
+
+def convnext(backbone: str) -> ConfigDict:
+    """Liu et al., "A ConvNet for the 2020s", CVPR 2022, table 5, without moving average."""
+    return deit(
+        backbone,
+        batch_size=4096,
+        learning_rate=4e-3,
+        warmup_epochs=20.0,
+        warmup_learning_rate=0.0,
+        final_learning_rate=1e-6,
+    )
+
+
+def probing(representation: str) -> ConfigDict:
+    """A frozen ViT-B/16 of ImageNet-21k, from timm's weights of it.
+
+    Gao et al., "Tuning Pre-trained Model via Moment Probing", ICCV 2023, and its script.
+    """
+    config = deit(
+        "vit_base_patch16",
+        num_epochs=30,
+        batch_size=256,
+        learning_rate=1e-4,
+        warmup_learning_rate=1e-7,
+        final_learning_rate=1e-8,
+        representation=representation,
+    )
+    config.input.mean = config.input.deviation = (0.5, 0.5, 0.5)
+    config.input.eval_transforms = "resize_short(248, 'bicubic') | center_crop(224)"
+    config.ema_decay = 0.99992
+    config.optimizer.frozen = ("^features/",)
+    config.init_from = "runs/published_vit_base_patch16_in21k"
+    return config
+
+
 def _row(summary, recipe, *arguments, **model):
     return Experiment(summary, partial(recipe, *arguments, **model))
 
@@ -119,6 +211,21 @@ EXPERIMENTS = {
     ),
     "resnet50_dropcov": _row("DropCov ResNet-50: 21.81", dropcov, "resnet50"),
     "resnet101_dropcov": _row("DropCov ResNet-101: 20.49", dropcov, "resnet101"),
+    "resnet50_se": _row(
+        "SE ResNet-50: 23.29 / 6.62",
+        attended,
+        "resnet50",
+        "se",
+        num_epochs=100,
+        batch_size=1024,
+        rate=0.6,
+    ),
+    "resnet50_cbam": _row(
+        "CBAM ResNet-50: 22.66 / 6.31", attended, "resnet50", "cbam", num_epochs=90
+    ),
+    "resnet50_eca": _row(
+        "ECA ResNet-50: 22.52 / 6.32", attended, "resnet50", "eca", num_epochs=100
+    ),
     "vgg16bn_flat": _row("VGG-16-BN, recipe of fast MPN-COV", fast_mpncov, "vgg16_bn"),
     "vgg16_mpncov": _row(
         "fast MPN-COV VGG-16-BN: 26.55 / 8.94; its code 23.98 / 7.12",
@@ -161,6 +268,28 @@ EXPERIMENTS = {
     ),
     "resnet50_gavp_cgd": _row("ResNet-50, recipe of CGD", cgd_resnet, "resnet50"),
     "resnet50_cgd": _row("ResNet-50 + CGD", cgd_resnet, "resnet50", attention="cgd"),
+    "vit_tiny_deit": _row("DeiT tiny: 27.8", deit, "vit_tiny_patch16"),
+    "vit_small_deit": _row("DeiT small: 20.2", deit, "vit_small_patch16"),
+    "vit_base_deit": _row("DeiT base: 18.2", deit, "vit_base_patch16"),
+    "vit_tiny_sot": _row(
+        "DeiT tiny + SoT's head; with SoT's token embedding as well 21.4",
+        deit,
+        "vit_tiny_patch16",
+        weight_decay=0.03,
+        representation="mgcrp",
+    ),
+    "vit_small_sot": _row(
+        "DeiT small + SoT's head; with SoT's token embedding as well 17.3",
+        deit,
+        "vit_small_patch16",
+        weight_decay=0.03,
+        representation="mgcrp",
+    ),
+    "vit_base_linear_probing": _row(
+        "frozen ViT-B/16 of ImageNet-21k, linear classifier: 17.96", probing, "class_token"
+    ),
+    "vit_base_moment_probing": _row("the same, moment probing: 16.85", probing, "moment_probing"),
+    "convnext_tiny": _row("ConvNeXt tiny: 17.9", convnext, "convnext_tiny"),
 }
 
 

@@ -1,24 +1,26 @@
 """Eight simulated devices for every test, and annotated shapes checked; both before imports."""
 
+import atexit
 import os
-from pathlib import Path
+import shutil
+import tempfile
 
 from tests.launch import xla_flags
 
 os.environ.setdefault("XLA_FLAGS", xla_flags(devices=8))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Workers and the programs that tests start compile the same small networks over and over.
-os.environ.setdefault(
-    "JAX_COMPILATION_CACHE_DIR",
-    str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "jax"),
-)
+# Workers and the programs that tests start compile the same small networks over and over. The first
+# process makes a folder for what is compiled, the others inherit its name.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="sop_tests_")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 # Compiling takes most of the time, and a test computes little with what it compiled.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import fcntl
 import gc
-import shutil
+import inspect
 
 import jaxtyping
 import pytest
@@ -27,14 +29,36 @@ import pytest
 # all of them thousands of times, a sixth of the tests' time and more.
 gc.set_threshold(100_000, 50, 100)
 
+check = jaxtyping.jaxtyped
+
+
+def check_what_is_annotated(*, typechecker):
+    """`jaxtyping.jaxtyped`, which would also wrap what has nothing to check, at every call of it.
+
+    Functions inside of functions are made anew, and would be wrapped anew, each time.
+    """
+
+    def decorate(found):
+        if inspect.isfunction(found) and not found.__annotations__:
+            return found
+        return check(found, typechecker=typechecker)
+
+    return decorate
+
+
+jaxtyping.jaxtyped = check_what_is_annotated
 # Not sop.training.state: a state of shapes or shardings is one too.
 CHECKED = ("sop.ops", "sop.layers", "sop.training.step")
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
 
 
+# Files that take a minute or more.
+LONG = ("trajectories", "test_main", "layers/test_safety", "layers/test_transf", "rcnn_training")
+
+
 def pytest_collection_modifyitems(items):
-    """The longest first, so that the workers end together."""
-    items.sort(key=lambda item: "trajectories" not in item.nodeid)
+    """The longest files first, so that the workers end together; each file goes to one worker."""
+    items.sort(key=lambda item: not any(name in item.nodeid for name in LONG))
 
 
 @pytest.fixture(scope="session")

@@ -93,7 +93,7 @@ def free_port() -> int:
 
 _FORKS = """
 import json, os, sys
-import main
+import launch, main
 from sop.command import run
 for number, arguments in enumerate(json.loads(sys.argv[1])):
     child = os.fork()

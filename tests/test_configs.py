@@ -62,6 +62,9 @@ CIFAR = [name for name in NAMES if name.startswith("cifar")]
 
 # Config → the golden network whose parameter count it has.
 GOLDEN = {
+    "imagenet.py:convnext_tiny": "timm_convnext_tiny",
+    "imagenet.py:vit_small_deit": "timm_vit_small_patch16",
+    "imagenet.py:vit_tiny_deit": "timm_vit_tiny_patch16",
     "imagenet.py:densenet169_average": "gfgp_densenet169_avg",
     "imagenet.py:densenet169_gfgp": "gfgp_densenet169_max_ent",
     "imagenet.py:mobilenet070_cgd": "cgd_mobilenet_070",
@@ -94,6 +97,9 @@ TYPEFACES = [name for name in NAMES if name.startswith(("textures", "mnist_5k"))
 SLOW = {
     *(name for name in NAMES if any(w in name for w in ("densenet", "resnext", "101"))),
     *(name for name in NAMES if name.startswith(("fine_grained.py:a", "fine_grained.py:ca"))),
+    *(name for name in NAMES if any(w in name for w in ("vit_small", "vit_base", "convnext"))),
+    *(f"imagenet.py:{name}" for name in ("vit_tiny_deit", "resnet50_se", "resnet50_cbam")),
+    "imagenet.py:resnet50_eca",
     *CIFAR,
     *TYPEFACES,
 } - {"cifar100.py:preresnet164_gavp"}
@@ -132,13 +138,13 @@ def buckets(config, training):
 
 
 def steps(config):
-    """Model, optimizer, and both steps on one device, put together as for a run."""
+    """The state's shapes, a function that makes it, and both steps on one device, as for a run."""
     model = create_model(config.model, dtype=jnp.dtype(config.dtype))
     schedule = make_schedule(config.schedule, config.optimizer.learning_rate, config.num_epochs, 10)
     size, _ = image_size(config, training=True)
     start = partial(init_variables, model, config.seed, (*size, 3))
-    params = jax.eval_shape(start)["params"]
-    tx = make_optimizer(config.optimizer, schedule, params)
+    variables = jax.eval_shape(start)
+    tx = make_optimizer(config.optimizer, schedule, variables["params"])
     prepare = partial(normalize, name=config.input.normalization)
     train_step = make_train_step(
         model,
@@ -149,6 +155,7 @@ def steps(config):
     mesh = make_mesh(jax.devices()[:1])
     eval_step = make_eval_step(model, normalize=prepare)
     return (
+        jax.eval_shape(partial(init_state, tx=tx), variables),
         lambda: init_state(start(), tx),
         data_parallel(train_step, mesh),
         data_parallel(eval_step, mesh),
@@ -178,15 +185,14 @@ def test_parameter_count_is_the_originals(name):
     config = config_of(name)
     config.model.num_classes = np.load(folder / f"{GOLDEN[name]}.logits.npy").shape[1]
     model = create_model(config.model)
-    variables = jax.eval_shape(partial(init_variables, model, 0, (64, 64, 3)))
+    variables = jax.eval_shape(partial(init_variables, model, 0, tuple(golden["input"][1:])))
     assert parameters(variables["params"]) == golden["parameters"]
 
 
 @pytest.mark.parametrize("name", TRACED)
 def test_steps_at_full_size(name):
     for config in stage_configs(config_of(name)):
-        start, train_step, eval_step = steps(config)
-        state = jax.eval_shape(start)
+        state, _, train_step, eval_step = steps(config)
         size, _ = image_size(config, training=True)
         batch = {
             "image": jax.ShapeDtypeStruct((config.batch_size, *size, 3), jnp.uint8),
@@ -228,7 +234,7 @@ def test_steps_lower_for_cuda(name):
 )
 def test_two_real_steps(name):
     config = stage_configs(config_of(name))[-1]
-    start, train_step, _ = steps(config)
+    _, start, train_step, _ = steps(config)
     state = jax.jit(start).lower().compile(QUICK)()
     random = np.random.default_rng(0)
     batch = {
@@ -267,6 +273,13 @@ OWN = {
         "input.eval_transforms": "resized_center_crop(224, 0.875, 'bicubic')",
         "sync_representation": False,
     },
+    "imagenet.py:vit_base_moment_probing": {
+        "optimizer.frozen": ("^features/",),
+        "optimizer.learning_rate": 1e-4,
+        "ema_decay": 0.99992,
+        "model.stochastic_depth": 0.1,
+    },
+    "imagenet.py:convnext_tiny": {"batch_size": 4096, "optimizer.learning_rate": 4e-3},
     "imagenet.py:resnet50_mpncov": {"sync_representation": True},
     "imagenet.py:resnet50_gsop2": {"sync_representation": False},
     "cifar10.py:wrn28_10_cgd": {

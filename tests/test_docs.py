@@ -33,7 +33,7 @@ from sop.models import BACKBONES, create_model
 from sop.models.__main__ import make_parser as make_models_parser
 from sop.models.attention import ATTENTIONS
 from sop.models.lookup import is_detector
-from sop.models.parts import POOLS, REPRESENTATIONS
+from sop.models.parts import NORMS, POOLS, REPRESENTATIONS
 from sop.results.__main__ import make_parser as make_results_parser
 from sop.sweep.__main__ import plan_of
 from sop.sweep.tuning import phases
@@ -257,7 +257,7 @@ def test_names_exist(page):
 @pytest.mark.parametrize(
     ("page", "names"),
     [
-        ("networks", [*BACKBONES, *ATTENTIONS, *POOLS, *REPRESENTATIONS]),
+        ("networks", [*BACKBONES, *ATTENTIONS, *POOLS, *NORMS, *REPRESENTATIONS]),
         ("layers", [name for name in sop.layers.__all__ if name != "Published"]),
         ("data", transforms.TRANSFORMS),
     ],

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+import main
 from sop.training.variables import load_variables
 from tests.kill_and_resume import newest_step, unequal
 from tests.launch import launch, run, run_main_often, run_together
@@ -19,6 +20,7 @@ SMALL = (
     "--config.num_epochs=2",
     "--config.batch_size=144",
     "--config.checkpoint.every_steps=2",
+    "--config.model.representation.reduction=16",  # of 128, which compute for most of the time
 )
 LAST_STEP = 18
 
@@ -98,8 +100,8 @@ def test_two_processes_of_four_devices_are_one_of_eight(tmp_path):
     # ReLUs open or close for it.
     slow = (*SMALL, "--config.optimizer.learning_rate=1e-3")
     one, two = tmp_path / "one", tmp_path / "two"
-    code, output = run(*slow, f"--workdir={one}", devices=8)
-    assert code == 0, output
+    assert jax.device_count() == 8
+    main.main([*slow[1:], f"--workdir={one}"])
     ends = run_together(*slow, f"--workdir={two}", processes=2, devices=4)
     assert [code for code, _ in ends] == [0, 0], ends
     assert "Devices: 8" in ends[0][1] and "Finished" in ends[0][1]
@@ -170,14 +172,16 @@ def test_refusals_are_one_sentence(case, refused):
 
 def test_a_live_run_and_another_config_are_refused(whole, tmp_path):
     workdir, _ = whole
-    code, output = run(*SMALL, f"--workdir={workdir}", "--config.seed=1")
-    assert code == 2 and "seed was 0, is 1" in output
-    live = launch(*SMALL, f"--workdir={tmp_path / 'live'}", "--config.num_epochs=50")
+    same = [*SMALL[1:], "--config.num_epochs=50", f"--workdir={tmp_path / 'live'}"]
+    live = launch(SMALL[0], *same)
     try:
         while not (tmp_path / "live" / "config.json").exists() and live.poll() is None:
             time.sleep(0.05)
-        code, output = run(*SMALL, f"--workdir={tmp_path / 'live'}", "--config.num_epochs=50")
+        live.send_signal(signal.SIGSTOP)  # it need not train meanwhile
+        other = [*SMALL[1:], "--config.seed=1", f"--workdir={workdir}"]
+        (code, output), (other_code, other_output) = run_main_often([same, other], tmp_path)
         assert code == 2 and f"process {live.pid}" in output
+        assert other_code == 2 and "seed was 0, is 1" in other_output
     finally:
         live.kill()
         live.wait()

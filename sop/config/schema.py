@@ -85,6 +85,12 @@ KEYS = {
         "local pooling; None: the backbone's; further keys: its options",
         stage=False,
     ),
+    "model.norm.name": Key(
+        None,
+        str | None,
+        "'iter_norm' in the place of batch norms; None: these; further keys: its options",
+        stage=False,
+    ),
     "model.representation.name": Key(
         None, str | None, "None: the backbone's; further keys: its options", stage=False
     ),
@@ -261,6 +267,7 @@ OPEN = (
     "model",
     "model.attention",
     "model.pool",
+    "model.norm",
     "model.representation",
     "model.detector",
     "optimizer.rule",

@@ -29,8 +29,9 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def check(config: ConfigDict) -> None:
     """Refuses a config that cannot be meant, its stages included.
 
-    The options of the backbone in `model`, and those in `model.attention`, `model.pool` and
-    `model.representation`, are left to `sop.models`, those in `optimizer.rule` to `sop.training`.
+    The options of the backbone in `model`, and those in `model.attention`, `model.pool`,
+    `model.norm` and `model.representation`, are left to `sop.models`, those in `optimizer.rule` to
+    `sop.training`.
 
     Raises:
       UsageError: for the first unknown or missing key, or value that the schema does not allow.

@@ -8,6 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from sop.models.network import Conv
+
 
 class FPN(nn.Module):
     """A pyramid of semantic maps (Lin et al., CVPR 2017, section 3).
@@ -36,8 +38,9 @@ class FPN(nn.Module):
     @nn.compact
     def __call__(self, stages: Sequence[jax.Array]) -> list[jax.Array]:
         conv = partial(
-            nn.Conv,
+            Conv,
             self.width,
+            use_bias=True,
             kernel_init=nn.initializers.xavier_uniform(),
             dtype=self.dtype,
         )

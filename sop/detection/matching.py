@@ -43,6 +43,7 @@ def trainable(
     return {**targets, "boxes": found - box.last_pixel(inclusive), "valid": valid}
 
 
+@jax.named_scope("matching")
 def match(
     overlaps: Float[Array, "*batch a n"],
     valid: Bool[Array, "*batch n"],

@@ -9,6 +9,7 @@ from sop.detection.boxes import iou
 from sop.ops.annotations import Array
 
 
+@jax.named_scope("suppression")
 def suppress(
     boxes: Float[Array, "*batch k 4"],
     valid: Bool[Array, "*batch k"],

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Sequence
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -12,6 +13,7 @@ from jaxtyping import Float, Int
 from sop.detection.boxes import area
 from sop.ops.annotations import Array
 from sop.ops.derivatives import linear
+from sop.ops.platform import in_turns
 
 # Positions that a box of the level's own size has along a side: 224 pixels at stride 16.
 _CANONICAL = 14
@@ -30,6 +32,7 @@ def levels(
     return jnp.clip(level, 0, count - 1).astype(jnp.int32)
 
 
+@jax.named_scope("roi_align")
 def roi_align(
     maps: Sequence[Float[Array, "_ _ c"]],
     boxes: Float[Array, "r 4"],
@@ -85,14 +88,17 @@ def roi_align(
             index.append(start + y[:, i::samples, None] * width + x[:, None, j::samples])
             weight.append(wy[:, i::samples, None] * wx[:, None, j::samples] / samples**2)
     scattered = partial(_scattered, len(flat))
-    [found] = linear(_gathered, scattered, [flat], [jnp.stack(index), jnp.stack(weight)])
-    return found
+
+    def interpolated(*points):
+        return linear(_gathered, scattered, [flat], points)[0]
+
+    return in_turns(interpolated, jnp.stack(index, 1), jnp.stack(weight, 1))
 
 
 def _gathered(points, maps):
-    """Σ over points of weight · value: index and weight [points, …], map [n, c] → […, c]."""
+    """Σ over points of weight · value: index and weight [r, points, …], map [n, c] → [r, …, c]."""
     (index, weight), [flat] = points, maps
-    terms = (flat[i] * w[..., None] for i, w in zip(index, weight, strict=True))
+    terms = (flat[index[:, i]] * weight[:, i, ..., None] for i in range(index.shape[1]))
     return [sum(terms).astype(flat.dtype)]
 
 
@@ -105,4 +111,5 @@ def _scattered(size, points, cotangents):
         return total.at[i].add(g * w[..., None]), None
 
     zeros = jnp.zeros((size, g.shape[-1]), jnp.result_type(g, weight))
-    return [lax.scan(add, zeros, (index, weight))[0].astype(g.dtype)]
+    points = (index.swapaxes(0, 1), weight.swapaxes(0, 1))
+    return [lax.scan(add, zeros, points)[0].astype(g.dtype)]

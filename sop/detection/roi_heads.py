@@ -1,6 +1,6 @@
 """What is in a proposal: class, box and mask."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -8,6 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from flax.linen.dtypes import promote_dtype
+from jax import lax
 
 from sop.detection import boxes as box
 from sop.detection.losses import smooth_l1
@@ -15,7 +17,9 @@ from sop.detection.matching import match
 from sop.detection.nms import best_of_pairs
 from sop.detection.roi_align import levels, roi_align
 from sop.detection.sampling import random_sample
+from sop.models.network import Conv
 from sop.ops import at_least_float32
+from sop.ops.platform import interleave, multiply
 
 DEVIATIONS = (0.1, 0.1, 0.2, 0.2)  # by which targets are divided
 POSITIVES = 0.25  # share of the proposals that are drawn
@@ -35,6 +39,16 @@ def crops(
     # Old mmdetection had no least side.
     cut = partial(roi_align, strides=strides, size=size, smallest=0.0 if inclusive else 1.0)
     return jax.vmap(cut)(maps, edges, level)
+
+
+def _by_channels(channels, x, kernel, *arguments, **options):
+    """`lax.dot_general` of maps with a kernel that counts them channel by channel, as PyTorch does.
+
+    The kernel is put into the order of the maps: its rows are long, which is fast, and of maps
+    there are many.
+    """
+    kernel = kernel.reshape(channels, -1, kernel.shape[-1]).swapaxes(0, 1).reshape(kernel.shape)
+    return lax.dot_general(x, kernel, *arguments, **options)
 
 
 class BoxHead(nn.Module):
@@ -60,17 +74,38 @@ class BoxHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        # By channels, as PyTorch's maps lie, so that published weights fit.
-        x = jnp.moveaxis(x, -1, 2).reshape(*x.shape[:2], -1)
         layer = partial(nn.Dense, dtype=self.dtype)
-        for name in ("hidden1", "hidden2"):
-            init = nn.initializers.xavier_uniform()
-            x = nn.relu(layer(self.width, kernel_init=init, name=name)(x))
+        hidden = partial(layer, self.width, kernel_init=nn.initializers.xavier_uniform())
+        by_channels = partial(_by_channels, x.shape[-1])
+        x = x.reshape(*x.shape[:2], -1)
+        x = nn.relu(hidden(name="hidden1", dot_general=by_channels)(x))
+        x = nn.relu(hidden(name="hidden2")(x))
         normal = nn.initializers.normal
         logits = layer(self.num_classes + 1, kernel_init=normal(0.01), name="classes")(x)
         deltas = layer(4 * (self.num_classes + 1), kernel_init=normal(0.001), name="boxes")(x)
         deltas = deltas.reshape(*deltas.shape[:2], -1, 4)[:, :, 1:]
         return at_least_float32(logits), at_least_float32(deltas)
+
+
+class _Doubling(nn.Module):
+    """2×2 transposed convolution of stride 2: y[2i + a, 2j + b] = W_ab x[i, j] + bias.
+
+    Its places do not overlap, so that it is one product, and its gradient two.
+    """
+
+    width: int
+    kernel_init: Callable[..., jax.Array]
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        count, height, width, channels = x.shape
+        kernel = self.param("kernel", self.kernel_init, (2, 2, self.width, channels))
+        bias = self.param("bias", nn.initializers.zeros, (self.width,))
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        y = multiply(x, kernel.reshape(-1, channels).T).astype(x.dtype)
+        y = y.reshape(count, height, width, 4, -1) + bias
+        return interleave([y[..., place, :] for place in range(4)], (2, 2))
 
 
 class MaskHead(nn.Module):
@@ -98,18 +133,10 @@ class MaskHead(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         lead, x = x.shape[:2], x.reshape(-1, *x.shape[2:])
         init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-        conv = partial(nn.Conv, kernel_init=init, dtype=self.dtype)
+        conv = partial(Conv, use_bias=True, kernel_init=init, dtype=self.dtype)
         for place in range(4):
             x = nn.relu(conv(self.width, (3, 3), padding=1, name=f"conv{place}")(x))
-        double = nn.ConvTranspose(
-            self.width,
-            (2, 2),
-            (2, 2),
-            transpose_kernel=True,
-            kernel_init=init,
-            dtype=self.dtype,
-            name="double",
-        )
+        double = _Doubling(self.width, init, self.dtype, name="double")
         x = conv(self.num_classes + 1, (1, 1), name="masks")(nn.relu(double(x)))
         return at_least_float32(x.reshape(*lead, *x.shape[1:]))
 

@@ -16,6 +16,7 @@ from sop.detection.losses import smooth_l1
 from sop.detection.matching import match
 from sop.detection.nms import suppress
 from sop.detection.sampling import random_sample
+from sop.models.network import Conv
 from sop.ops import at_least_float32
 
 DEVIATIONS = (1.0, 1.0, 1.0, 1.0)  # by which targets are divided
@@ -46,7 +47,9 @@ class RPNHead(nn.Module):
 
     @nn.compact
     def __call__(self, maps: Sequence[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
-        conv = partial(nn.Conv, kernel_init=nn.initializers.normal(0.01), dtype=self.dtype)
+        conv = partial(
+            Conv, use_bias=True, kernel_init=nn.initializers.normal(0.01), dtype=self.dtype
+        )
         shared = conv(maps[0].shape[-1], (3, 3), padding=1, name="conv")
         objects = conv(self.anchors, (1, 1), name="objects")
         boxes = conv(4 * self.anchors, (1, 1), name="boxes")

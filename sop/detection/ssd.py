@@ -196,7 +196,8 @@ class SSD(nn.Module):
 
     def _head(self, level: int, x: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
         conv = partial(
-            nn.Conv,
+            Conv,
+            use_bias=True,
             kernel_size=(3, 3),
             padding=1,
             kernel_init=nn.initializers.glorot_uniform(),

@@ -26,6 +26,7 @@ from sop.layers.norm import BatchNorm
 from sop.layers.se import SqueezeExcitation
 from sop.layers.simam import SimAM
 from sop.layers.srm import SRM
+from sop.layers.tokens import MGCrP, MomentProbing
 
 __all__ = [
     "CBAM",
@@ -52,8 +53,10 @@ __all__ = [
     "GlobalContext",
     "GlobalMax",
     "IterNorm",
+    "MGCrP",
     "MaxEntropyPool",
     "MaxPool",
+    "MomentProbing",
     "NoPool",
     "SimAM",
     "SkipPool",

@@ -4,13 +4,13 @@ from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jaxtyping import Float
 
 from sop import ops
 from sop.checks import Count
 from sop.layers.arguments import check_call
 from sop.layers.linear import PointwiseConv, kaiming_normal
+from sop.layers.norm import LayerNorm
 from sop.layers.published import Published
 from sop.ops.annotations import FeatureMap
 
@@ -38,7 +38,7 @@ class GlobalContext(nn.Module):
 
     >>> x = jax.random.normal(jax.random.key(0), (2, 4, 4, 32))
     >>> y, _ = GlobalContext().init_with_output(jax.random.key(1), x, train=False)
-    >>> bool(jnp.all(y == x))
+    >>> bool((y == x).all())
     True
     """
 
@@ -63,24 +63,9 @@ class GlobalContext(nn.Module):
         logits = PointwiseConv(1, kernel_init=kaiming_normal, name="mask")(x)
         y = (x * nn.softmax(logits, axis=(1, 2))).sum((1, 2))
         y = PointwiseConv(inner, kernel_init=None, name="reduce")(y)
-        y = nn.relu(_LayerNorm(name="norm")(y))
+        y = nn.relu(LayerNorm(1e-5, name="norm")(y))
         y = _ZeroPointwise(channels, name="expand")(y)
         return ops.narrow(x + y[:, None, None, :], dtype)
-
-
-class _LayerNorm(nn.Module):
-    """γ (x − μ)/√(σ² + 1e-5) + β over the last axis, finite where squares would not be."""
-
-    @nn.compact
-    def __call__(self, x):
-        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], "float32")
-        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], "float32")
-        x = x - jax.lax.stop_gradient(x[..., :1])
-        x = x - x.mean(-1, keepdims=True)
-        size = ops.magnitude(x, -1)
-        x = x / size
-        variance = jnp.mean(x * x, -1, keepdims=True)
-        return x * jax.lax.rsqrt(variance + 1e-5 / size / size) * scale + bias
 
 
 class _ZeroPointwise(nn.Module):

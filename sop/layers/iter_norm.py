@@ -1,5 +1,6 @@
 """Iterative normalisation: batch norm that decorrelates channels as well."""
 
+from collections.abc import Callable
 from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
@@ -33,6 +34,7 @@ class IterNorm(nn.Module):
       num_iters: N.
       momentum: m.
       epsilon: ε.
+      scale_init: of γ.
       axis_name: mapped axis over whose devices statistics are taken; each must hold equally many
         values. None: of each device alone.
       dtype: of y; None: that of x. Statistics are at least float32.
@@ -60,6 +62,7 @@ class IterNorm(nn.Module):
     num_iters: Iterations = 5
     momentum: Annotated[float, at_least(0), at_most(1)] = 0.1
     epsilon: Annotated[float, above(0)] = 1e-5
+    scale_init: Callable[..., jax.Array] = nn.initializers.ones
     axis_name: str | None = None
     dtype: Any = None
 
@@ -69,7 +72,7 @@ class IterNorm(nn.Module):
         channels = x.shape[3]
         size = self._size(channels)
         groups = channels // size
-        scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
+        scale = self.param("scale", self.scale_init, (channels,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
         whitening = self.variable("batch_stats", "whitening", _identities, groups, size)

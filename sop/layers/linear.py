@@ -90,6 +90,37 @@ class PointwiseConv(nn.Module):
         return y + self.param("bias", self.bias_init or uniform, (self.features,), jnp.float32)
 
 
+class Projection(nn.Module):
+    """y = x W + b of tokens as a transformer's Linear, in float32 whatever the type of its factors.
+
+    Attributes:
+      features: C', the width of the output.
+      use_bias: add b, zero at first; W is normal with deviation 0.02.
+      dtype: of the factors; None: that of x. float16 counts as float32.
+
+    Call:
+      x: [..., C] → [..., C'], float32 (float64 for float64).
+
+    >>> y, _ = Projection(3).init_with_output(jax.random.key(0), jnp.ones((1, 2, 5), jnp.bfloat16))
+    >>> y.shape, y.dtype
+    ((1, 2, 3), dtype('float32'))
+    """
+
+    features: int
+    use_bias: bool = True
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*shape c"]) -> Float[jax.Array, "... {self.features}"]:
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.normal(0.02), shape, jnp.float32)
+        x = ops.widen(x.astype(self.dtype or x.dtype))
+        y = multiply(x, kernel.astype(x.dtype))
+        if not self.use_bias:
+            return y
+        return y + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+
+
 class RowConv(nn.Module):
     """GSoP's row-wise convolution: row i of a matrix meets its own `multiplier` filters.
 

@@ -88,7 +88,7 @@ class MaxPool(LocalPool):
     @nn.compact
     def __call__(self, x: FeatureMap, train: bool) -> Float[jax.Array, "b _ _ c"]:
         check_call(self, x)
-        return self.reduce(x.astype(self.dtype or x.dtype), -jnp.inf, lax.max)
+        return ops.max_pool(x.astype(self.dtype or x.dtype), **self.geometry())
 
 
 class AveragePool(LocalPool):

@@ -1,4 +1,4 @@
-"""Batch normalisation with PyTorch's semantics, for networks and layers alike."""
+"""Batch normalisation with PyTorch's semantics, for networks and layers alike, and layer norm."""
 
 import math
 from collections.abc import Callable
@@ -111,6 +111,36 @@ class BatchNorm(nn.Module):
         if 0 in x.shape:
             raise UsageError(f"BatchNorm got x of shape {x.shape}: every axis must be at least 1.")
         return self.axis % x.ndim
+
+
+class LayerNorm(nn.Module):
+    """y = γ (x − μ)/√(σ² + ε) + β over the last axis, finite where squares would not be.
+
+    Ba, Kiros and Hinton, "Layer Normalization", arXiv 1607.06450.
+
+    Attributes:
+      epsilon: ε.
+
+    Call:
+      x: [..., C], at least float32 → the same.
+
+    >>> y, _ = LayerNorm(1e-9).init_with_output(jax.random.key(0), jnp.array([1e30, 3e30]))
+    >>> y.round(3).tolist()
+    [-1.0, 1.0]
+    """
+
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[jax.Array, "*shape"]:
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
+        x = x - lax.stop_gradient(x[..., :1])
+        x = x - x.mean(-1, keepdims=True)
+        size = ops.magnitude(x, -1)
+        x = x / size
+        variance = jnp.mean(x * x, -1, keepdims=True)
+        return x * lax.rsqrt(variance + self.epsilon / size / size) * scale + bias
 
 
 def _rough_mean(x, axes):

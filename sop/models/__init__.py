@@ -58,7 +58,7 @@ BACKBONES = {
     **convnext.BACKBONES,
 }
 
-_PARTS = ("backbone", "num_classes", "attention", "pool", "representation", "detector")
+_PARTS = ("backbone", "num_classes", "attention", "pool", "norm", "representation", "detector")
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -106,9 +106,9 @@ def create_model(
     """The network of a config.model, called as `network.apply(variables, images, train=bool)`.
 
     Args:
-      config: `backbone`, `num_classes`; `attention`, `pool`, `representation`, each a name or a
-        dict of `name` and its options; further keys are options of the backbone. Missing or None:
-        as published.
+      config: `backbone`, `num_classes`; `attention`, `pool`, `norm`, `representation`, each a name
+        or a dict of `name` and its options; further keys are options of the backbone. Missing or
+        None: as published.
       dtype: compute type of the activations; parameters are float32.
       axis_name: mapped axis that batch norm's statistics are taken over, if any.
       representation_axis: the same for the representation alone; None: `axis_name`.
@@ -156,6 +156,7 @@ def _assemble(
             "backbone", config["backbone"], backbone.make, options, also=_PARTS, **context
         )
         parts = make_parts(config, backbone, dtype, axis_name, representation_axis)
+        parts.refuse_what_is_left()
         if parts.attention or parts.pool or remat:
             raise UsageError(
                 f"backbone {show(config['backbone'])} is a module of features, into which nothing "
@@ -165,4 +166,6 @@ def _assemble(
         return parts.network(module()), backbone.make, parts, options
     check_options(f"backbone {show(config['backbone'])}", backbone.make, options, also=_PARTS)
     parts = make_parts(config, backbone, dtype, axis_name, representation_axis, remat)
-    return backbone.make(parts, **options), backbone.make, parts, options
+    network = backbone.make(parts, **options)
+    parts.refuse_what_is_left()
+    return network, backbone.make, parts, options

@@ -24,7 +24,7 @@ from sop.models.catalogue import Cost, cost, numbered
 from sop.models.lookup import is_detector
 from sop.progress import shown
 
-_PARTS = ("attention", "pool", "representation")
+_PARTS = ("attention", "pool", "norm", "representation")
 _CLASSES = 1000
 
 

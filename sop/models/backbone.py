@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import numpy as np
 
 from sop.checks import check, hints_of
 from sop.import_path import import_object
@@ -56,6 +57,8 @@ class Backbone:
       representation: name of the one that stands where a config names none.
       own: representations that only this network has, by name.
       image_size: height and width of the images that it was published for.
+      resampled: path in the features of a parameter that has the image's size → what makes it fit
+        another: (values, shape) → values of that shape.
     """
 
     make: Callable[..., nn.Module]
@@ -65,6 +68,9 @@ class Backbone:
     representation: str = "gavp"
     own: Mapping[str, Callable[..., nn.Module]] = dataclasses.field(default_factory=dict)
     image_size: int = 224
+    resampled: Mapping[str, Callable[[Any, tuple[int, ...]], np.ndarray]] = dataclasses.field(
+        default_factory=dict
+    )
 
 
 def find_backbone(name: str, known: Mapping[str, Backbone]) -> Backbone | None:

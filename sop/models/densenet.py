@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from sop import ops
 from sop.checks import Rate
 from sop.models.attention import Attention, Stages, attend
 from sop.models.backbone import Backbone, TorchNames
@@ -115,7 +116,7 @@ class DenseNet(nn.Module):
         x = self.conv(self.width, (7, 7), strides, padding=3, name="conv0")(images)
         x = nn.relu(self.norm(name="norm0")(x, train))
         if self.stem == "max":
-            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+            x = ops.max_pool(x, (3, 3), (2, 2), (1, 1))
         elif self.stem == "pool":
             x = self.pool(window=2, strides=2, name="pool00")(x, train)
             x = self.pool(window=3, strides=2, padding=1, name="pool0")(x, train)

@@ -1,4 +1,4 @@
-"""What a config puts into a network: attention, local pooling and representation."""
+"""What a config puts into a network: attention, local pooling, norm and representation."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +9,7 @@ import flax.linen as nn
 
 import sop.layers
 from sop.checks import Count, check
-from sop.errors import UsageError
+from sop.errors import UsageError, show
 from sop.layers.published import Published
 from sop.models.attention import AttentionPlan, Stages, plan_attention
 from sop.models.backbone import Backbone
@@ -27,6 +27,9 @@ POOLS = {
 # Set by each place where a pooling stands.
 WINDOW = ("window", "strides", "padding", "ceil_mode")
 
+# In the place of a network's batch norms.
+NORMS = {"iter_norm": sop.layers.IterNorm}
+
 REPRESENTATIONS = {
     "gavp": sop.layers.GlobalAverage,
     "max": sop.layers.GlobalMax,
@@ -36,6 +39,8 @@ REPRESENTATIONS = {
     "dropcov": sop.layers.DropCov,
     "isice": sop.layers.ISICE,
     "deepbdc": sop.layers.DeepBDC,
+    "mgcrp": sop.layers.MGCrP,
+    "moment_probing": sop.layers.MomentProbing,
     "bcnn": sop.layers.BilinearCNN,
     "compact_bilinear": sop.layers.CompactBilinear,
 }
@@ -53,11 +58,14 @@ class Parts:
       pool: factory of local pooling modules, called with `window`, `strides` and, where needed,
         `padding`, `ceil_mode` and `name`; None: what the network has by itself.
       pool_name: its name in the config, for networks that change around it; None as above.
+      normalize: factory of norms.
+      norm_name: its name in the config; None: batch norm.
       representation: the module.
       representation_name: its name, that of the network's own where the config names none.
       asks: what the representation asks of the network.
       dtype, axis_name: compute type; mapped axis that batch norm's statistics are taken over.
       remat: see `sop.models.create_model`.
+      taken: what the constructor has asked for of what not all networks have: 'norm'.
     """
 
     backbone: str
@@ -66,12 +74,15 @@ class Parts:
     attention: AttentionPlan | None
     pool: Callable[..., nn.Module] | None
     pool_name: str | None
+    normalize: Callable[..., nn.Module]
+    norm_name: str | None
     representation: nn.Module
     representation_name: str
     asks: Published
     dtype: Any
     axis_name: str | None
     remat: bool = False
+    taken: set[str] = dataclasses.field(default_factory=set)
 
     @property
     def strided_pool(self) -> Callable[..., nn.Module] | None:
@@ -99,8 +110,17 @@ class Parts:
         return partial(Conv, dtype=self.dtype, **options)
 
     def norm(self, **options: Any) -> Callable[..., nn.Module]:
-        """A factory of batch norms."""
-        return partial(sop.layers.BatchNorm, dtype=self.dtype, axis_name=self.axis_name, **options)
+        """A factory of norms: batch norms with these options, unless the config names others."""
+        self.taken.add("norm")
+        return self.normalize if self.norm_name else partial(self.normalize, **options)
+
+    def refuse_what_is_left(self) -> None:
+        """Raises UsageError where the config puts in what the network has no place for."""
+        if self.norm_name is not None and "norm" not in self.taken:
+            raise UsageError(
+                f"{self.backbone} has no batch norm in whose place {show(self.norm_name)} could "
+                "stand: leave out config.model.norm."
+            )
 
     def network(
         self, features: nn.Module, classifier: Callable[..., nn.Module] = Linear
@@ -128,7 +148,7 @@ def make_parts(
     representation_axis: str | None = None,
     remat: bool = False,
 ) -> Parts:
-    """Looks up and checks `num_classes`, `attention`, `pool` and `representation`.
+    """Looks up and checks `num_classes`, `attention`, `pool`, `norm` and `representation`.
 
     Args: see `sop.models.create_model`.
 
@@ -145,6 +165,11 @@ def make_parts(
     if pool_name is not None:
         module = find("pool", pool_name, POOLS)
         pool = configure("pool", pool_name, module, options, placed=WINDOW, **context)
+    norm_name, options = entry(config, "norm")
+    normalize: Callable[..., nn.Module] = partial(sop.layers.BatchNorm, **context)
+    if norm_name is not None:
+        module = find("norm", norm_name, NORMS)
+        normalize = configure("norm", norm_name, module, options, placed=("scale_init",), **context)
     name, options = entry(config, "representation")
     name = name or backbone.representation
     module = find("representation", name, {**REPRESENTATIONS, **backbone.own})
@@ -160,6 +185,8 @@ def make_parts(
         attention=attention,
         pool=pool,
         pool_name=pool_name,
+        normalize=normalize,
+        norm_name=norm_name,
         representation=configure(
             "representation",
             name,

@@ -7,6 +7,7 @@ from typing import Literal
 import flax.linen as nn
 import jax
 
+from sop import ops
 from sop.checks import Rate
 from sop.layers.linear import KERNELS
 from sop.models.attention import Stages
@@ -52,7 +53,7 @@ class ResNet(nn.Module):
         if self.patch_stem:
             return self.pool(window=4, strides=4, name="pool")(x, train) if self.pool else x
         if self.pool is None:
-            return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+            return ops.max_pool(x, (3, 3), (2, 2), (1, 1))
         x = self.pool(window=2, strides=2, name="pool1")(x, train)
         return self.pool(window=3, strides=2, padding=1, name="pool")(x, train)
 

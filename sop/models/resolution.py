@@ -33,6 +33,7 @@ def written_out(
         **_backbone_options(make, options, network),
         "attention": _attention(parts, network),
         "pool": {"name": parts.pool_name, **_options_of(parts.pool, hidden=WINDOW)},
+        **_norm(parts),
         "representation": {
             "name": parts.representation_name,
             **_values(parts.representation, type(parts.representation)),
@@ -50,6 +51,12 @@ def _backbone_options(make, options, network) -> dict[str, Any]:
             value = next((getattr(each, name) for each in holders if hasattr(each, name)), None)
         found[name] = value
     return {name: value for name, value in found.items() if _is_plain(value)}
+
+
+def _norm(parts) -> dict[str, Any]:
+    if parts.norm_name is None:  # batch norms, with each network's own options
+        return {}
+    return {"norm": {"name": parts.norm_name, **_options_of(parts.normalize)}}
 
 
 def _attention(parts, network) -> dict[str, Any]:

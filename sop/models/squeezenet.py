@@ -30,19 +30,19 @@ class Fire(nn.Module):
       squeeze: channels of the first convolution.
       attention: 'conv' stands after it and is followed by a norm that the plain module lacks (He et
         al. 2019); 'branch' stands on the output.
-      conv, norm: factories.
+      conv, norm: factories; the norm stands after that attention alone.
     """
 
     squeeze: int
     attention: Attention | None
     conv: Callable[..., nn.Module]
-    norm: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module] | None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         x = self.conv(self.squeeze, (1, 1), name="squeeze")(x)
         x = attend(self.attention, "conv", x, train)
-        if self.attention is not None and self.attention.after == "conv":
+        if self.norm is not None and self.attention is not None:
             x = self.norm(name="bn")(x, train)
         x = nn.relu(x)
         small = self.conv(4 * self.squeeze, (1, 1), name="expand1x1")(x)
@@ -133,10 +133,12 @@ def squeezenet(parts: Parts, version: str, *, dropout: Rate = 0.5) -> Network:
     """
     conv = parts.conv(use_bias=True)
     average = parts.representation_name == "gavp"
+    # See `Fire.attention`.
+    norm = parts.norm() if parts.attention and parts.attention.after == "conv" else None
     features = SqueezeNet(
         version=version,
         attention=parts.stages([len(group) for group in VERSIONS[version][2]]),
-        fire=parts.block(Fire, conv=conv, norm=parts.norm()),
+        fire=parts.block(Fire, conv=conv, norm=norm),
         pool=parts.pool or MaxPool,
         conv=conv,
     )

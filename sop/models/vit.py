@@ -1,12 +1,14 @@
 """Vision transformers (Dosovitskiy et al. 2021, table 1; Touvron et al. 2021, table 1)."""
 
+import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sop.checks import Rate
 from sop.errors import UsageError
@@ -171,10 +173,40 @@ class ClassToken(nn.Module):
       dtype: without effect.
     """
 
+    class_token: ClassVar = True
+
     dtype: Any = None
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         return x[:, 0]
+
+
+def resample_positions(embeddings: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Position embeddings for images of another size, as timm resamples them.
+
+    The first, the class token's, stays. The others lie on a square grid and become those of another
+    by cubic interpolation, a = −½, which averages where the grid becomes coarser.
+
+    Args:
+      embeddings: [1, 1 + n, C].
+      shape: (1, 1 + n′, C).
+    Raises:
+      UsageError: n or n′ is no square number.
+
+    >>> resample_positions(np.ones((1, 5, 2), np.float32), (1, 10, 2)).shape
+    (1, 10, 2)
+    """
+    counts = embeddings.shape[1] - 1, shape[1] - 1
+    sides = [math.isqrt(count) for count in counts]
+    if [side**2 for side in sides] != list(counts):
+        raise UsageError(
+            f"Position embeddings of {counts[0]} patches cannot become those of {counts[1]}: only "
+            "those of square images are resampled; give square images, or weights of this size."
+        )
+    first, grid = np.split(np.asarray(embeddings, np.float32), [1], axis=1)
+    grid = grid.reshape(1, sides[0], sides[0], shape[2])
+    grid = jax.image.resize(grid, (1, sides[1], sides[1], shape[2]), "cubic")
+    return np.concatenate([first, np.asarray(grid).reshape(1, -1, shape[2])], 1)
 
 
 def vit(
@@ -189,9 +221,10 @@ def vit(
 ) -> Network:
     """Vision transformer.
 
-    The representation 'class_token' is the class token after the last norm, as published; any other
-    gets the patches' tokens after it, as a map. Images have one size, that of the position
-    embeddings.
+    The representation 'class_token' is the class token after the last norm, as published. One with
+    an attribute `class_token` that is true gets all tokens after it, [B, 1 + n, C], the class token
+    first; any other those of the patches, as a map. Images have one size, that of the position
+    embeddings; weights of another start a run by `resample_positions`.
 
     Args:
       width, depth, heads: of the tokens, encoders and attention.
@@ -214,7 +247,7 @@ def vit(
         heads=heads,
         rates=tuple(stochastic_depth * i / max(depth - 1, 1) for i in range(depth)),
         patch=patch,
-        keeps_class_token=parts.representation_name == "class_token",
+        keeps_class_token=getattr(parts.representation, "class_token", False),
         dropout=dropout,
         encoder=parts.block(Encoder, dense=dense, norm=norm),
         norm=norm,
@@ -234,18 +267,23 @@ TORCH_NAMES = TorchNames(
 )
 
 
-def _backbone(width: int, heads: int) -> Backbone:
+def _backbone(width: int, heads: int, dim: int, dropout: float = 0.0) -> Backbone:
     return Backbone(
         partial(vit, width=width, depth=12, heads=heads, patch=16),
         TORCH_NAMES,
+        published={
+            "mgcrp": {"class_token": True, "dim": dim, "dropout": dropout},
+            "moment_probing": {"class_token": True},
+        },
         reduction=128,
         representation="class_token",
         own={"class_token": ClassToken},
+        resampled={"pos_embed": resample_positions},
     )
 
 
 BACKBONES = {
-    "vit_tiny_patch16": _backbone(192, 3),
-    "vit_small_patch16": _backbone(384, 6),
-    "vit_base_patch16": _backbone(768, 12),
+    "vit_tiny_patch16": _backbone(192, 3, 14),
+    "vit_small_patch16": _backbone(384, 6, 24, 0.5),
+    "vit_base_patch16": _backbone(768, 12, 38, 0.7),
 }

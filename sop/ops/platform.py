@@ -4,6 +4,8 @@
 `jax.default_device`, and exported for a machine that this one is not, it is the right one.
 """
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -33,6 +35,23 @@ def in_halves(f: Callable[..., jax.Array], *arrays: Any) -> jax.Array:
         return jnp.concatenate(parts)
 
     return lax.platform_dependent(*arrays, cpu=halves, default=f)
+
+
+def in_turns(f: Callable[..., jax.Array], *arrays: Any) -> jax.Array:
+    """f over a first axis; on CPU over one half of it and then the other, in a loop.
+
+    What a loop gives is in memory. Else XLA may compute f again for each entry of what is made of
+    it, in another shape: what f does once for many channels is then done for each.
+    """
+
+    def turns(*arrays):
+        size = len(arrays[0])
+        half = -(-size // 2)
+        filled = (jnp.pad(a, [(0, 2 * half - size)] + [(0, 0)] * (a.ndim - 1)) for a in arrays)
+        y = lax.map(lambda a: f(*a), tuple(a.reshape(2, half, *a.shape[1:]) for a in filled))
+        return y.reshape(2 * half, *y.shape[2:])[:size]
+
+    return lax.platform_dependent(*arrays, cpu=turns, default=f)
 
 
 def interleave(
@@ -89,19 +108,25 @@ def convolve(
     strides,
     padding,
     *,
-    lhs_dilation,
-    feature_group_count: int,
+    lhs_dilation=(1, 1),
+    rhs_dilation=(1, 1),
+    feature_group_count: int = 1,
     **options,
 ) -> Float[jax.Array, "b _ _ d"]:
-    """`lax.conv_general_dilated` of NHWC and HWIO; on CPU 1×1 ones as products, faster there."""
+    """`lax.conv_general_dilated` of NHWC and HWIO, with what is faster on CPU there.
 
-    def plain(x, kernel):
+    There 1×1 convolutions are products, and the gradient of a kernel is summed over parts of large
+    maps, see `_gradient_of_kernel`.
+    """
+
+    def plain(x, kernel, padding=padding):
         return lax.conv_general_dilated(
             x,
             kernel,
             strides,
             padding,
             lhs_dilation=lhs_dilation,
+            rhs_dilation=rhs_dilation,
             feature_group_count=feature_group_count,
             **options,
         )
@@ -110,11 +135,59 @@ def convolve(
         x = x[:, :: strides[0], :: strides[1]]
         return _multiply_on_cpu(x, kernel[0, 0]).astype(x.dtype)
 
-    pointwise = kernel.shape[:2] == (1, 1) and feature_group_count == 1 and lhs_dilation == (1, 1)
-    padded = padding not in ("SAME", "VALID") and np.any(padding)
-    if not pointwise or padded:
+    def pullback(x, kernel, cotangent):
+        of_x = jax.vjp(lambda x: plain(x, kernel), x)[1](cotangent)[0]
+        pads = padding
+        if isinstance(padding, str):
+            pads = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
+        valid = partial(plain, padding="VALID")
+        return of_x, _gradient_of_kernel(valid, x, kernel, cotangent, strides, pads)
+
+    if feature_group_count > 1 or (*lhs_dilation, *rhs_dilation) != (1, 1, 1, 1):
         return plain(x, kernel)
-    return lax.platform_dependent(x, kernel, cpu=product, default=plain)
+    if kernel.shape[:2] == (1, 1) and (padding in ("SAME", "VALID") or not np.any(padding)):
+        on_cpu = product
+    elif _is_large(jax.eval_shape(plain, x, kernel).shape[:3]):
+        on_cpu = with_pullback(plain, pullback)
+    else:
+        return plain(x, kernel)
+    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain)
+
+
+# Positions of a map beyond which XLA's gradient of a kernel on CPU is up to five times as slow as
+# the convolution itself, and of the parts in which it is not (benchmarks/PROFILES.md).
+_MANY_POSITIONS = 3200
+_POSITIONS_OF_A_PART = 1200
+_MOST_PARTS = 32  # each is compiled
+
+
+def _is_large(shape: tuple[int, ...]) -> bool:
+    # A program for a batch of any size is not written for parts of it.
+    return all(isinstance(n, int) for n in shape) and math.prod(shape) >= _MANY_POSITIONS
+
+
+def _gradient_of_kernel(valid, x, kernel, cotangent, strides, pads):
+    """Of a convolution, summed over parts of its output: some images, or some rows of one.
+
+    Args:
+      valid: (x, kernel) → output, the convolution without padding.
+      pads: ((top, bottom), (left, right)), which may be negative.
+    """
+    batch, height, width = cotangent.shape[:3]
+    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((*p, 0) for p in pads), (0, 0, 0)))
+    size = max(_POSITIONS_OF_A_PART, -(-batch * height * width // _MOST_PARTS))
+    images = max(1, size // (height * width))
+    parts = -(-height * width // size)  # of an image
+    rows = -(-height // parts)
+    total = jnp.zeros(kernel.shape, jnp.promote_types(kernel.dtype, jnp.float32))
+    for first, top in itertools.product(range(0, batch, images), range(0, height, rows)):
+        some = slice(first, first + images)
+        g = cotangent[some, top : top + rows]
+        seen = x[some, top * strides[0] : (top + g.shape[1] - 1) * strides[0] + kernel.shape[0]]
+        # Else XLA computes with the whole, of which these are views.
+        seen, g = lax.optimization_barrier((seen, g))
+        total += jax.vjp(partial(valid, seen), kernel)[1](g)[0]
+    return total.astype(kernel.dtype)
 
 
 def _contract(x, kernel, axis):

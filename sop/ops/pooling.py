@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -129,6 +130,11 @@ class _Grid:
         starts = (i - few.start for i, few in zip(steps, self._steps((0, 0)), strict=True))
         rows, columns = (slice(i, i + n) for i, n in zip(starts, self.blocks, strict=True))
         return around[:, rows, columns]
+
+    def within(self, place, steps):
+        """Where in the window, so many steps from each block, the block's entry at `place` is."""
+        axes = zip(place, steps, self.pads, self.strides, strict=True)
+        return tuple(i + low - step * s for i, step, (low, _), s in axes)
 
     def join(self, parts):
         """The image [B, H, W, C] of what is at each place in the block."""
@@ -275,6 +281,69 @@ def max_entropy_pool(
     lam += jnp.zeros_like(lax.stop_gradient(x), lam.dtype, shape=(1, 1, 1, 1))
     grid = _Grid(x.shape[1:3], tuple(window), tuple(strides), counts, pads)
     return narrow(_pool(x, lam, grid), dtype)
+
+
+def max_pool(
+    x: FeatureMap,
+    window: Pair = (2, 2),
+    strides: Pair | None = None,
+    padding: Pair = (0, 0),
+    ceil_mode: bool = False,
+) -> Float[jax.Array, "b _ _ c"]:
+    """Maximum pooling: y = max of a window; padding never takes part.
+
+    The gradient is that of the window's first maximum, row by row. On CPU, where XLA's way back
+    takes several times as long, each position collects it from the windows it lies in.
+
+    Args:
+      x: features [B, H, W, C], any floating dtype.
+      window, strides, padding: pairs of ints; strides default to the window.
+      ceil_mode: round the number of windows up, as in PyTorch's pooling.
+
+    Returns:
+      [B, H', W', C] in the dtype of x.
+
+    Raises:
+      UsageError: x is not a floating [B, H, W, C], or the window does not fit.
+
+    >>> import jax.numpy as jnp
+    >>> max_pool(jnp.arange(4.0).reshape(1, 2, 2, 1)).tolist()
+    [[[[3.0]]]]
+    """
+    require_feature_map(x)
+    strides = window if strides is None else strides
+    counts, pads = pool_padding(x.shape[1:3], window, strides, padding, ceil_mode)
+    grid = _Grid(x.shape[1:3], tuple(window), tuple(strides), counts, pads)
+
+    def pool(x):
+        around = ((0, 0), *((low, max(high, 0)) for low, high in pads), (0, 0))
+        lowest = np.asarray(-np.inf, x.dtype)
+        return lax.reduce_window(x, lowest, lax.max, (1, *window, 1), (1, *strides, 1), around)
+
+    def maxima(x):
+        entries = (_only(inside, place, -jnp.inf) for place, inside in grid.windows(x))
+        return functools.reduce(jnp.maximum, entries).astype(x.dtype)
+
+    on_cpu = with_pullback(maxima, functools.partial(_max_pool_pullback, grid=grid))
+    return lax.platform_dependent(x, cpu=on_cpu, default=pool)
+
+
+def _max_pool_pullback(x, cotangent, grid):
+    """∂x = Σ ȳ over the windows whose first maximum an entry is."""
+    highest, first = -jnp.inf, 0
+    for place, (entries, inside) in enumerate(grid.windows(x), 1):
+        higher = _only(inside, entries, -jnp.inf) > highest
+        highest, first = jnp.where(higher, entries, highest), jnp.where(higher, place, first)
+    pulled, first = grid.around(cotangent), grid.around(first.astype(jnp.int16))
+    places = np.arange(1, 1 + math.prod(grid.window)).reshape(grid.window)
+    parts = []
+    for place, (entries, windows) in zip(np.ndindex(*grid.strides), grid.places(x), strict=True):
+        gradient = jnp.zeros_like(entries)
+        for steps in windows:
+            chosen = grid.step(first, steps) == places[grid.within(place, steps)]
+            gradient += jnp.where(chosen, _wide(grid.step(pulled, steps)), 0)
+        parts.append(gradient.astype(x.dtype))
+    return (grid.join(parts),)
 
 
 def adaptive_average_pool(x: FeatureMap, shape: Pair) -> Float[jax.Array, "b _ _ c"]:

@@ -15,7 +15,7 @@ import sop.layers
 from sop.checks import Pattern, check
 from sop.detection import create_detector
 from sop.errors import UsageError
-from sop.models import create_model
+from sop.models import create_model, get_backbone
 from sop.models.backbone import TorchNames
 from sop.models.lookup import entry, is_detector
 from sop.torch_weights.files import unwrap
@@ -113,6 +113,7 @@ def conversion(
         torch_name(path, names): [Stored.of(path, value)] for path, value in published.items()
     }
     stored |= _spellings(unwrap(state_dict), names)
+    _keep_image_sizes(wanted, stored, names, config)
     shapes = {name: torch_shape(path, wanted[path].shape) for name, path in paths.items()}
     missing = [name for name in paths if name not in stored]
     others = {
@@ -211,6 +212,19 @@ def convert_layer(
 
 def _make(config: Mapping[str, Any]) -> nn.Module:
     return create_detector(config) if is_detector(config) else create_model(config)
+
+
+def _keep_image_sizes(wanted, stored, names, config):
+    """Gives parameters that have the image's size the one that they have in the file.
+
+    They fit runs on images of that size; in others they are resampled as `init_from` is read.
+    """
+    for parameter in get_backbone(config).resampled:
+        path = f"params/features/{parameter}"
+        want = wanted[path]
+        for shape in {each.shape for each in stored.get(torch_name(path, names), ())}:
+            if len(shape) == len(want.shape) and shape[-1] == want.shape[-1]:
+                wanted[path] = jax.ShapeDtypeStruct(shape, want.dtype)
 
 
 def trace(model: nn.Module) -> dict[str, jax.ShapeDtypeStruct]:

@@ -11,7 +11,7 @@ from sop.models import get_backbone
 from sop.models.attention import ATTENTIONS
 from sop.models.backbone import Rules, TorchNames
 from sop.models.lookup import entry, find, is_detector
-from sop.models.parts import POOLS, REPRESENTATIONS
+from sop.models.parts import NORMS, POOLS, REPRESENTATIONS
 
 _LEAVES: Rules = (
     (r"/(kernel|scale)$", ".weight"),
@@ -31,6 +31,7 @@ def names_of(config: Mapping[str, Any]) -> TorchNames:
     roles = {
         "attention": ATTENTIONS,
         "pool": POOLS,
+        "norm": NORMS,
         "representation": {**REPRESENTATIONS, **backbone.own},
     }
     chosen = {role: entry(config, role)[0] for role in roles}

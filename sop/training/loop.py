@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from sop.config.validation import as_json
 from sop.errors import UsageError
+from sop.models import get_backbone
 from sop.progress import shown
 from sop.training import pretrained
 from sop.training.checkpoints import Checkpoints
@@ -122,7 +123,8 @@ def _initialize(config, model, stage, loaded, mesh, reporter):
     variables = jax.jit(make, out_shardings=replicated(mesh))()
     if loaded is None:
         return variables
-    variables = pretrained.merge(variables, loaded, config.init_from, reporter.say)
+    resampled = get_backbone(config.model).resampled
+    variables = pretrained.merge(variables, loaded, config.init_from, reporter.say, resampled)
     return jax.device_put(variables, replicated(mesh))
 
 

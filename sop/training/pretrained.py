@@ -3,6 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+from flax import traverse_util
+
 from sop.errors import UsageError
 from sop.training.exported import is_export, read_export
 from sop.training.variables import find_variables, load_variables, shape_differences
@@ -31,6 +34,7 @@ def merge(
     pretrained: Mapping[str, Any],
     source: str,
     say: Callable[[str], None] = print,
+    resampled: Mapping[str, Callable[[Any, tuple[int, ...]], np.ndarray]] | None = None,
 ) -> dict[str, Any]:
     """Initial variables with everything replaced that the pretrained ones hold.
 
@@ -42,8 +46,10 @@ def merge(
       initial: variables of the new model, {'params': {'features': …, 'classifier': …}, …}.
       pretrained: variables of the other, the same nesting.
       source: where they come from, for messages.
+      resampled: see `sop.models.backbone.Backbone`.
     Raises:
-      UsageError: `features` differs, so that these are weights of another backbone.
+      UsageError: a parameter cannot be resampled, or `features` differs, so that these are weights
+        of another backbone.
     """
     merged: dict[str, Any] = {}
     renewed: dict[str, str] = {}
@@ -51,6 +57,8 @@ def merge(
     for part in sorted(parts):
         want = {name: tree[part] for name, tree in initial.items() if part in tree}
         have = {name: tree[part] for name, tree in pretrained.items() if part in tree}
+        if part == _BACKBONE and resampled:
+            have = _resample(want, have, resampled, source, say)
         found = shape_differences(want, have)
         if found and part == _BACKBONE:
             raise UsageError(
@@ -65,3 +73,17 @@ def merge(
     for part, how in renewed.items():
         say(f"Weights from {source}: {part} is {how} there and starts anew.")
     return merged
+
+
+def _resample(want, have, resampled, source, say):
+    """The features of `have`, with parameters of another image size made those of this one."""
+    shapes = traverse_util.flatten_dict(want["params"], sep="/")
+    flat = traverse_util.flatten_dict(have.get("params", {}), sep="/")
+    for path, resample in resampled.items():
+        if path not in flat or path not in shapes:
+            continue
+        old, new = np.shape(flat[path]), np.shape(shapes[path])
+        if old != new and len(old) == len(new) and old[-1] == new[-1]:
+            flat[path] = resample(flat[path], new)
+            say(f"Weights from {source}: {path} is resampled from {old} to {new}.")
+    return {**have, "params": traverse_util.unflatten_dict(flat, sep="/")}

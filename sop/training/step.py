@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Bool, Float, Int
 from ml_collections import ConfigDict
 
-from sop.layers import BatchNorm
+from sop.layers import BatchNorm, IterNorm
 from sop.ops.annotations import Array
 from sop.training.mixing import Mixing, partners
 from sop.training.state import TrainState
@@ -91,12 +91,12 @@ def hits(logits: Float[Array, "b k"], labels: Int[Array, " b"], k: int) -> Bool[
 
 
 def frozen_batch_norms(is_frozen: Callable[[str], bool]):
-    """Makes the BatchNorms whose parameters are frozen use, and keep, their running statistics."""
+    """Makes the norms over batches whose parameters are frozen use, and keep, their statistics."""
 
     def interceptor(call, args, kwargs, context):
         module = context.module
         if context.method_name == "__call__" and is_frozen("/".join((*module.path, "scale"))):
-            if isinstance(module, BatchNorm):
+            if isinstance(module, BatchNorm | IterNorm):
                 return call(args[0], train=False)
             if isinstance(module, nn.BatchNorm):  # in a user's own module
                 still = module.clone(parent=None, use_running_average=True)

@@ -17,7 +17,7 @@ from jax import lax
 
 from sop import ops
 from sop.errors import UsageError
-from sop.layers import GFGP, MPNCOV, BatchNorm, CompactGSoP, MaxEntropyPool
+from sop.layers import GFGP, MPNCOV, BatchNorm, CompactGSoP, IterNorm, MaxEntropyPool
 from sop.layers.gate import Gate
 from sop.layers.gsop import ChannelWeights, PositionWeights
 from sop.training.step import data_parallel
@@ -25,7 +25,7 @@ from sop.using import layers
 from sop.using.run import Run
 
 _FEATURES = "features"
-_NORMS = (BatchNorm, nn.BatchNorm)
+_NORMS = (BatchNorm, IterNorm, nn.BatchNorm)
 
 
 class Look:

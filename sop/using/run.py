@@ -74,8 +74,8 @@ def open_run(
     """
     if is_detector(config.model):
         raise UsageError(
-            f"The run in {workdir} is a detector, which gives no classes of whole images: evaluate "
-            "it with --mode=eval; its boxes in Python are shown in docs/detection.md."
+            f"The run in {workdir} is a detector, which gives no classes of whole images: load it "
+            "with sop.detection.finding.load_detector, see docs/detection.md."
         )
     if jax.process_count() > 1:
         raise UsageError(

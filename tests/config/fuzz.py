@@ -19,12 +19,17 @@ from sop.data.normalization import check_normalization, make_normalize
 from sop.models import BACKBONES, create_model
 from sop.models.attention import ATTENTIONS
 from sop.models.lookup import RESERVED
-from sop.models.parts import POOLS, REPRESENTATIONS
+from sop.models.parts import NORMS, POOLS, REPRESENTATIONS
 from sop.training.mixing import make_mixing
 from sop.training.optimizer import RULES, make_optimizer, make_schedule
 from sop.training.state import init_state, init_variables
 
-_ROLES = {"attention": ATTENTIONS, "pool": POOLS, "representation": REPRESENTATIONS}
+_ROLES = {
+    "attention": ATTENTIONS,
+    "pool": POOLS,
+    "norm": NORMS,
+    "representation": REPRESENTATIONS,
+}
 _SCALARS = (
     *("''", "' '", "None", "True", "nan", "inf", "-inf", "1e999", "-1", "0", "-0.0", "1", "1.5"),
     *("1e308", "1e-308", "1e30", "1e-30", "100000", "99999999", "2147483648", "1" + "0" * 30),

@@ -271,6 +271,16 @@ def test_randaugment_changes_levels():
         np.testing.assert_array_equal(augmented(name, image // 2, 9, 1), np.asarray(expected))
 
 
+def test_randaugment_makes_each_change_with_its_probability():
+    """A third draw for each decides; with probability 1 there is none, and the others stay."""
+    always, half = transforms.RandAugment(2, 20), transforms.RandAugment(2, 20, 0.5)
+    assert (always.num_draws, half.num_draws) == (4, 6)
+    image = np.random.default_rng(0).integers(0, 256, (1, 9, 7, 3), np.uint8)
+    both = always(image, np.array([[0.1, 0.2, 0.5, 0.7]]))
+    np.testing.assert_array_equal(half(image, np.array([[0.1, 0.2, 0.4, 0.5, 0.7, 0.4]])), both)
+    np.testing.assert_array_equal(half(image, np.array([[0.1, 0.2, 0.5, 0.5, 0.7, 0.9]])), image)
+
+
 def test_randaugment_draws_each_change_equally_often():
     image = np.zeros((4000, 1, 1, 3), np.uint8)
     draws = randomness.epoch_uniforms(0, 0, 4000, 2)

@@ -20,6 +20,8 @@ COUNTS = [
     (layers.DropCov(), 3),
     (layers.DeepBDC(), 1),
     (layers.ISICE(), 0),
+    (layers.MGCrP(), 73_752),
+    (layers.MomentProbing(), 132_514),
     (layers.CompactBilinear(), 0),
     (layers.GSoP(), 230_784),
     (layers.GSoP(manner="position"), 66_368),

@@ -24,6 +24,8 @@ DIFFERENTIABLE = {
     "GaussianPooling": layers.GaussianPooling(reduction=3, num_iters=2, beta=0.5),
     "DeepBDC": layers.DeepBDC(reduction=3),
     "ISICE": layers.ISICE(reduction=3, num_steps=2),
+    "MGCrP": layers.MGCrP(heads=2, dim=3),
+    "MomentProbing": layers.MomentProbing(width=14, heads=2),
     "BilinearCNN": layers.BilinearCNN(),
     "CompactBilinear": layers.CompactBilinear(projected_dim=32),
     "IterNorm": layers.IterNorm(group_size=2, num_iters=3),

@@ -1,5 +1,6 @@
 """Every layer in every manner, at a small size, with variables to run it on."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -8,6 +9,7 @@ from flax import traverse_util
 
 from sop import layers
 
+CHANNELS = 8
 WINDOW = {"window": 3, "strides": 2, "padding": 1}
 
 REPRESENTATIONS: dict[str, Callable] = {
@@ -31,6 +33,8 @@ REPRESENTATIONS: dict[str, Callable] = {
     "DropCov": layers.DropCov(reduction=4),
     "DeepBDC": layers.DeepBDC(),
     "ISICE": layers.ISICE(num_steps=3),
+    "MGCrP": layers.MGCrP(heads=2, dim=3, num_iters=2),
+    "MomentProbing": layers.MomentProbing(width=21, heads=3),
     "BilinearCNN": layers.BilinearCNN(),
     "BilinearCNN matrix": layers.BilinearCNN(vectorize=False),
     "CompactBilinear": layers.CompactBilinear(projected_dim=16),
@@ -78,12 +82,12 @@ LAYERS = {**REPRESENTATIONS, **ATTENTIONS, **LOCAL_POOLINGS, **NORMS}
 
 
 def channels(name: str) -> int:
-    return {"GSoP fusion_concat": 64, "FcaNet": 16}.get(name, 8)
+    return {"GSoP fusion_concat": 64, "FcaNet": 16}.get(name, CHANNELS)
 
 
 def variables(module, x) -> dict:
     """As `module.init` gives them, but without compiling it and with no zeros among them."""
-    shapes = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, False), x)
+    shapes = _shapes(module, x.shape)
     if "constants" in shapes:
         return module.init(jax.random.key(0), x, False)
     generator = np.random.default_rng(0)
@@ -101,3 +105,10 @@ def variables(module, x) -> dict:
 
 def changes_in_training(given: dict) -> bool:
     return "batch_stats" in given
+
+
+@functools.cache
+def _shapes(module, shape) -> dict:
+    """Of the variables, whatever the type of the input; many tests ask for the same."""
+    x = jax.ShapeDtypeStruct(shape, np.float32)
+    return jax.eval_shape(lambda x: module.init(jax.random.key(0), x, False), x)

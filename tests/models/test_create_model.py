@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from sop.errors import UsageError
 from sop.layers import MPNCOV
-from sop.models import BACKBONES, create_model
+from sop.models import BACKBONES, create_model, resolve
 from sop.models.parts import REPRESENTATIONS
 
 SMALL = {"backbone": "resnet8_cifar", "num_classes": 3}
@@ -129,6 +130,14 @@ def shapes(config):
         ({"representation": {"name": "mpncov", "num_iters": True}}, "'num_iters' of represent"),
         ({"representation": {"name": "mpncov", "num_iters": 0}}, "'num_iters' of represent"),
         ({"representation": {"name": "mpncov", "dropout": 1.5}}, "'dropout' of represent"),
+        ({"norm": "layer_norm"}, "no norm 'layer_norm'; there are 'iter_norm', or 'package.module"),
+        ({"norm": {"name": "iter_norm", "scale_init": 1}}, "no option 'scale_init' of norm 'iter"),
+        ({"norm": "sop.layers:GSoP"}, "has no field 'scale_init'; a norm must have 'scale_init'."),
+        ({"backbone": "vit_tiny_patch16", "norm": "iter_norm"}, "has no batch norm in whose place"),
+        ({"backbone": "convnext_tiny", "norm": "iter_norm"}, "leave out config.model.norm."),
+        ({"backbone": "vgg11", "norm": "iter_norm"}, "vgg11 has no batch norm in whose place"),
+        ({"backbone": "squeezenet1_1", "norm": "iter_norm"}, "squeezenet1_1 has no batch norm in"),
+        ({"backbone": f"{__name__}:Own", "norm": "iter_norm"}, "has no batch norm in whose place"),
         ({"representation": "no.such.module:Pool"}, "cannot be imported: No module named 'no'"),
     ],
 )
@@ -335,3 +344,38 @@ def test_second_order_representations_get_the_networks_reduction(name):
         assert create_model(config).representation.reduction == width
         config["representation"] = {"name": name, "reduction": 8}
         assert create_model(config).representation.reduction == 8
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    ["resnet18", "preresnet8_cifar", "wrn10_1_cifar", "mobilenet", "vgg11_bn"],
+)
+def test_another_norm_stands_in_the_place_of_each_batch_norm(backbone):
+    """With its options, and the scales that the network starts from."""
+    config = {"backbone": backbone, "num_classes": 3, "norm": {"name": "iter_norm"}}
+    config["norm"]["group_size"] = 16
+    zero = {"zero_init_residual": True} if backbone == "resnet18" else {}
+    images = jnp.zeros((1, 32, 32, 3))
+    plain, other = (
+        jax.eval_shape(
+            partial(create_model(each | zero).init, train=False), jax.random.key(0), images
+        )
+        for each in ({**config, "norm": None}, config)
+    )
+    assert plain["params"] == other["params"]
+    flat = traverse_util.flatten_dict(other["batch_stats"], sep="/")
+    statistics = traverse_util.flatten_dict(plain["batch_stats"], sep="/")
+    assert {path.replace("/var", "/whitening") for path in statistics} == set(flat)
+    assert all(leaf.shape[-1] <= 16 for path, leaf in flat.items() if path.endswith("whitening"))
+    assert resolve(config)["norm"]["group_size"] == 16
+    assert resolve(resolve(config)) == resolve(config)
+
+
+def test_iterative_normalisation_of_a_network_decorrelates_in_training():
+    config = SMALL | {"norm": {"name": "iter_norm", "num_iters": 7}}
+    model, images = create_model(config), jax.random.normal(jax.random.key(1), (8, 8, 8, 3))
+    variables = jax.jit(partial(model.init, train=False))(jax.random.key(0), images)
+    apply = partial(model.apply, train=True, mutable=["batch_stats", "intermediates"])
+    _, found = jax.jit(partial(apply, capture_intermediates=True))(variables, images)
+    rows = found["intermediates"]["features"]["bn1"]["__call__"][0].reshape(-1, 16)
+    np.testing.assert_allclose(rows.T @ rows / len(rows), np.eye(16), atol=0.2)

@@ -1,17 +1,21 @@
 """Vision transformers: what representations get of them, and what is refused. Logits: golden."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from sop.errors import UsageError
-from sop.models import create_model
+from sop.models import create_model, get_backbone, resolve
 from sop.models.backbone import Backbone
 from sop.models.catalogue import cost
 from sop.models.features import features, pyramid
 from sop.models.parts import make_parts
-from sop.models.vit import ClassToken, vit
+from sop.models.vit import ClassToken, resample_positions, vit
+from sop.torch_weights.engine import conversion, to_state_dict
+from sop.training.pretrained import merge
 
 SMALL = Backbone(
     vit, image_size=32, representation="class_token", own={"class_token": ClassToken}, reduction=8
@@ -111,3 +115,59 @@ def test_parts_that_have_no_place_are_refused(part):
 def test_images_that_patches_do_not_tile_are_refused(variables, size):
     with pytest.raises(UsageError, match="must be multiples of 8"):
         make().apply(variables, jnp.zeros((1, *size, 3)), train=False)
+
+
+@pytest.mark.parametrize("name", ["mgcrp", "moment_probing"])
+def test_heads_of_transformers_get_the_class_token_too(name):
+    """Their classifier is one of it and one of the words; without it they pool the words alone."""
+    config = {"backbone": "vit_tiny_patch16", "num_classes": 10, "representation": name}
+    images = jnp.zeros((1, 32, 32, 3))
+
+    def width(config):
+        model = create_model(config)
+        shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+        return shapes["params"]["classifier"]["kernel"].shape[0], model.features.keeps_class_token
+
+    pooled = {"mgcrp": 6 * 14**2, "moment_probing": 3 * 31**2}[name]
+    assert width(config) == (192 + pooled, True)
+    config["representation"] = {"name": name, "class_token": False}
+    assert width(config) == ({"mgcrp": 0, "moment_probing": 192}[name] + pooled, False)
+    assert resolve(config)["representation"]["class_token"] is False
+
+
+@pytest.mark.parametrize("side", [4, 5, 8, 12, 14])
+def test_positions_are_resampled_as_timm_does(side):
+    with np.load(Path(__file__).parents[1] / "golden/positions/timm.npz") as golden:
+        found = resample_positions(golden["embeddings"], (1, 1 + side**2, 5))
+        np.testing.assert_allclose(found, golden[f"to_{side}"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("counts", [(4, 12), (12, 4)])
+def test_positions_of_images_that_are_not_square_are_refused(counts):
+    with pytest.raises(UsageError, match="give square images, or weights of this size"):
+        resample_positions(np.zeros((1, 1 + counts[0], 2)), (1, 1 + counts[1], 2))
+
+
+def test_weights_of_another_image_size_are_read_as_they_are_and_start_a_run():
+    """Logits are those of the same network, with the positions resampled."""
+    config = {"backbone": "vit_tiny_patch16", "num_classes": 3}
+    init = create_model(config).init
+
+    def zeros(size):
+        images = jnp.zeros((1, size, size, 3))
+        shapes = jax.eval_shape(lambda: init(jax.random.key(0), images, train=False))
+        return jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
+
+    large, small = zeros(64), zeros(32)
+    positions = np.random.default_rng(0).standard_normal((1, 17, 192)).astype(np.float32)
+    large["params"]["features"]["pos_embed"] = positions
+    read = conversion(to_state_dict(large, config), config).variables
+    np.testing.assert_array_equal(read["params"]["features"]["pos_embed"], positions)
+    said = []
+    merged = merge(small, read, "runs/a", said.append, get_backbone(config).resampled)
+    np.testing.assert_array_equal(
+        merged["params"]["features"]["pos_embed"], resample_positions(positions, (1, 5, 192))
+    )
+    assert said == ["Weights from runs/a: pos_embed is resampled from (1, 17, 192) to (1, 5, 192)."]
+    with pytest.raises(UsageError, match="pos_embed has shape"):
+        merge(small, read, "runs/a")

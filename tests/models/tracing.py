@@ -28,23 +28,23 @@ def small_size(backbone):
     return {"alexnet": 63, "inception_v3": 75}.get(backbone, 32)
 
 
+def parts(model, images, train):
+    """Features and logits."""
+    features = model.features(images, train)
+    return features, model.classifier(model.representation(features, train), train)
+
+
 def trace(config, size=None, num_classes=10):
     """Model, its variables' shapes by path, shapes of features and of the logits of training."""
     model = create_model({"num_classes": num_classes, **config})
     size = size or small_size(config["backbone"])
     images = jnp.zeros((2, size, size, 3))
 
-    def parts(model):
-        features = model.features(images, True)
-        return features, model.classifier(model.representation(features, True), True)
-
     def run():
-        variables = model.init(jax.random.key(0), images, train=False)
-        rngs = {"dropout": jax.random.key(1)}
-        shapes, _ = model.apply(variables, method=parts, mutable=["batch_stats"], rngs=rngs)
-        return variables, *shapes
+        rngs = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+        return model.init_with_output(rngs, images, True, method=parts)
 
-    variables, features, logits = jax.eval_shape(run)
+    (features, logits), variables = jax.eval_shape(run)
     flat = traverse_util.flatten_dict(variables, sep="/")
     return model, {path: leaf.shape for path, leaf in flat.items()}, features.shape, logits.shape
 
@@ -70,19 +70,34 @@ def check_smallest(config, size):
 
 
 def check_types(config):
-    """In bfloat16 features are bfloat16; parameters, statistics and logits stay float32."""
+    """In bfloat16 features are bfloat16; parameters, statistics and logits stay float32.
+
+    What evaluation starts from is what training takes.
+    """
     model = create_model({"num_classes": 10, **config}, dtype=jnp.bfloat16)
     size = small_size(config["backbone"])
     images = jnp.zeros((1, size, size, 3))
 
     def run():
-        variables = model.init(jax.random.key(0), images, train=False)
-        features = model.apply(variables, method=lambda model: model.features(images, False))
-        return variables, features, model.apply(variables, images, train=False)
+        keep = {"capture_intermediates": lambda module, _: module.name == "features"}
+        evaluated, variables = model.init_with_output(jax.random.key(0), images, False, **keep)
+        evaluated = evaluated, variables.pop("intermediates")
+        trained, updates = model.apply(
+            variables,
+            images,
+            True,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.key(1)},
+            **keep,
+        )
+        return variables, updates, evaluated, (trained, updates.pop("intermediates"))
 
-    variables, features, logits = jax.eval_shape(run)
+    variables, updates, *outputs = jax.eval_shape(run)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    assert (features.dtype, logits.dtype) == (jnp.bfloat16, jnp.float32)
+    assert updates == {key: variables[key] for key in updates}
+    for logits, inside in outputs:
+        [features] = inside["features"]["__call__"]
+        assert (features.dtype, logits.dtype) == (jnp.bfloat16, jnp.float32)
 
 
 def check_representation(config, name):

@@ -47,6 +47,8 @@ def on_features(shape):
         "max_entropy_pool 3": lambda x: ops.max_entropy_pool(
             x, 0.7, (3, 3), (2, 2), (1, 1), ceil_mode=True
         ),
+        "max_pool": lambda x: ops.max_pool(x, (1, 2), padding=(0, 1), ceil_mode=True),
+        "max_pool 3": lambda x: ops.max_pool(x, (3, 3), (2, 2), (1, 1)),
         "adaptive_average_pool": lambda x: ops.adaptive_average_pool(x, (3, 2)),
         "cgd": lambda x: ops.cgd(x, [VECTOR] * 3, [VECTOR] * 3),
         "spatial_cgd": lambda x: ops.spatial_cgd(x, [rows] * 3, [columns] * 3),
@@ -56,6 +58,8 @@ def on_features(shape):
 
 # What the equation itself does not look at.
 DISCARDS = {
+    "max_pool": ("-inf",),
+    "max_pool 3": ("-inf",),
     "first_maximum": ("-inf",),
     "generalized_mean": ("-inf",),
     "generalized_mean 1e-9": ("-inf",),

@@ -160,6 +160,24 @@ def generalized_mean(x, power, epsilon):
     return np.array(found)
 
 
+def max_pool(x, window, strides, padding, cotangent):
+    """The maxima, and the cotangents added up at each window's first maximum."""
+    y, gradient = np.empty(cotangent.shape), np.zeros(x.shape)
+    for b, i, j, c in np.ndindex(cotangent.shape):
+        rows = i * strides[0] - padding[0] + np.arange(window[0])
+        columns = j * strides[1] - padding[1] + np.arange(window[1])
+        inside = [
+            (b, r, s, c)
+            for r in rows
+            for s in columns
+            if 0 <= r < x.shape[1] and 0 <= s < x.shape[2]
+        ]
+        first = max(inside, key=lambda at: x[at])
+        y[b, i, j, c] = x[first]
+        gradient[first] += cotangent[b, i, j, c]
+    return y, gradient
+
+
 def adaptive_average_pool(x, shape):
     x = np.float64(x)
     y = np.zeros((len(x), *shape, x.shape[-1]))

@@ -233,6 +233,18 @@ def test_max_entropy_pool_reaches_average_and_maximum():
     assert_close(ops.max_entropy_pool(x, -1e6), tiles.min((2, 4)))
 
 
+@pytest.mark.parametrize("case", WINDOWS)
+def test_max_pool(case):
+    """Of few values, so that many are equal: the gradient is then the first one's."""
+    shape, window, strides, padding, ceil_mode, output = case
+    x = np.random.default_rng(0).integers(0, 3, shape).astype(np.float32)
+    cotangent = draw(1, shape[0], *output, shape[3])
+    y, pullback = jax.vjp(lambda x: ops.max_pool(x, window, strides, padding, ceil_mode), x)
+    expected, gradient = slow.max_pool(x, window, strides, padding, cotangent)
+    assert_close(y, expected)
+    assert_close(pullback(cotangent)[0], gradient)
+
+
 @pytest.mark.parametrize("shape", [(3, 2), (8, 8), (7, 5), (1, 1), (10, 3)])
 def test_adaptive_average_pool(shape):
     x = draw(0, 2, 7, 5, 3)

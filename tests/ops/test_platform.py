@@ -66,6 +66,48 @@ def test_convolve_equals_lax(size, strides, padding, groups, multiplies, dtype):
     assert "stablehlo.convolution" in on_gpu and "dot_general" not in on_gpu
 
 
+@pytest.mark.parametrize(
+    ("shape", "size", "strides", "padding"),
+    [
+        ((3, 60, 60), 3, (1, 1), "SAME"),  # a part is some rows of an image, the last has fewer
+        ((2, 121, 83), 7, (2, 1), [(3, 2), (1, 3)]),
+        ((2, 121, 83), (2, 3), (1, 2), "VALID"),
+        ((41, 9, 9), 3, (1, 1), [(1, 1), (0, 2)]),  # some images
+    ],
+)
+def test_gradients_of_kernels_in_parts(shape, size, strides, padding):
+    x = array((*shape, 3), 0)
+    kernel = array((*np.broadcast_to(size, 2), 3, 4), 1)
+
+    def run(convolution, x, kernel):
+        return value_and_gradients(
+            lambda x, k: convolution(x, k, strides, padding, **OPTIONS), x, kernel
+        )
+
+    ours, plain = (partial(run, f) for f in (convolve, lax.conv_general_dilated))
+    for a, b in zip(jax.jit(ours)(x, kernel), jax.jit(plain)(x, kernel), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
+    convolutions = [
+        lowered(f, x, kernel, platform=where).count("stablehlo.convolution")
+        for f, where in ((ours, "cpu"), (ours, "cuda"), (plain, "cpu"))
+    ]
+    assert convolutions[0] > convolutions[1] + 2 and convolutions[1] == convolutions[2]
+
+
+def test_forward_mode_and_second_derivatives_of_a_large_convolution():
+    x, kernel = array((1, 60, 60, 1), 0), array((3, 3, 1, 1), 1)
+
+    def norm(convolution, kernel):
+        return jnp.sum(jnp.sin(convolution(x, kernel, (1, 1), "SAME", **OPTIONS)))
+
+    for derivative in (jax.jacfwd, jax.hessian):
+        found, expected = (
+            jax.jit(derivative(partial(norm, f)))(kernel)
+            for f in (convolve, lax.conv_general_dilated)
+        )
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
 def test_networks_multiply_for_1x1_convolutions_on_cpu():
     x = jnp.ones((1, 4, 4, 8))
     conv = Conv(3, (1, 1), 2)

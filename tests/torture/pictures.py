@@ -1,5 +1,6 @@
 """Folders of images, some of which are none."""
 
+import functools
 import io
 import os
 import random
@@ -93,12 +94,17 @@ def _write(where: Path, number: int, rng: random.Random, share: float) -> None:
         case 6:
             file.write_bytes(b"")
         case 7:
-            big = Image.new("L", (20000, 20000), 7)
-            buffer = io.BytesIO()
-            big.save(buffer, rng.choice(["PNG", "GIF"]))
-            file.write_bytes(buffer.getvalue())
+            file.write_bytes(_huge(rng.choice(["PNG", "GIF"])))
         case _:
             file.symlink_to(file)
+
+
+@functools.cache
+def _huge(kind: str) -> bytes:
+    """An encoded image that unpacks to 400 MB; it takes seconds to make."""
+    buffer = io.BytesIO()
+    Image.new("L", (20000, 20000), 7).save(buffer, kind)
+    return buffer.getvalue()
 
 
 def _picture(rng: random.Random, kind: str) -> bytes:

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,7 @@ RUN = (
     "--config.model.backbone=resnet8_cifar",
     "--config.num_epochs=2",
     "--config.checkpoint.every_steps=6",
+    "--config.model.representation.reduction=16",
 )
 # Signs of an end that nobody wrote a sentence for.
 _DISORDER = (
@@ -111,7 +113,7 @@ class Bench:
         path = self.folder / "half"
         process = start([*RUN, f"--workdir={path}"])
         while process.poll() is None and not (path / "checkpoints" / "24").is_dir():
-            pass
+            time.sleep(0.005)
         process.kill()
         process.communicate()
         return path
