@@ -161,7 +161,7 @@ _POSITIONS_OF_A_PART = 1200
 _MOST_PARTS = 32  # each is compiled
 
 
-def _is_large(shape: tuple[int, ...]) -> bool:
+def _is_large(shape: Sequence[Any]) -> bool:
     # A program for a batch of any size is not written for parts of it.
     return all(isinstance(n, int) for n in shape) and math.prod(shape) >= _MANY_POSITIONS
 
