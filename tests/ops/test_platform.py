@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from sop import ops
 from sop.models.network import Conv
-from sop.ops.platform import convolve, in_halves, interleave, multiply
+from sop.ops.platform import convolve, in_halves, in_turns, interleave, multiply
 
 OPTIONS = {"lhs_dilation": (1, 1), "dimension_numbers": ("NHWC", "HWIO", "NHWC")}
 
@@ -157,6 +157,23 @@ def test_halves_under_shard_map_and_vmap():
     np.testing.assert_allclose(
         jax.jit(sharded)(flat), expected.reshape(16, -1), rtol=1e-5, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_turns_are_the_whole(size):
+    x, y = array((size, 3), 0), array((size, 3, 2), 1)
+
+    def f(x, y):
+        return jnp.sin(x)[..., None] * y
+
+    def turns(x, y):
+        return in_turns(f, x, y)
+
+    found = value_and_gradients(jax.jit(turns), x, y)
+    for a, b in zip(found, value_and_gradients(f, x, y), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+    loops = ["stablehlo.while" in lowered(turns, x, y, platform=on) for on in ("cpu", "cuda")]
+    assert loops == [True, False]
 
 
 @pytest.mark.parametrize("strides", [(1, 1), (2, 2), (3, 2), (1, 2)])
