@@ -154,8 +154,8 @@ def convolve(
     return lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain)
 
 
-# Positions of a map beyond which XLA's gradient of a kernel on CPU is up to five times as slow as
-# the convolution itself, and of the parts in which it is not (benchmarks/PROFILES.md).
+# Positions of a map beyond which XLA's gradient of a kernel is slow on CPU, and of the parts in
+# which it is not (benchmarks/cpu_operations.py).
 _MANY_POSITIONS = 3200
 _POSITIONS_OF_A_PART = 1200
 _MOST_PARTS = 32  # each is compiled
