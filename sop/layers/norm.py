@@ -1,5 +1,6 @@
 """Batch normalisation with PyTorch's semantics, for networks and layers alike, and layer norm."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -78,25 +79,26 @@ class BatchNorm(nn.Module):
 
         dtype = self.dtype or x.dtype
         x = ops.widen(x)
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         others = tuple(i for i in range(x.ndim) if i != axis)
+        origin = running_mean.value.astype(jnp.promote_types(x.dtype, jnp.float32))
+        centre, var = jnp.zeros_like(origin), running_var.value
+        if train:
+            initializing = self.is_initializing()
+            axis_name = None if initializing else self.axis_name
+            origin, centre, var = _moments(x, origin, others, self.epsilon)
+            count = math.prod(x.shape[i] for i in others)
+            mean = origin + centre
+            if axis_name is not None:
+                centre, mean, var, count = _over_devices(centre, mean, var, count, axis_name)
+            if not initializing:
+                self._follow(running_mean, mean)
+                self._follow(running_var, var * (count / jnp.maximum(count - 1, 1)))
 
         def spread(values):
             return jnp.expand_dims(values, others)
 
-        if train:
-            origin = lax.stop_gradient(_rough_mean(x, others))
-            x = x - spread(origin)
-            initializing = self.is_initializing()
-            axis_name = None if initializing else self.axis_name
-            centre, mean, var, count = _statistics(x, origin, others, axis_name)
-            if not initializing:
-                self._follow(running_mean, mean)
-                self._follow(running_var, var * (count / jnp.maximum(count - 1, 1)))
-        else:
-            centre, var = running_mean.value, running_var.value
-
-        y = (x - spread(centre)) * spread(lax.rsqrt(var + self.epsilon) * scale) + spread(bias)
+        scale = lax.rsqrt(var + self.epsilon) * scale
+        y = (_centred(x, origin, others) - spread(centre)) * spread(scale) + spread(bias)
         return ops.narrow(y, dtype)
 
     def _follow(self, running, new):
@@ -143,31 +145,71 @@ class LayerNorm(nn.Module):
         return x * lax.rsqrt(variance + self.epsilon / size / size) * scale + bias
 
 
+# How far from the origin, in deviations, a mean may be for E[(x − o)²] − (E[x] − o)² to be exact
+# to a few roundings.
+_NEAR = 2.0
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def _moments(x, guess, axes, epsilon):
+    """An origin, the mean of x − origin over axes, and the variance of x.
+
+    The origin is the guess where that is near the mean of every channel, and what is then read once
+    are sums that, on accelerators, the operation that makes x computes along with it, since the
+    guess does not depend on x. Else it is a mean that x is read for. Near means that squares about
+    it lose nothing beside var + epsilon.
+    """
+    centre, var = _about(x, guess, axes)
+    near = jnp.square(centre) <= _NEAR**2 * (var + epsilon)
+
+    def again():
+        origin = _rough_mean(x, axes)
+        return origin, *_about(x, origin, axes)
+
+    # The guess, but varying over mapped axes as all else does.
+    origin = jnp.where(near, guess, centre)
+    return lax.cond(jnp.all(near), lambda: (origin, centre, var), again)
+
+
+@_moments.defjvp
+def _moments_jvp(axes, epsilon, primals, tangents):
+    (x, guess), (dx, _) = primals, tangents
+    origin, centre, var = _moments(x, guess, axes, epsilon)
+    away = _centred(x, origin, axes) - jnp.expand_dims(centre, axes)
+    dx = dx.astype(away.dtype)
+    clipped = (var <= 0) | (var > _bounded(jnp.full_like(var, jnp.inf)) / 8)
+    dvar = jnp.where(clipped, 0, 2 * (away * dx).mean(axes))
+    return (origin, centre, var), (jnp.zeros_like(origin), dx.mean(axes), dvar)
+
+
+def _centred(x, origin, axes):
+    """x − origin, in the type of the latter."""
+    return x.astype(origin.dtype) - jnp.expand_dims(origin, axes)
+
+
+def _about(x, origin, axes):
+    """Mean of x − origin and variance of x: E[(x − o)²] − E[x − o]²."""
+    x = _centred(x, origin, axes)
+    centre = x.mean(axes)
+    return centre, _difference(jnp.square(x).mean(axes), jnp.square(centre))
+
+
 def _rough_mean(x, axes):
     """Mean up to rounding, of a constant without: differences from its first value are zero."""
     first = x[tuple(slice(1) if i in axes else slice(None) for i in range(x.ndim))]
-    return (first + (x - first).mean(axes, keepdims=True)).squeeze(axes)
+    first = first.astype(jnp.promote_types(x.dtype, jnp.float32)).squeeze(axes)
+    return first + _centred(x, first, axes).mean(axes)
 
 
-def _statistics(x, origin, axes, axis_name):
-    """Of origin + x over axes and devices: mean − origin, mean, variance, number of values.
-
-    The origin is near the mean, so that little is lost in E[x²] − E[x]².
-    """
-    centre = x.mean(axes)
-    var = _difference(jnp.square(x).mean(axes), jnp.square(centre))
-    mean = origin + centre
-    count = math.prod(x.shape[i] for i in axes)
-    if axis_name is not None:
-        middle = lax.pmean(mean, axis_name)
-        away = mean - middle
-        # What the mean of means lost to rounding is given back, so that devices that hold the same
-        # constant have no variance.
-        lost, var = lax.pmean(jnp.stack([away, _bounded(var + away**2)]), axis_name)
-        centre, mean = centre - away + lost, middle + lost
-        var = _difference(var, lost**2)
-        count *= lax.axis_size(axis_name)
-    return centre, mean, var, count
+def _over_devices(centre, mean, var, count, axis_name):
+    """Mean − origin, mean, variance and number of the values of all devices."""
+    middle = lax.pmean(mean, axis_name)
+    away = mean - middle
+    # What the mean of means lost to rounding is given back, so that devices that hold the same
+    # constant have no variance.
+    lost, var = lax.pmean(jnp.stack([away, _bounded(var + away**2)]), axis_name)
+    centre, mean = centre - away + lost, middle + lost
+    return centre, mean, _difference(var, lost**2), count * lax.axis_size(axis_name)
 
 
 def _bounded(square):

@@ -258,3 +258,20 @@ def test_bfloat16_has_statistics_of_float32():
 def test_refusals(norm, x, sentence, unchecked):
     with pytest.raises(UsageError, match=sentence):
         norm().init(jax.random.key(0), jnp.asarray(x), True)
+
+
+@pytest.mark.parametrize("guess", [0.0, 999.0, 1000.0, 1e6])
+def test_the_running_mean_does_not_matter(guess):
+    """It is where sums are taken about, if it is near; these maps have deviation 1 about 1000."""
+    x = 1000 + draw(8, 6, 6, 3)
+    variables = variables_of(3)
+    stale = {**variables, "batch_stats": {**variables["batch_stats"], "mean": jnp.full(3, guess)}}
+
+    def run(x):
+        y, pullback = jax.vjp(lambda x: trained(BatchNorm(), stale, x)[0], x)
+        return y, pullback(jnp.cos(y))[0]
+
+    with jax.enable_x64(True):
+        wide = run(jnp.asarray(x, jnp.float64))
+    for value, exact in zip(run(jnp.asarray(x, jnp.float32)), wide, strict=True):
+        np.testing.assert_allclose(value, exact, atol=5e-4)
