@@ -5,8 +5,8 @@
   python -m results.page         writes results/README.md and its figures from results/runs.csv
 
 A part compares the heads, the attentions or the local poolings of one small network on one data
-set. Each method tries the same three learning rates on a validation split; the best one is trained
-with five seeds and evaluated on the test split, after the last epoch. Rows that stand in
+set. Each method tries the same learning rates on a validation split; the best one is trained with
+five seeds and evaluated on the test split, after the last epoch. Rows that stand in
 results/runs.csv are not run again, on whatever machine, so a part goes on from there: commit the
 file as it grows. Work folders stand in runs/study.
 """
@@ -31,7 +31,12 @@ from sop.sweep.tuning import Tuning, phases
 
 FOLDER = Path(__file__).resolve().parent
 RUNS, SPEED = FOLDER / "runs.csv", FOLDER / "speed.csv"
-RATES = Grid("optimizer.learning_rate", ("0.05", "0.2", "0.8"))
+RATES = Grid("optimizer.learning_rate", ("0.02", "0.06", "0.2", "0.6"))
+# Of a head's classifier: one of a vector of length 1 needs a larger rate than what is below it.
+FACTORS = Grid(
+    "optimizer.lr_multipliers",
+    tuple(f"(('^classifier/', {factor}),)" for factor in ("1.0", "30.0")),
+)
 SEEDS = 5
 BASELINES = {"heads": "representation=gavp", "attention": "attention=none", "pooling": "pool=None"}
 
@@ -70,7 +75,7 @@ def _crops(size: int, epochs: int) -> dict[str, str]:
 
 
 DATA = {
-    "typefaces": Data("configs/typefaces.py:gavp", _crops(16, 8), ("train", "validation"), 22),
+    "typefaces": Data("configs/typefaces.py:gavp", _crops(16, 12), ("train", "validation"), 22),
     "textures": Data("configs/textures.py:gavp", _crops(16, 3), ("train", "validation"), 3),
     "mnist_5k": Data(
         "configs/mnist_5k.py:gavp",
@@ -122,6 +127,7 @@ def poolings(classes: int) -> Grid:
 
 
 KINDS = {"heads": heads, "attention": attentions, "pooling": poolings}
+TUNED = {"heads": (RATES, FACTORS), "attention": (RATES,), "pooling": (RATES,)}
 PARTS = [f"{data}_{kind}" for data in DATA for kind in KINDS]
 
 
@@ -136,7 +142,7 @@ def plan(part: str, workdir: Path) -> tuple[Sweep, Tuning]:
     grids = (KINDS[kind](data.classes),)
     fixed = data.fixed(last_stride=2 if kind == "pooling" else 1)
     sweep = Sweep(data.config, fixed, grids, SEEDS, workdir / part)
-    return sweep, Tuning(RATES, *data.tuning)
+    return sweep, Tuning(TUNED[kind], *data.tuning)
 
 
 def key(row: Row) -> tuple:

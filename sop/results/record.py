@@ -33,7 +33,7 @@ Row = Mapping[str, Any]
 FIELDS = (
     *("method", "seed", "dataset", "train_split", "eval_split", "eval_transforms", "examples"),
     *("count", "top1", "top5", "loss", "epoch", *Robustness._fields),
-    *("learning_rate", "parameters", "multiply_adds"),
+    *("learning_rate", "lr_multipliers", "parameters", "multiply_adds"),
     *("config", "commit", "dirty", "machine", "jax", "seconds", "start"),
 )
 _NUMBERS = {
@@ -68,6 +68,11 @@ def record(workdir: Path, method: str, robustness: bool = False) -> Row:
         "train_split": last.input.train_split,
         "examples": data[-1]["train"]["examples"] if data else None,
         "learning_rate": last.optimizer.learning_rate,
+        "lr_multipliers": ", ".join(
+            f"{pattern} × {factor:g}"
+            for pattern, factor in last.optimizer.lr_multipliers
+            if factor != 1
+        ),
         "multiply_adds": multiply_adds(config),
         "config": fingerprint(config),
         "commit": (newest.get("git") or {}).get("commit"),

@@ -23,6 +23,7 @@ class Line:
       top1: accuracy in [0, 1] over the seeds.
       difference: of top-1 to the baseline's, paired by seed; None: of the baseline, or without one.
       learning_rate: of its runs.
+      lr_multipliers: of its runs, as text; "": none.
       examples: that it was trained on.
       parameters: number of them.
       multiply_adds: of the forward pass on one image.
@@ -37,6 +38,7 @@ class Line:
     examples: int | None
     parameters: int
     multiply_adds: int | None
+    lr_multipliers: str = ""
     speed: Speed | None = None
     robustness: Mapping[str, Estimate] = dataclasses.field(default_factory=dict)
 
@@ -81,6 +83,7 @@ def summarize(
             if baseline not in (None, method)
             else None,
             learning_rate=runs[0]["learning_rate"],
+            lr_multipliers=runs[0].get("lr_multipliers") or "",
             examples=runs[0]["examples"],
             parameters=runs[0]["parameters"],
             multiply_adds=runs[0]["multiply_adds"],
@@ -121,6 +124,7 @@ _COLUMNS = (
     _Column("contrast (%)", lambda line: percent(line.robustness.get("contrast")), optional=True),
     _Column("ECE (%)", lambda line: percent(line.robustness.get("ece")), optional=True),
     _Column("learning rate", lambda line: f"{line.learning_rate:g}"),
+    _Column("of parts", lambda line: line.lr_multipliers, optional=True),
     _Column("examples", lambda line: f"{line.examples:,}" if line.examples else "", optional=True),
     _Column("parameters", lambda line: f"{line.parameters:,}"),
     _Column("multiply–adds", lambda line: _millions(line.multiply_adds), optional=True),

@@ -39,7 +39,13 @@ def make_parser() -> Parser:
         help="values of a key to go through; may be given often",
     )
     parser.add_argument("--seeds", type=count(10**4), default=1, metavar="N", help="default: 1")
-    parser.add_argument("--tune", metavar="KEY=v1,v2", help="a key to choose for each method")
+    parser.add_argument(
+        "--tune",
+        action="append",
+        default=[],
+        metavar="KEY=v1,v2",
+        help="values of a key to choose from for each method; may be given often",
+    )
     parser.add_argument(
         "--validation",
         metavar="TRAIN,VALIDATION",
@@ -67,7 +73,8 @@ def plan_of(arguments: Sequence[str]) -> tuple[Sweep, Tuning | None, Namespace]:
     grids = tuple(map(parse_grid, options.grid))
     sweep = Sweep(options.config, fixed, grids, options.seeds, Path(options.workdir))
     if options.tune:
-        return sweep, make_tuning(sweep, parse_grid(options.tune), options.validation), options
+        tuned = tuple(map(parse_grid, options.tune))
+        return sweep, make_tuning(sweep, tuned, options.validation), options
     if options.validation:
         raise UsageError("--validation belongs to --tune: add --tune='optimizer.learning_rate=…'.")
     return sweep, None, options

@@ -1,9 +1,9 @@
-"""One value of a key for each method, chosen on a validation split: the same choice for all.
+"""Values of some keys for each method, chosen on a validation split: the same choice for all.
 
-The runs of the tuning stand in `WORKDIR/tuning`, the grid of the tuned key beside the others, with
-seed 0. They train on one part of the training split and are evaluated, at their end, on the other;
-the test split is not opened. The value with the best top-1 there is what the runs of all seeds then
-train with, on the whole training split.
+The runs of the tuning stand in `WORKDIR/tuning`, the grids of the tuned keys beside the others,
+with seed 0. They train on one part of the training split and are evaluated, at their end, on the
+other; the test split is not opened. The values with the best top-1 there are what the runs of all
+seeds then train with, on the whole training split.
 """
 
 import dataclasses
@@ -24,16 +24,16 @@ class Tuning:
     """What is tuned, and on what.
 
     Attributes:
-      grid: the key and its values.
+      grids: keys and their values; every combination is tried.
       train, validation: splits.
     """
 
-    grid: Grid
+    grids: tuple[Grid, ...]
     train: str
     validation: str
 
     def sweep(self, sweep: Sweep) -> Sweep:
-        """The runs that try each value once for each method of another sweep."""
+        """The runs that try each combination once for each method of another sweep."""
         splits = (
             f"--config.input.train_split={self.train}",
             f"--config.input.eval_split={self.validation}",
@@ -41,13 +41,13 @@ class Tuning:
         return dataclasses.replace(
             sweep,
             fixed=(*sweep.fixed, *splits),
-            grids=(*sweep.grids, self.grid),
+            grids=(*sweep.grids, *self.grids),
             seeds=1,
             workdir=sweep.workdir / "tuning",
         )
 
 
-def make_tuning(sweep: Sweep, grid: Grid, splits: str | None) -> Tuning:
+def make_tuning(sweep: Sweep, grids: Sequence[Grid], splits: str | None) -> Tuning:
     """A tuning on two splits, 'train,validation', by default 80 % and 20 % of the training split.
 
     Raises:
@@ -72,7 +72,7 @@ def make_tuning(sweep: Sweep, grid: Grid, splits: str | None) -> Tuning:
             f"The tuning would choose on '{shared.pop()}', but config.input.eval_split is "
             f"{test!r}: set that to the test split."
         )
-    return Tuning(grid, *parts)
+    return Tuning(tuple(grids), *parts)
 
 
 def _names(splits: str) -> set[str]:
@@ -93,14 +93,17 @@ def phases(
     if tuning is None:
         yield sweep.runs()
         return
-    key, methods = tuning.grid.key, sweep.methods()
+    methods = sweep.methods()
     trials = tuning.sweep(sweep).runs()
-    sweep.runs({method: {key: tuning.grid.values[0]} for method in methods})
+    first = {grid.key: grid.values[0] for grid in tuning.grids}
+    sweep.runs({method: first for method in methods})
     yield trials
-    chosen = choose(trials, tuning.grid, result)
-    ends = at_an_end(chosen, tuning.grid)
+    chosen = choose(trials, tuning.grids, result)
+    ends = at_an_end(chosen, tuning.grids)
     for method in methods:
-        said = f"{key}={chosen[method][key]}" if method in chosen else f"no {key} worked"
+        values = chosen.get(method, {})
+        said = ", ".join(f"{key}={value}" for key, value in values.items())
+        said = said or f"no {' and '.join(first)} worked"
         more = ", at an end of those tried: one beyond may be better" if method in ends else ""
         print(f"{method or 'all'}: {said}{more}", file=sys.stderr)
     if chosen:
@@ -108,9 +111,11 @@ def phases(
 
 
 def choose(
-    runs: Sequence[Run], grid: Grid, result: Callable[[Run], Mapping[str, Any] | None]
+    runs: Sequence[Run],
+    grids: Sequence[Grid],
+    result: Callable[[Run], Mapping[str, Any] | None],
 ) -> dict[str, dict[str, str]]:
-    """Method → the tuned key with its best value; a method none of whose runs finished is left out.
+    """Method → the tuned keys with their best values; one none of whose runs finished is left out.
 
     Of equal top-1 the smaller loss is better.
 
@@ -118,31 +123,43 @@ def choose(
       runs: of `Tuning.sweep`.
       result: run → 'top1' and 'loss' at its end; None: it failed.
     """
-    best: dict[str, tuple[tuple[float, float], str]] = {}
+    best: dict[str, tuple[tuple[float, float], dict[str, str]]] = {}
     for run in runs:
         found = result(run)
         if found is None:
             continue
         score = found["top1"], -found["loss"]
-        method = tuned_method(run, grid)
+        method = tuned_method(run, grids)
         if method not in best or score > best[method][0]:
-            best[method] = score, run.settings[grid.key]
-    return {method: {grid.key: value} for method, (_, value) in best.items()}
+            best[method] = score, {grid.key: run.settings[grid.key] for grid in grids}
+    return {method: settings for method, (_, settings) in best.items()}
 
 
-def tuned_method(run: Run, grid: Grid) -> str:
-    """The method that a run of a tuning tries a value for."""
-    return name_of({key: value for key, value in run.settings.items() if key != grid.key})
+def tuned_method(run: Run, grids: Sequence[Grid]) -> str:
+    """The method that a run of a tuning tries values for."""
+    tuned = {grid.key for grid in grids}
+    return name_of({key: value for key, value in run.settings.items() if key not in tuned})
 
 
-def at_an_end(chosen: Mapping[str, Mapping[str, str]], grid: Grid) -> list[str]:
-    """The methods for which the least or the largest of at least three values was best."""
-    ends = {min(grid.values, key=float), max(grid.values, key=float)} if _numbers(grid) else set()
-    return [name for name, settings in chosen.items() if settings[grid.key] in ends]
+def at_an_end(chosen: Mapping[str, Mapping[str, str]], grids: Sequence[Grid]) -> list[str]:
+    """The methods for which the least or the largest of at least three numbers was best."""
+    ends = {
+        (grid.key, end(grid.values, key=float)) for grid in _numbers(grids) for end in (min, max)
+    }
+    return [name for name, settings in chosen.items() if ends & set(settings.items())]
 
 
-def _numbers(grid: Grid) -> bool:
-    try:
-        return len({float(each) for each in grid.values}) > 2
-    except ValueError:
-        return False
+def _numbers(grids: Sequence[Grid]) -> list[Grid]:
+    """Those of at least three values, all of them numbers."""
+
+    def number(text: str) -> bool:
+        try:
+            return bool(float(text) or True)
+        except ValueError:
+            return False
+
+    return [
+        each
+        for each in grids
+        if all(map(number, each.values)) and len(set(map(float, each.values))) > 2
+    ]

@@ -140,22 +140,22 @@ def test_tuning_is_printed_first_and_opens_no_test_split(tmp_path, capsys):
 
 def test_a_tuning_on_what_is_tested_is_refused():
     grid = Grid("optimizer.learning_rate", ("0.1", "0.2"))
-    tuning = make_tuning(plan(), grid, "train[:1000],train[1000:]")
+    tuning = make_tuning(plan(), [grid], "train[:1000],train[1000:]")
     assert (tuning.train, tuning.validation) == ("train[:1000]", "train[1000:]")
     with pytest.raises(UsageError, match="choose on 'test'"):
-        make_tuning(plan(), grid, "train,test[:50%]")
+        make_tuning(plan(), [grid], "train,test[:50%]")
     with pytest.raises(UsageError, match="choose on 'train'"):
-        make_tuning(plan(fixed=("--config.input.eval_split=train[90%:]",)), grid, None)
+        make_tuning(plan(fixed=("--config.input.eval_split=train[90%:]",)), [grid], None)
     with pytest.raises(UsageError, match="two splits"):
-        make_tuning(plan(), grid, "train")
+        make_tuning(plan(), [grid], "train")
     with pytest.raises(UsageError, match="name two parts"):
-        make_tuning(plan(fixed=("--config.input.train_split=train[:100]",)), grid, None)
+        make_tuning(plan(fixed=("--config.input.train_split=train[:100]",)), [grid], None)
 
 
 def test_each_method_takes_the_value_that_was_best_on_validation(capsys):
     grid = Grid("optimizer.learning_rate", ("0.1", "0.2", "0.4"))
     sweep = plan("model.representation.name=gavp,gem,max")
-    tuning = make_tuning(sweep, grid, None)
+    tuning = make_tuning(sweep, [grid], None)
     runs = tuning.sweep(sweep).runs()
     found = dict(
         zip(
@@ -169,13 +169,39 @@ def test_each_method_takes_the_value_that_was_best_on_validation(capsys):
         scores = found[run.workdir]
         return scores and dict(zip(("top1", "loss"), scores, strict=True))
 
-    chosen = choose(runs, grid, result)
+    chosen = choose(runs, [grid], result)
     rates = {name: settings[grid.key] for name, settings in chosen.items()}
     assert rates == {"representation=gavp": "0.4", "representation=gem": "0.1"}
-    assert at_an_end(chosen, grid) == list(rates)
+    assert at_an_end(chosen, [grid]) == list(rates)
     trials, final = phases(sweep, tuning, result)
     assert [run.workdir for run in trials] == [run.workdir for run in runs]
     assert all(run.workdir.parent.name == "tuning" for run in trials)
     assert [run.config.optimizer.learning_rate for run in final] == [0.4, 0.1]
     assert final[0].config.input.eval_split == "test"
     assert "no optimizer.learning_rate worked" in capsys.readouterr().err
+
+
+def test_two_keys_are_tuned_together():
+    rates = Grid("optimizer.learning_rate", ("0.1", "0.2", "0.4"))
+    factors = Grid(
+        "optimizer.lr_multipliers", ("(('^classifier/', 1.0),)", "(('^classifier/', 30.0),)")
+    )
+    sweep = plan("model.representation.name=gavp,gem")
+    tuning = make_tuning(sweep, [rates, factors], None)
+
+    def result(run):
+        rate, ((_, factor),) = (
+            run.config.optimizer.learning_rate,
+            run.config.optimizer.lr_multipliers,
+        )
+        best = (0.2, 30.0) if run.method.startswith("representation=gavp") else (0.4, 1.0)
+        return {"top1": 1.0 if (rate, factor) == best else 0.5, "loss": 1.0}
+
+    trials, final = phases(sweep, tuning, result)
+    assert len(trials) == 2 * 3 * 2
+    found = [
+        (run.config.optimizer.learning_rate, run.config.optimizer.lr_multipliers) for run in final
+    ]
+    assert found == [(0.2, (("^classifier/", 30.0),)), (0.4, (("^classifier/", 1.0),))]
+    chosen = choose(trials, tuning.grids, result)
+    assert at_an_end(chosen, tuning.grids) == ["representation=gem"]
