@@ -92,9 +92,9 @@ def free_port() -> int:
 
 
 _FORKS = """
-import json, os, sys
-import launch, main
+import importlib, json, os, sys
 from sop.command import run
+*_, main = map(importlib.import_module, sys.argv[3:])
 for number, arguments in enumerate(json.loads(sys.argv[1])):
     child = os.fork()
     if child:
@@ -102,7 +102,7 @@ for number, arguments in enumerate(json.loads(sys.argv[1])):
         continue
     output = os.open(f"{sys.argv[2]}/{number}.txt", os.O_CREAT | os.O_WRONLY)
     os.dup2(output, 1), os.dup2(output, 2)
-    sys.argv = ["main.py", *arguments]
+    sys.argv = [main.__file__, *arguments]
     code = 0
     try:
         run(main.main)
@@ -119,18 +119,24 @@ for number, arguments in enumerate(json.loads(sys.argv[1])):
 """
 
 
-def run_main_often(
-    commands: Sequence[Sequence[str]], folder: Path, devices: int = 1, **variables: str
+def run_often(
+    commands: Sequence[Sequence[str]],
+    folder: Path,
+    modules: Sequence[str] = ("launch", "main"),
+    devices: int = 1,
+    **variables: str,
 ) -> list[tuple[int, str]]:
-    """`main.py ARGUMENTS…` for each command, in forks of one process: its imports are paid once.
+    """The last module's `main` with each command's arguments, in forks of one process.
 
-    For commands that end before they compute. Returns what `run` does, for each.
+    All modules are imported, once. For commands that end before they compute. Returns what `run`
+    does, for each.
     """
     code, output = run(
         "-c",
         _FORKS,
         json.dumps(list(map(list, commands))),
         str(folder),
+        *modules,
         devices=devices,
         **variables,
     )

@@ -12,7 +12,7 @@ import pytest
 import main
 from sop.training.variables import load_variables
 from tests.kill_and_resume import newest_step, unequal
-from tests.launch import launch, run, run_main_often, run_together
+from tests.launch import launch, run, run_often, run_together
 
 SMALL = (
     "main.py",
@@ -155,7 +155,7 @@ def refused(tmp_path_factory):
         [*SMALL[1:], f"--workdir={folder / str(number)}", *arguments]
         for number, (arguments, _) in enumerate(REFUSALS.values())
     ]
-    ends = run_main_often(commands, folder, devices=8, TFDS_DATA_DIR=str(folder / "data"))
+    ends = run_often(commands, folder, devices=8, TFDS_DATA_DIR=str(folder / "data"))
     folders = [folder / str(number) for number in range(len(commands))]
     return dict(zip(REFUSALS, zip(ends, folders, strict=True), strict=True))
 
@@ -179,7 +179,7 @@ def test_a_live_run_and_another_config_are_refused(whole, tmp_path):
             time.sleep(0.05)
         live.send_signal(signal.SIGSTOP)  # it need not train meanwhile
         other = [*SMALL[1:], "--config.seed=1", f"--workdir={workdir}"]
-        (code, output), (other_code, other_output) = run_main_often([same, other], tmp_path)
+        (code, output), (other_code, other_output) = run_often([same, other], tmp_path)
         assert code == 2 and f"process {live.pid}" in output
         assert other_code == 2 and "seed was 0, is 1" in other_output
     finally:

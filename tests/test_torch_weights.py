@@ -28,7 +28,7 @@ from sop.training.variables import load_variables
 from tests import triangle_orders
 from tests.golden import network_cases
 from tests.golden.network_cases import CASES, MORE_CASES, TOLERANCE, compare, original, tensor
-from tests.launch import ROOT
+from tests.launch import ROOT, run_often
 
 QUICK = (
     "gfgp_resnetp18_avg",
@@ -514,22 +514,33 @@ def test_a_pickle_runs_no_code(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.fixture
-def command(tmp_path):
-    """(state dict, config.model, function that runs the command on both with more arguments)."""
+@pytest.fixture(scope="module")
+def small_weights(tmp_path_factory):
+    """(state dict, config.model, the command's arguments for files of both)."""
+    folder = tmp_path_factory.mktemp("weights")
     config = {"backbone": "resnet8_cifar", "num_classes": 3}
     state_dict = random_state_dict(config)
     weights = {name: np.ascontiguousarray(value) for name, value in state_dict.items()}
-    save_file(weights, tmp_path / "weights.safetensors")
-    (tmp_path / "config.py").write_text(
+    save_file(weights, folder / "weights.safetensors")
+    (folder / "config.py").write_text(
         "from sop import config\n"
         "def get_config():\n"
         "    made = config.get_config()\n"
         f"    made.model.update({config})\n"
         "    return made\n"
     )
-    start = [sys.executable, "-m", "sop.torch_weights", str(tmp_path / "weights.safetensors")]
-    start.append(f"--config={tmp_path / 'config.py'}")
+    return (
+        state_dict,
+        config,
+        [str(folder / "weights.safetensors"), f"--config={folder / 'config.py'}"],
+    )
+
+
+@pytest.fixture
+def command(small_weights):
+    """(state dict, config.model, function that runs the command on both with more arguments)."""
+    state_dict, config, files = small_weights
+    start = [sys.executable, "-m", "sop.torch_weights", *files]
 
     def run(*arguments):
         return subprocess.run([*start, *arguments], capture_output=True, text=True)
@@ -578,27 +589,39 @@ def test_command_without_arguments():
     assert len(refused.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["--config.model.bakbone=vgg16"], "no config key 'model.bakbone'. Did you mean 'model.ba"),
-        (["--config.modle.num_classes=3"], "no config key 'modle.num_classes'"),
-        (["--config.model.num_clases=3"], "Did you mean 'model.num_classes'"),
-        (["--config.model.num_classes=many"], "is 'many' but must be a whole number"),
-        (["--config.model.heads=3"], "no option 'heads' of backbone 'resnet8_cifar'"),
-        (["--config.model.attention.name=gsopp"], "no attention 'gsopp'"),
-        (["--config.model.representation.num_iters=3"], "has options ('num_iters') but no name"),
-        (["--config=nowhere/config.py"], "no config file nowhere/config.py"),
-        (["--allow-missing=("], "that is a regular expression"),
-        (["another.pth"], "another.pth"),
-        (["--colour=red"], "no flag '--colour=red'"),
-    ],
-)
-def test_command_refuses_in_one_sentence(tmp_path, command, arguments, sentence):
-    _, _, run = command
-    refused = run(f"--workdir={tmp_path / 'new'}", *arguments)
-    assert refused.returncode == 2
-    assert sentence in refused.stderr
-    assert "Traceback" not in refused.stderr + refused.stdout
-    assert len(refused.stderr.strip().splitlines()) == 1
-    assert not (tmp_path / "new").exists()
+REFUSALS = [
+    (["--config.model.bakbone=vgg16"], "no config key 'model.bakbone'. Did you mean 'model.ba"),
+    (["--config.modle.num_classes=3"], "no config key 'modle.num_classes'"),
+    (["--config.model.num_clases=3"], "Did you mean 'model.num_classes'"),
+    (["--config.model.num_classes=many"], "is 'many' but must be a whole number"),
+    (["--config.model.heads=3"], "no option 'heads' of backbone 'resnet8_cifar'"),
+    (["--config.model.attention.name=gsopp"], "no attention 'gsopp'"),
+    (["--config.model.representation.num_iters=3"], "has options ('num_iters') but no name"),
+    (["--config=nowhere/config.py"], "no config file nowhere/config.py"),
+    (["--allow-missing=("], "that is a regular expression"),
+    (["another.pth"], "another.pth"),
+    (["--colour=red"], "no flag '--colour=red'"),
+]
+
+
+@pytest.fixture(scope="module")
+def refused(small_weights, tmp_path_factory):
+    """What each of REFUSALS ended with, and the work folder that it was not to make."""
+    folder = tmp_path_factory.mktemp("refusals")
+    folders = [folder / f"run{number}" for number in range(len(REFUSALS))]
+    commands = [
+        [*small_weights[2], f"--workdir={workdir}", *arguments]
+        for workdir, (arguments, _) in zip(folders, REFUSALS, strict=True)
+    ]
+    ends = run_often(commands, folder, ["sop.torch_weights.__main__"])
+    return list(zip(ends, folders, strict=True))
+
+
+@pytest.mark.parametrize("number", range(len(REFUSALS)), ids=[" ".join(a) for a, _ in REFUSALS])
+def test_command_refuses_in_one_sentence(number, refused):
+    (code, output), workdir = refused[number]
+    assert code == 2, output
+    assert REFUSALS[number][1] in output
+    assert "Traceback" not in output
+    assert len(output.strip().splitlines()) == 1, output
+    assert not workdir.exists()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -18,7 +19,11 @@ _linear.multiple_results = True
 
 
 def linear(
-    there: Callable, back: Callable, arrays: Sequence[Any], residuals: Sequence[Any] = ()
+    there: Callable,
+    back: Callable,
+    arrays: Sequence[Any],
+    residuals: Sequence[Any] = (),
+    like: Sequence[Any] | None = None,
 ) -> list[Array]:
     """`there`(residuals, arrays), a list of arrays that is linear in `arrays`, with its transpose.
 
@@ -28,8 +33,21 @@ def linear(
         themselves differentiable by residuals, which gives the derivatives of higher order.
       arrays: what it is linear in.
       residuals: what it may depend on in any way, and what reverse mode keeps.
+      like: arrays of the types of the results. Without it `there` is traced to find them, which
+        takes as long as tracing what it is the derivative of, or several times as long.
     """
-    return _linear.bind(*residuals, *arrays, there=there, back=back, kept=len(residuals))
+    types = None if like is None else tuple(_type(jax.typeof(array)) for array in like)
+    return _bind(there, back, arrays, residuals, types)
+
+
+def _bind(there, back, arrays, residuals, types):
+    kept = len(residuals)
+    return _linear.bind(*residuals, *arrays, there=there, back=back, kept=kept, types=types)
+
+
+def _type(found, weak_type=False):
+    """Shape, dtype and sharding alone."""
+    return ShapedArray(found.shape, found.dtype, weak_type=weak_type, sharding=found.sharding)
 
 
 def with_pullback(f: Callable[..., jax.Array], pullback: Callable) -> Callable[..., jax.Array]:
@@ -52,28 +70,32 @@ def with_pullback(f: Callable[..., jax.Array], pullback: Callable) -> Callable[.
 
     @function.defjvp
     def _(primals, tangents):
-        [tangent] = linear(there, back, tangents, primals)
-        return function(*primals), tangent
+        y = function(*primals)
+        [tangent] = linear(there, back, tangents, primals, like=[y])
+        return y, tangent
 
     return function
 
 
-def _run(*operands, there, back, kept):
+def _run(*operands, there, back, kept, types):
     return there(list(operands[:kept]), list(operands[kept:]))
 
 
-def _types(*operands, there, back, kept):
+def _types(*operands, there, back, kept, types):
+    # What results vary over, under shard_map, is not in `types`: tracing finds it.
+    if types is not None and all(_type(a, a.weak_type) == a for a in operands):
+        return list(types)
     return jax.make_jaxpr(there)(list(operands[:kept]), list(operands[kept:])).out_avals
 
 
-def _jvp(primals, tangents, *, there, back, kept):
+def _jvp(primals, tangents, *, there, back, kept, types):
     """The operation on the tangents of `arrays`, and its derivative by the residuals."""
     residuals, arrays = list(primals[:kept]), list(primals[kept:])
     changes = [ad.instantiate_zeros(tangent) for tangent in tangents]
-    y = linear(there, back, arrays, residuals)
+    y = _bind(there, back, arrays, residuals, types)
     terms = []
     if not _zero(tangents[kept:]):
-        terms.append(linear(there, back, changes[kept:], residuals))
+        terms.append(_bind(there, back, changes[kept:], residuals, types))
     if not _zero(tangents[:kept]):
         by_residuals = jax.jvp(lambda r: there(r, arrays), (residuals,), (changes[:kept],))
         terms.append(by_residuals[1])
@@ -84,15 +106,17 @@ def _zero(tangents):
     return all(isinstance(tangent, ad.Zero) for tangent in tangents)
 
 
-def _transpose(cotangents, *operands, there, back, kept):
+def _transpose(cotangents, *operands, there, back, kept, types):
     cotangents = [ad.instantiate_zeros(cotangent) for cotangent in cotangents]
-    found = linear(back, there, cotangents, operands[:kept])
     # Of arrays that are known, as tangents of zero are, no cotangent is wanted.
     wanted = [ad.is_undefined_primal(array) for array in operands[kept:]]
+    arrays = zip(operands[kept:], wanted, strict=True)
+    types = tuple(_type(a.aval if w else jax.typeof(a)) for a, w in arrays)
+    found = _bind(back, there, cotangents, operands[:kept], types)
     return [None] * kept + [a if w else None for a, w in zip(found, wanted, strict=True)]
 
 
-def _batch(operands, axes, *, there, back, kept):
+def _batch(operands, axes, *, there, back, kept, types):
     size = next(a.shape[axis] for a, axis in zip(operands, axes, strict=True) if axis is not None)
     # An array without the axis gets it here, so that the transpose of this sums over it.
     arrays = [
@@ -100,7 +124,7 @@ def _batch(operands, axes, *, there, back, kept):
         for array, axis in zip(operands[kept:], axes[kept:], strict=True)
     ]
     there, back = (jax.vmap(f, (list(axes[:kept]), 0)) for f in (there, back))
-    y = linear(there, back, arrays, operands[:kept])
+    y = _bind(there, back, arrays, operands[:kept], None)
     return y, [0] * len(y)
 
 

@@ -140,7 +140,7 @@ def _pade_sqrt_jvp(primals, tangents):
         (b, root), (d,) = residuals, arrays
         return [_lyapunov(b, _over(symmetrize(d), root))]
 
-    [dy] = linear(solve, solve, [da], [_over(y, root), root])
+    [dy] = linear(solve, solve, [da], [_over(y, root), root], like=[y])
     return y, dy
 
 
@@ -176,8 +176,9 @@ def _gram_sqrt_jvp(primals, tangents):
     def back(residuals, arrays):
         return [_gram_pullback(*residuals, *arrays)]
 
-    [dy] = linear(there, back, [dx], [x])
-    return _gram_sqrt(x), dy
+    y = _gram_sqrt(x)
+    [dy] = linear(there, back, [dx], [x], like=[y])
+    return y, dy
 
 
 def _times(a, x):

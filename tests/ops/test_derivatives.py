@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from sop.ops.derivatives import linear, with_pullback
 
@@ -76,3 +78,46 @@ def test_the_transpose_of_the_transpose_is_the_operation():
 
     np.testing.assert_array_equal(transpose(double)(X), 5 * X)
     np.testing.assert_array_equal(transpose(transpose(double))(X), 2 * X)
+
+
+def test_reverse_mode_traces_no_forward_derivative():
+    """It would be only for its types; the pullback is traced once, when a program is lowered."""
+    traced = []
+
+    @jax.custom_jvp
+    def f(x):
+        return jnp.sin(x)
+
+    @f.defjvp
+    def _(primals, tangents):
+        traced.append("forward")
+        return f(*primals), jnp.cos(primals[0]) * tangents[0]
+
+    def pullback(x, cotangent):
+        traced.append("back")
+        return (jnp.cos(x) * cotangent,)
+
+    program = jax.jit(jax.grad(lambda x: with_pullback(f, pullback)(x).sum())).trace(X)
+    assert traced == []
+    np.testing.assert_allclose(program.lower().compile()(X), jnp.cos(X), rtol=1e-6)
+    assert traced == ["back"]
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_derivatives_over_devices(check_vma):
+    """Where types say what varies between devices, those of the results do too."""
+    mesh = Mesh(jax.devices()[:3], "batch")
+
+    def derivatives(x, a):
+        f = by_hand(1)
+        return jax.grad(lambda x: f(x, a).sum())(x), jax.jvp(f, (x, a), (x, a))[1]
+
+    over = jax.shard_map(
+        derivatives,
+        mesh=mesh,
+        in_specs=(P("batch"), P()),
+        out_specs=P("batch"),
+        check_vma=check_vma,
+    )
+    for found, expected in zip(jax.jit(over)(X, A), derivatives(X, A), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
