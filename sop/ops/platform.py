@@ -180,13 +180,18 @@ def _gradient_of_kernel(valid, x, kernel, cotangent, strides, pads):
     parts = -(-height * width // size)  # of an image
     rows = -(-height // parts)
     total = jnp.zeros(kernel.shape, jnp.promote_types(kernel.dtype, jnp.float32))
+
+    @jax.jit  # traced once for all parts of one shape
+    def of_part(seen, g):
+        # Else XLA computes with the whole, of which these are views.
+        seen, g = lax.optimization_barrier((seen, g))
+        return jax.linear_transpose(partial(valid, seen), kernel)(g)[0]
+
     for first, top in itertools.product(range(0, batch, images), range(0, height, rows)):
         some = slice(first, first + images)
         g = cotangent[some, top : top + rows]
         seen = x[some, top * strides[0] : (top + g.shape[1] - 1) * strides[0] + kernel.shape[0]]
-        # Else XLA computes with the whole, of which these are views.
-        seen, g = lax.optimization_barrier((seen, g))
-        total += jax.vjp(partial(valid, seen), kernel)[1](g)[0]
+        total += of_part(seen, g)
     return total.astype(kernel.dtype)
 
 
