@@ -4,18 +4,19 @@ A detector is called with (images, targets=None, train=False, sizes=None) and gi
 name where there are targets, else what it finds; see `SSD`, `FasterRCNN` and `MaskRCNN`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
+from sop import models
 from sop.checks import quote
 from sop.detection.rcnn import FasterRCNN, MaskRCNN
 from sop.detection.ssd import SSD
 from sop.errors import UsageError, did_you_mean, show
-from sop.models import create_model
-from sop.models.lookup import configure, entry, given
+from sop.models.lookup import configure, entry, is_detector
+from sop.models.resolution import chosen_options
 
 DETECTORS = {"faster_rcnn": FasterRCNN, "mask_rcnn": MaskRCNN, "ssd": SSD}
 
@@ -37,12 +38,33 @@ def create_detector(
     Args:
       config: `detector`, a name or a dict of `name` and its options; `num_classes`, without
         background; the rest describes the backbone, see `sop.models.create_model`.
-      dtype, axis_name, remat: see there.
+      dtype, axis_name, remat: see there; the last is of the backbone's blocks.
     Raises:
-      UsageError: as `create_model`, for an unknown detector or option of it, for
-        rematerialisation, and for a representation, which a detector has no place for.
+      UsageError: as `create_model`, for an unknown detector or option of it, and for a
+        representation, which a detector has no place for.
     """
-    config = given(config)
+    make = _factory(config, dtype=dtype, axis_name=axis_name)
+    backbone = _backbone(config)
+    network = models.create_model(backbone, dtype=dtype, axis_name=axis_name, remat=remat)
+    return make(features=network.features, num_classes=config["num_classes"])
+
+
+def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.model of a detector or a classifier with every option written out.
+
+    Raises:
+      UsageError: as `create_detector` and `sop.models.resolve`.
+    """
+    if not is_detector(config):
+        return models.resolve(config)
+    make = _factory(config)
+    whole = models.resolve(_backbone(config))
+    del whole["representation"]  # it takes the backbone's stages alone
+    return {**whole, "detector": {"name": entry(config, "detector")[0], **chosen_options(make)}}
+
+
+def _factory(config: Mapping[str, Any], **context: Any) -> Callable[..., nn.Module]:
+    """A detector's class with the options of a config.model, all checked."""
     name, options = entry(config, "detector")
     if name not in DETECTORS:
         hint = did_you_mean(str(name), DETECTORS)
@@ -52,13 +74,9 @@ def create_detector(
             "A detector has no place for config.model.representation: leave it out, or leave "
             "config.model.detector out."
         )
-    rest = {
-        key: value for key, value in config.items() if key not in ("detector", "representation")
-    }
-    if remat:  # what a block puts out cannot be taken from inside of its rematerialisation
-        raise UsageError("config.remat is not there for detectors: set it to False.")
-    network = create_model(rest, dtype=dtype, axis_name=axis_name)
     placed = ("features", "num_classes")
-    context = {"dtype": dtype, "axis_name": axis_name}
-    make = configure("detector", name, DETECTORS[name], options, placed=placed, **context)
-    return make(features=network.features, num_classes=config["num_classes"])
+    return configure("detector", name, DETECTORS[name], options, placed=placed, **context)
+
+
+def _backbone(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in config.items() if k not in ("detector", "representation")}

@@ -14,6 +14,9 @@ from sop.ops.annotations import Array
 
 Boxes = Float[Array, "*batch 4"]
 
+# Of what is said of an object's box, see `encode`.
+DEVIATIONS = (0.1, 0.1, 0.2, 0.2)
+
 # The largest log of a ratio of sizes that is decoded: 1000/16, as Faster R-CNN's first code had it.
 _LARGEST_LOG = math.log(1000 / 16)
 

@@ -14,6 +14,7 @@ from sop.detection import anchors as anchor_boxes
 from sop.detection import boxes as box
 from sop.detection import roi_heads, rpn
 from sop.detection.backbone import last_stages, whole_sizes
+from sop.detection.detections import detect, of_all_classes
 from sop.detection.fpn import FPN
 from sop.detection.matching import trainable
 from sop.detection.rcnn_names import TORCH_NAMES
@@ -77,7 +78,7 @@ class FasterRCNN(nn.Module):
       hidden: width of the two layers.
       anchor_samples, samples: how many are drawn.
       beta: of the smooth L1 of classes' boxes.
-      score_threshold, overlap, candidates, detections: see `sop.detection.nms.best_of_pairs`.
+      score_threshold, overlap, candidates, detections: see `sop.detection.detections.best`.
       dtype: compute type of convolutions and layers; losses and boxes are float32.
 
     Call:
@@ -169,16 +170,18 @@ class FasterRCNN(nn.Module):
 
     def _found(self, proposals, valid, sizes, cut, head, mask_head) -> dict[str, jax.Array]:
         """What proposals hold; `cut` takes boxes out of the pyramid for the heads."""
-        detect = partial(
-            roi_heads.detect,
+        one = partial(
+            detect,
+            smallest=roi_heads.SMALLEST,
             inclusive=self.inclusive,
+            highest=of_all_classes,
             threshold=self.score_threshold,
             overlap=self.overlap,
             candidates=self.candidates,
             detections=self.detections,
         )
         answers = head(cut(boxes=proposals, size=_SIDE))
-        found = jax.vmap(detect)(*answers, proposals, valid, sizes)
+        found = jax.vmap(one)(*answers, sizes, proposals, valid)
         if mask_head is not None:
             masks = mask_head(cut(boxes=found["boxes"], size=_MASK_SIDE))
             found["masks"] = jax.nn.sigmoid(roi_heads.of_class(masks, found["labels"] + 1))

@@ -14,14 +14,12 @@ from jax import lax
 from sop.detection import boxes as box
 from sop.detection.losses import smooth_l1
 from sop.detection.matching import match
-from sop.detection.nms import best_of_pairs
 from sop.detection.roi_align import levels, roi_align
 from sop.detection.sampling import random_sample
 from sop.models.network import Conv
 from sop.ops import at_least_float32
 from sop.ops.platform import interleave, multiply
 
-DEVIATIONS = (0.1, 0.1, 0.2, 0.2)  # by which targets are divided
 POSITIVES = 0.25  # share of the proposals that are drawn
 SMALLEST = 1e-2  # side of a detection in pixels
 
@@ -213,7 +211,7 @@ def losses(
     # Where there is no object, a box of an area stands in for both.
     some = jnp.array([0, 0, 1, 1], boxes.dtype)
     starts, theirs = (jnp.where(positive, x, some) for x in (drawn.boxes, theirs))
-    wanted = box.encode(theirs, starts, DEVIATIONS, inclusive)
+    wanted = box.encode(theirs, starts, box.DEVIATIONS, inclusive)
     label = jnp.maximum(drawn.classes - 1, 0)
     said = jnp.take_along_axis(deltas, label[..., None, None], 2)[..., 0, :]
     distance = smooth_l1(said - wanted, beta).sum(-1)
@@ -274,29 +272,3 @@ def mask_losses(
     entropy = optax.sigmoid_binary_cross_entropy(said, wanted).mean((-2, -1))
     count = jnp.maximum(drawn.positive.sum(), 1)
     return {"mask": jnp.sum(entropy, where=drawn.positive) / count}
-
-
-def detect(
-    logits: jax.Array,
-    deltas: jax.Array,
-    proposals: jax.Array,
-    valid: jax.Array,
-    size: jax.Array,
-    *,
-    inclusive: bool = False,
-    **options: Any,
-) -> dict[str, jax.Array]:
-    """What one image's proposals hold, see `best_of_pairs`.
-
-    Args:
-      logits, deltas: [P, C + 1], [P, C, 4].
-      proposals, valid: [P, 4], [P].
-      size: [2], height and width of the image.
-    """
-    boxes = box.decode(deltas, proposals[:, None], DEVIATIONS, inclusive)
-    boxes = box.clip(boxes, size - inclusive)
-    is_one = valid[:, None] & (box.sizes(boxes, inclusive) >= SMALLEST).all(-1)
-    scores = jnp.where(is_one, jax.nn.softmax(logits)[:, 1:], -1)
-    found = best_of_pairs(boxes, scores, inclusive=inclusive, **options)
-    del found["index"]
-    return found

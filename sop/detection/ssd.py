@@ -14,18 +14,15 @@ from sop.checks import Count, Rate, above, at_least, check_fields
 from sop.detection import anchors as anchor_boxes
 from sop.detection import boxes as box
 from sop.detection.backbone import last_stages, whole_sizes
+from sop.detection.detections import detect, of_each_class
 from sop.detection.losses import smooth_l1
 from sop.detection.matching import match, trainable
-from sop.detection.nms import best_of_classes
 from sop.detection.sampling import hard_negatives
 from sop.errors import UsageError
 from sop.layers import BatchNorm
 from sop.models.network import Conv
 from sop.models.plain import ConvLayer
 from sop.ops import at_least_float32
-
-# Of boxes' centres and of the logs of their sizes, by which targets are divided.
-DEVIATIONS = (0.1, 0.1, 0.2, 0.2)
 
 
 class SSD(nn.Module):
@@ -59,7 +56,7 @@ class SSD(nn.Module):
       inclusive: old mmdetection's boxes, whose last pixel is inside, and whole-numbered anchors;
         see `sop.detection.boxes`.
       negatives: hard negatives for each positive.
-      score_threshold, overlap, candidates, detections: see `sop.detection.nms.best_of_classes`.
+      score_threshold, overlap, candidates, detections: see `sop.detection.detections.best`.
       dtype: compute type of the convolutions; losses and boxes are float32.
       axis_name: of batch norm.
 
@@ -72,8 +69,8 @@ class SSD(nn.Module):
       sizes: [B, 2], height and width of what is no padding, which boxes are cut off at.
 
     Returns:
-      with targets {'classification', 'box'}, float32 scalars; without, see `best_of_classes`, each
-      with a leading B.
+      with targets {'classification', 'box'}, float32 scalars; without, see
+      `sop.detection.detections.best`, each with a leading B.
 
     Raises:
       UsageError: when traced, where a field does not fit or no position is left of a map.
@@ -142,14 +139,17 @@ class SSD(nn.Module):
             )  # fmt: skip
         one = partial(
             detect,
-            anchors=anchors,
+            starts=jnp.asarray(anchors),
             inclusive=self.inclusive,
+            highest=of_each_class,
             threshold=self.score_threshold,
             overlap=self.overlap,
             candidates=self.candidates,
             detections=self.detections,
         )
-        return jax.vmap(one)(logits, deltas, sizes)
+        found = jax.vmap(one)(logits, deltas[:, :, None], sizes)
+        found["boxes"] += box.last_pixel(self.inclusive) * found["valid"][..., None]
+        return found
 
     def _maps(self, images: jax.Array, train: bool) -> list[jax.Array]:
         maps = last_stages(self.features, images, train, self.base_levels)
@@ -237,7 +237,7 @@ def losses(
         hard = hard_negatives(entropy, found.positive, found.negative, negatives)
         # Where there is no object, one of an area stands in for it.
         theirs = jnp.where(found.positive[:, None], boxes[found.index], anchors)
-        wanted = box.encode(theirs, anchors, DEVIATIONS, inclusive)
+        wanted = box.encode(theirs, anchors, box.DEVIATIONS, inclusive)
         distance = smooth_l1(deltas - wanted).sum(-1)
         return (
             jnp.where(found.positive | hard, entropy, 0).sum(),
@@ -250,26 +250,3 @@ def losses(
     classification, distance, positives = of_images(logits, deltas, *rows)
     count = jnp.maximum(positives.sum(), 1)
     return {"classification": classification.sum() / count, "box": distance.sum() / count}
-
-
-def detect(
-    logits: jax.Array,
-    deltas: jax.Array,
-    size: jax.Array,
-    *,
-    anchors: np.ndarray,
-    inclusive: bool,
-    **options: Any,
-) -> dict[str, jax.Array]:
-    """What one image's logits [A, C + 1] and deltas [A, 4] say, see `best_of_classes`."""
-    boxes = box.decode(deltas, jnp.asarray(anchors), DEVIATIONS, inclusive)
-    limits = size - inclusive
-    found = best_of_classes(
-        box.clip(boxes, limits)[:, None],
-        jax.nn.softmax(logits)[:, 1:],
-        inclusive=inclusive,
-        **options,
-    )
-    del found["index"]
-    found["boxes"] += box.last_pixel(inclusive) * found["valid"][:, None]
-    return found

@@ -39,7 +39,7 @@ from sop.models import (
     wide_resnet,
 )
 from sop.models.backbone import Backbone, find_backbone, import_backbone
-from sop.models.lookup import configure, entry, given
+from sop.models.lookup import configure, given
 from sop.models.network import Network
 from sop.models.parts import Parts, make_parts
 from sop.models.resolution import written_out
@@ -122,7 +122,7 @@ def create_model(
 
 
 def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config.model with every option written out: it makes the same network.
+    """The config.model of a classifier with every option written out: it makes the same network.
 
     What a method or a network was published with takes the place of what the config leaves open.
     Two configs of one network, spelled differently, resolve to the same.
@@ -131,12 +131,7 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
       UsageError: as `create_model`.
     """
     network, make, parts, options = _assemble(config)
-    whole = written_out(parts, options, make, network)
-    name, detector = entry(config, "detector")
-    if name:  # whose defaults stand in `sop.detection`, and which takes a backbone's stages alone
-        whole["detector"] = {"name": name, **detector}
-        del whole["representation"]
-    return whole
+    return written_out(parts, options, make, network)
 
 
 def _assemble(

@@ -108,7 +108,7 @@ def stages(module: nn.Module, images: jax.Array, train: bool) -> dict[str, jax.A
     """The stages of a features module, by name, for a module that holds it; see `features`.
 
     Args:
-      module: bound, as a field of another module in its `__call__`; its blocks not rematerialised.
+      module: bound, as a field of another module in its `__call__`.
     """
     found = {}
 

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax
 
 import sop.layers
 from sop.checks import Count, check
@@ -103,7 +104,7 @@ class Parts:
 
     def block(self, module: Callable[..., nn.Module], **options: Any) -> Callable[..., nn.Module]:
         """A factory of the blocks that the network is a row of, called with (x, train)."""
-        return partial(nn.remat(module, static_argnums=(2,)) if self.remat else module, **options)
+        return partial(rematerialised(module) if self.remat else module, **options)
 
     def conv(self, **options: Any) -> Callable[..., nn.Module]:
         """A factory of convolutions."""
@@ -199,3 +200,17 @@ def make_parts(
         remat=remat,
         **context,
     )
+
+
+def rematerialised(module: type[nn.Module]) -> type[nn.Module]:
+    """The class of modules, called with (x, train), of which only the input is kept.
+
+    Flax calls interceptors inside of `nn.remat`; by the call around it they see the output outside
+    as well, last, which `sop.models.features.stages` needs.
+    """
+    inner = nn.remat(module, static_argnums=(2,))
+
+    def __call__(self: nn.Module, x: jax.Array, train: bool) -> jax.Array:
+        return inner.__call__(self, x, train)
+
+    return type(module.__name__, (inner,), {"__call__": __call__})

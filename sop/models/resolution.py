@@ -32,7 +32,7 @@ def written_out(
         "num_classes": parts.num_classes,
         **_backbone_options(make, options, network),
         "attention": _attention(parts, network),
-        "pool": {"name": parts.pool_name, **_options_of(parts.pool, hidden=WINDOW)},
+        "pool": {"name": parts.pool_name, **chosen_options(parts.pool, hidden=WINDOW)},
         **_norm(parts),
         "representation": {
             "name": parts.representation_name,
@@ -56,7 +56,7 @@ def _backbone_options(make, options, network) -> dict[str, Any]:
 def _norm(parts) -> dict[str, Any]:
     if parts.norm_name is None:  # batch norms, with each network's own options
         return {}
-    return {"norm": {"name": parts.norm_name, **_options_of(parts.normalize)}}
+    return {"norm": {"name": parts.norm_name, **chosen_options(parts.normalize)}}
 
 
 def _attention(parts, network) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def _attention(parts, network) -> dict[str, Any]:
     if plan is None:
         return {"name": "none"}
     blocks = _words(getattr(network.features, "attention", ())) or plan.blocks
-    return {"name": plan.name, "after": plan.after, "blocks": blocks, **_options_of(plan.make)}
+    return {"name": plan.name, "after": plan.after, "blocks": blocks, **chosen_options(plan.make)}
 
 
 def _words(stages: Stages) -> str:
@@ -85,8 +85,8 @@ def _innermost(make: Callable) -> Any:
     return make
 
 
-def _options_of(make: Callable | None, hidden: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The fields that a factory of modules will set."""
+def chosen_options(make: Callable | None, hidden: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The fields that a factory of modules will set, as far as a config can hold them."""
     if make is None:
         return {}
     kind = _innermost(make)

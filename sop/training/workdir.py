@@ -11,8 +11,8 @@ from typing import Any, Self
 from ml_collections import ConfigDict
 
 from sop.config.validation import as_json, differences, from_json, may_change
+from sop.detection import resolve
 from sop.errors import UsageError
-from sop.models import resolve
 from sop.training.durable import write_json
 from sop.training.lock import HeldError, lock, token_in
 from sop.training.saved import saved_progress, steps_in
@@ -221,7 +221,7 @@ def refuse_another_model(path: str | os.PathLike, config: Mapping[str, Any]) -> 
 
 
 def with_whole_model(config: ConfigDict) -> ConfigDict:
-    """A config with all that its model means, see `sop.models.resolve`: what a run writes down."""
+    """A config with all that its model means (`sop.detection.resolve`): what a run writes down."""
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.model = ConfigDict(resolve(config.model))

@@ -1,13 +1,16 @@
 """Boxes, matching, suppression and SSD's losses are torchvision's, and stand what breaks them."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from sop.detection import anchors, boxes, ssd
+from sop.detection.detections import best, of_all_classes, of_each_class
 from sop.detection.matching import match
-from sop.detection.nms import best_of_classes, best_of_pairs, suppress
+from sop.detection.nms import suppress
 from sop.detection.roi_align import levels, roi_align
 from sop.detection.sampling import hard_negatives, random_sample
 from tests.golden import detection as golden
@@ -113,11 +116,13 @@ def test_a_chain_of_boxes_is_suppressed_in_turn():
     np.testing.assert_array_equal(kept, np.arange(64) % 2 == 0)
 
 
-def test_best_of_classes():
+@pytest.mark.parametrize("highest", [of_each_class, of_all_classes])
+def test_best(highest):
     """A box of two classes stays for both, a second one of a class goes, what is low is no find."""
-    found = best_of_classes(
+    found = best(
         jnp.array([[0.0, 0, 10, 10], [1, 0, 10, 10], [50, 50, 60, 60]])[:, None],
         jnp.array([[0.9, 0.6], [0.8, 0.1], [0.01, 0.7]]),
+        highest=highest,
         threshold=0.05,
         overlap=0.5,
         candidates=10,
@@ -126,7 +131,6 @@ def test_best_of_classes():
     assert found["valid"].tolist() == [True] * 3 + [False] * 2
     np.testing.assert_allclose(found["scores"], [0.9, 0.7, 0.6, 0, 0])
     assert found["labels"].tolist() == [0, 1, 1, 0, 0]
-    assert found["index"].tolist() == [0, 2, 0, 0, 0]
     assert found["boxes"][1].tolist() == [50, 50, 60, 60] and not found["boxes"][3:].any()
 
 
@@ -161,16 +165,19 @@ def test_groups_hide_nothing_of_one_another():
     assert kept.tolist() == [True, True, False]
 
 
-def test_best_of_pairs_is_that_of_classes():
-    """Where all pairs are candidates of both."""
+def test_whose_scores_compete():
+    """Of each class or of all together; the same where all pairs are candidates."""
     draw = np.random.default_rng(0)
     options = {"threshold": 0.3, "overlap": 0.4, "candidates": 100, "detections": 30}
     some = jnp.asarray(golden.boxes(draw, 20, 3))
     scores = jnp.asarray(draw.uniform(size=(20, 3)))
-    found, wanted = (f(some, scores, **options) for f in (best_of_pairs, best_of_classes))
+    one, other = (partial(best, some, scores, highest=f) for f in (of_all_classes, of_each_class))
+    found, wanted = one(**options), other(**options)
     assert wanted["valid"].sum() > 10
     for name in wanted:
         np.testing.assert_array_equal(found[name], wanted[name])
+    options["candidates"] = 2
+    assert one(**options)["valid"].sum() <= 2 < other(**options)["valid"].sum()
 
 
 @pytest.mark.parametrize(("positives", "negatives"), [(2, 50), (50, 3), (0, 0), (40, 40), (0, 9)])

@@ -153,6 +153,24 @@ def test_refusals_when_traced(changes, message):
         jax.eval_shape(lambda x: detector.init(jax.random.key(0), x), images)
 
 
-def test_rematerialisation_is_refused():
-    with pytest.raises(UsageError, match="remat"):
-        create_detector(CONFIG, remat=True)
+def test_rematerialised_gradient_is_the_same(small):
+    _, variables, images = small
+    truth = targets_of(*OBJECTS["one"])
+
+    def gradient(remat):
+        detector = create_detector(CONFIG, remat=remat)
+
+        def loss(params):
+            given = {**variables, "params": params}
+            losses, new = detector.apply(given, images, truth, train=True, mutable=["batch_stats"])
+            return sum(losses.values()), new
+
+        program = jax.make_jaxpr(jax.grad(loss, has_aux=True))(variables["params"])
+        # The blocks of the backbone are computed again.
+        assert ("remat" in str(program)) == remat
+        return jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+
+    def near(found, wanted):
+        np.testing.assert_allclose(found, wanted, atol=1e-5 * max(1, np.abs(wanted).max()))
+
+    jax.tree.map(near, gradient(True), gradient(False))

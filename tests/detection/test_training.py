@@ -223,7 +223,6 @@ def variables_like(shapes):
         ("--config.input.dataset=digits", "boxes"),
         ("--config.model.num_classes=3", "num_classes"),
         ("--config.model.detector.overlap=two", "overlap"),
-        ("--config.remat=True", "remat"),
     ],
 )
 def test_refusals_are_one_sentence_and_touch_nothing(option, message, tmp_path):
