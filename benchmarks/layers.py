@@ -1,10 +1,12 @@
 """Each layer, forward and forward + backward, beside the original's own PyTorch code.
 
 `python benchmarks/layers.py --originals=DIR` prints a markdown table. DIR holds checkouts named as
-their repositories: fast-MPN-COV, Global-Second-order-Pooling-Convolutional-Networks, GFGP,
+their repositories: fast-MPN-COV, Global-Second-order-Pooling-Convolutional-Networks,
 Compact-Global-Descriptor, DifferentiableSVD, FastDifferentiableMatSqrt, DropCov, DeepBDC, iSICE,
-IterNorm-pytorch, SoT, Moment-Probing. Without it, ours is timed alone. Repetitions of the two are
-interleaved; a ratio is the median of the ratios of neighbours, its spread their quartiles.
+IterNorm-pytorch, SoT, Moment-Probing, ECANet, attention-module (CBAM), GCNet, SimAM, GCT,
+style-based-recalibration-module, FcaNet, CoordAttention. Without it, ours is timed alone.
+Repetitions of the two are interleaved; a ratio is the median of the ratios of neighbours, its
+spread their quartiles.
 """
 
 import argparse
@@ -21,6 +23,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import original_attentions
 import original_layers
 import profiles
 from tables import RATIO, print_header, print_row, quartiles
@@ -100,6 +103,10 @@ def cases():
         add("moment probing", 16, 14, channels, ours, original_layers.their_moment_probing)
     ours = module(layers.IterNorm(group_size=64))
     add("IterNorm d=64", 16, 28, 256, ours, original_layers.their_iter_norm)
+    for size, channels in ((56, 256), (14, 1024)):
+        for layer, theirs in original_attentions.ATTENTIONS.items():
+            fields = {"side": size} if layer == "FcaNet" else {}
+            add(layer, 8, size, channels, module(getattr(layers, layer)(**fields)), theirs)
     for size, channels in ((56, 256), (28, 512), (14, 1024), (14, 2048)):
         ours = module(layers.GSoP(planes=channels // 4))
         add("GSoP channel", 8, size, channels, ours, original_layers.their_gsop)
@@ -316,7 +323,9 @@ def keep_freed_memory():
 def make_parser():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--originals", type=Path, metavar="DIR")
-    parser.add_argument("--only", default="", help="layers whose name or input has this in it")
+    parser.add_argument(
+        "--only", default="", help="names or inputs that have one of these, a,b,…, in them"
+    )
     parser.add_argument("--repetitions", type=int, default=15)
     parser.add_argument("--batch", type=int, help="instead of each case's own")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
@@ -345,7 +354,8 @@ def main():
     print_header(COLUMNS)
     rows = []
     for case in cases():
-        if arguments.only not in f"{case.name} {case.channels}×{case.size}×{case.size}":
+        row = f"{case.name} {case.channels}×{case.size}×{case.size}"
+        if not any(part in row for part in arguments.only.split(",")):
             continue
         if arguments.batch is not None:
             case = dataclasses.replace(case, batch=arguments.batch)
