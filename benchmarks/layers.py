@@ -1,10 +1,12 @@
 """Each layer, forward and forward + backward, beside the original's own PyTorch code.
 
 `python benchmarks/layers.py --originals=DIR` prints a markdown table. DIR holds checkouts named as
-their repositories: fast-MPN-COV, Global-Second-order-Pooling-Convolutional-Networks, GFGP,
+their repositories: fast-MPN-COV, Global-Second-order-Pooling-Convolutional-Networks,
 Compact-Global-Descriptor, DifferentiableSVD, FastDifferentiableMatSqrt, DropCov, DeepBDC, iSICE,
-IterNorm-pytorch, SoT, Moment-Probing. Without it, ours is timed alone. Repetitions of the two are
-interleaved; a ratio is the median of the ratios of neighbours, its spread their quartiles.
+IterNorm-pytorch, SoT, Moment-Probing, ECANet, attention-module (CBAM), GCNet, SimAM, GCT,
+style-based-recalibration-module, FcaNet, CoordAttention. Without it, ours is timed alone.
+Repetitions of the two are interleaved; a ratio is the median of the ratios of neighbours, its
+spread their quartiles.
 """
 
 import argparse
@@ -12,6 +14,7 @@ import ctypes
 import dataclasses
 import importlib.util
 import json
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -21,6 +24,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import original_attentions
 import original_layers
 import profiles
 from tables import RATIO, print_header, print_row, quartiles
@@ -100,6 +104,10 @@ def cases():
         add("moment probing", 16, 14, channels, ours, original_layers.their_moment_probing)
     ours = module(layers.IterNorm(group_size=64))
     add("IterNorm d=64", 16, 28, 256, ours, original_layers.their_iter_norm)
+    for size, channels in ((56, 256), (14, 1024)):
+        for layer, theirs in original_attentions.ATTENTIONS.items():
+            fields = {"side": size} if layer == "FcaNet" else {}
+            add(layer, 8, size, channels, module(getattr(layers, layer)(**fields)), theirs)
     for size, channels in ((56, 256), (28, 512), (14, 1024), (14, 2048)):
         ours = module(layers.GSoP(planes=channels // 4))
         add("GSoP channel", 8, size, channels, ours, original_layers.their_gsop)
@@ -227,11 +235,33 @@ def clock(run, number=1):
     return (time.perf_counter() - start) / number
 
 
-def interleaved(runs, repetitions):
-    """Seconds [runs, repetitions], each the mean over about 0.2 s, after a run to compile."""
+def others():
+    """Seconds of all cores so far that went to other processes; 0 where Linux does not say it."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return 0.0
+    line = stat.read_text(encoding="utf-8").partition("\n")[0]
+    user, nice, system, _, _, *rest = map(int, line.split()[1:9])
+    mine = os.times()
+    total = (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")
+    return total - mine.user - mine.system
+
+
+def interleaved(runs, repetitions, disturbance=1.0):
+    """Seconds [runs, repetitions], each the mean over about 0.2 s, after a run to compile.
+
+    A turn in which other processes have more than this share of the cores is taken again.
+    """
     numbers = [max(1, round(0.2 / clock(run))) for run in runs]
     pairs = list(zip(runs, numbers, strict=True))
-    return np.array([[clock(*pair) for pair in pairs] for _ in range(repetitions)]).T
+    turns = []
+    while len(turns) < repetitions:
+        start, before = time.perf_counter(), others()
+        turn = [clock(*pair) for pair in pairs]
+        available = os.cpu_count() * (time.perf_counter() - start)
+        if others() - before <= disturbance * available:
+            turns.append(turn)
+    return np.array(turns).T
 
 
 def error(found, expected):
@@ -274,7 +304,7 @@ def measure(case, arguments):
                 float64_errors(case, x, cotangent, [nhwc(a) for a in theirs.both(w)])
             )
     for name, pair in runs.items():
-        seconds = interleaved(pair, arguments.repetitions)
+        seconds = interleaved(pair, arguments.repetitions, arguments.disturbance)
         row[f"{name} ms"] = float(np.median(seconds[0]) * 1e3)
         if len(pair) > 1:
             ratio = seconds[1] / seconds[0]
@@ -313,11 +343,19 @@ def keep_freed_memory():
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
+def add_disturbance(parser):
+    words = "take turns again in which other processes have more than this share of the cores"
+    parser.add_argument("--disturbance", type=float, default=1.0, metavar="SHARE", help=words)
+
+
 def make_parser():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--originals", type=Path, metavar="DIR")
-    parser.add_argument("--only", default="", help="layers whose name or input has this in it")
+    parser.add_argument(
+        "--only", default="", help="names or inputs that have one of these, a,b,…, in them"
+    )
     parser.add_argument("--repetitions", type=int, default=15)
+    add_disturbance(parser)
     parser.add_argument("--batch", type=int, help="instead of each case's own")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--compile", action="store_true", help="theirs: torch.compile")
@@ -345,7 +383,8 @@ def main():
     print_header(COLUMNS)
     rows = []
     for case in cases():
-        if arguments.only not in f"{case.name} {case.channels}×{case.size}×{case.size}":
+        row = f"{case.name} {case.channels}×{case.size}×{case.size}"
+        if not any(part in row for part in arguments.only.split(",")):
             continue
         if arguments.batch is not None:
             case = dataclasses.replace(case, batch=arguments.batch)

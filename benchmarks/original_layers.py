@@ -20,12 +20,12 @@ def load(path, name):
     return loaded
 
 
-def their_isqrt_cov(num_iters):
-    def make(originals, x):
-        path = originals / "fast-MPN-COV/src/representation/MPNCOV.py"
-        return load(path, "original_mpncov").MPNCOV(num_iters, input_dim=x.shape[1])
+def _mpncov(originals):
+    return load(originals / "fast-MPN-COV/src/representation/MPNCOV.py", "original_mpncov")
 
-    return make
+
+def their_isqrt_cov(num_iters):
+    return lambda originals, x: _mpncov(originals).MPNCOV(num_iters, input_dim=x.shape[1])
 
 
 def their_bilinear(originals, x):
@@ -159,6 +159,81 @@ def _upper_triangle(y):
     return y[:, *torch.triu_indices(*y.shape[1:], device=y.device)]
 
 
+def _without_gpu():
+    """Originals that move tensors to a GPU by name leave them where they are if there is none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        torch.Tensor.cuda = lambda tensor, *_: tensor
+
+
+def their_covariance(originals, x):
+    return _mpncov(originals).MPNCOV(is_sqrt=False, input_dim=x.shape[1])
+
+
+def their_element(originals, x):
+    covariance, root = their_covariance(originals, x), their_bilinear(originals, x)
+    return lambda x: root._signed_sqrt(covariance(x))
+
+
+def their_gaussian(originals, x):
+    """The embedding in the fewest operations, and the root of fast MPN-COV."""
+    import torch
+
+    original = _mpncov(originals)
+
+    def gaussian(x):
+        mean = x.flatten(2).mean(2, keepdim=True)
+        one = torch.ones_like(mean[:, :1])
+        moment = original.CovpoolLayer(x) + mean @ mean.mT
+        rows = torch.cat([moment, mean], 2), torch.cat([mean.mT, one], 2)
+        return original.TriuvecLayer(original.SqrtmLayer(torch.cat(rows, 1), 5))
+
+    return gaussian
+
+
+def their_eigh(originals, x):
+    _without_gpu()
+    path = originals / "DifferentiableSVD/src/representation/SVD_Original.py"
+    return load(path, "original_eigh").SVD_Original(input_dim=x.shape[1])
+
+
+def their_log(originals, x):
+    """The equation; the original is MATLAB."""
+    import torch
+
+    def log(x):
+        values, vectors = torch.linalg.eigh(_covariance(x))
+        return _upper_triangle((vectors * torch.log(values + 1e-3)[:, None]) @ vectors.mT)
+
+    return log
+
+
+def their_drop_cov(originals, x):
+    import types
+
+    import torch
+
+    _without_gpu()
+    # Packages of these names, of its folders.
+    for name, folder in (("representation", "representation"), ("original_dropcov", "models")):
+        package = types.ModuleType(name)
+        package.__path__ = [str(originals / "DropCov/CNNs" / folder)]
+        sys.modules[name] = package
+    network = importlib.import_module("original_dropcov.ResNet_ACD")
+
+    class Head(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cov, self.weigh = network.Covariance(), network.eca_layer(x.shape[1])
+
+        def forward(self, x):
+            x = network.ResNet_ACD.balance_rate(self, *self.weigh(x))
+            return network.Triuvec.apply(self.cov(x))
+
+    return Head()
+
+
 def their_pade_lyapunov(originals, x):
     """The covariance in the fewest operations; the original's class has one of its own."""
     path = originals / "FastDifferentiableMatSqrt/Decorrelated BN/torch_utils.py"
@@ -167,12 +242,8 @@ def their_pade_lyapunov(originals, x):
 
 
 def their_eigh_pade(originals, x):
-    import torch
-
+    _without_gpu()
     path = originals / "DifferentiableSVD/src/representation/SVD_Pade.py"
-    if not torch.cuda.is_available():
-        # It moves tensors to a GPU by name.
-        torch.Tensor.cuda = lambda tensor, *_: tensor
     return load(path, "original_eigh_pade").SVD_Pade(input_dim=x.shape[1])
 
 
@@ -258,15 +329,15 @@ def their_moment_probing(originals, x):
 NORMALIZATIONS = {
     "newton_schulz": their_isqrt_cov(5),
     "pade_lyapunov": their_pade_lyapunov,
-    "eigh": None,
+    "eigh": their_eigh,
     "eigh_pade": their_eigh_pade,
-    "log": None,
-    "element": None,
-    "none": None,
+    "log": their_log,
+    "element": their_element,
+    "none": their_covariance,
 }
 REPRESENTATIONS = {
-    "GaussianPooling": None,
-    "DropCov": None,
+    "GaussianPooling": their_gaussian,
+    "DropCov": their_drop_cov,
     "DeepBDC": their_deep_bdc,
     "ISICE": their_isice,
 }

@@ -15,6 +15,7 @@ from sop import ops
 from sop.checks import above, at_least, at_most, check_fields
 from sop.errors import UsageError
 from sop.ops.annotations import Array
+from sop.ops.derivatives import with_pullback
 
 
 class BatchNorm(nn.Module):
@@ -137,12 +138,28 @@ class LayerNorm(nn.Module):
     def __call__(self, x: Float[Array, "*shape"]) -> Float[jax.Array, "*shape"]:
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
+        return _standardize(self.epsilon)(x) * scale + bias
+
+
+def _standardize(epsilon):
+    """x → y = (x − μ)/√(σ² + ε) over the last axis, with the pullback in the fewest passes."""
+
+    def with_rate(x):
+        """y and 1/√(σ² + ε)."""
         x = x - lax.stop_gradient(x[..., :1])
         x = x - x.mean(-1, keepdims=True)
         size = ops.magnitude(x, -1)
         x = x / size
         variance = jnp.mean(x * x, -1, keepdims=True)
-        return x * lax.rsqrt(variance + self.epsilon / size / size) * scale + bias
+        rate = lax.rsqrt(variance + epsilon / size / size)
+        return x * rate, rate / size
+
+    def pullback(x, cotangent):
+        y, rate = with_rate(x)
+        along = jnp.mean(cotangent * y, -1, keepdims=True)
+        return (rate * (cotangent - cotangent.mean(-1, keepdims=True) - y * along),)
+
+    return with_pullback(lambda x: with_rate(x)[0], pullback)
 
 
 # How far from the origin, in deviations, a mean may be for E[(x − o)²] − (E[x] − o)² to be exact

@@ -91,9 +91,8 @@ def multiply(
     """x W over the last axis of x, summed in at least float32.
 
     In half precision the cotangent is rounded to the type of the factors: products of float32 and
-    bfloat16 have none of an accelerator's units for half precision to run on. On CPU the gradient
-    of W, where it is taller than wide, is computed transposed, for which XLA multiplies faster
-    there.
+    bfloat16 have none of an accelerator's units for half precision to run on. On CPU, where XLA's
+    product is fast depends on the shape of its factors, see `_multiply_on_cpu`.
     """
     if jnp.finfo(x.dtype).bits < 32:
         return _multiply_halves(x, kernel)
@@ -217,17 +216,23 @@ def _halves_pullback(x, kernel, cotangent):
 _multiply_halves = with_pullback(partial(_contract, axis=0), _halves_pullback)
 
 
-@jax.custom_jvp
 def _multiply_on_cpu(x, kernel):
+    # For the gradient of W of more than two axes XLA would first write a transposed cotangent.
+    y = _multiply_rows(x.reshape(-1, x.shape[-1]), kernel)
+    return y.reshape(*x.shape[:-1], kernel.shape[1])
+
+
+@jax.custom_jvp
+def _multiply_rows(x, kernel):
     return _contract(x, kernel, 0)
 
 
-@_multiply_on_cpu.defjvp
-def _multiply_on_cpu_jvp(primals, tangents):
+@_multiply_rows.defjvp
+def _multiply_rows_jvp(primals, tangents):
     (x, kernel), (dx, dkernel) = primals, tangents
     axis = 0
     if kernel.shape[0] > kernel.shape[1]:
         # The transposed tangent has a transposed cotangent, for which XLA multiplies faster.
         # Without the barrier it would fold the transposition back.
         dkernel, axis = lax.optimization_barrier(dkernel.T), 1
-    return _multiply_on_cpu(x, kernel), _contract(dx, kernel, 0) + _contract(x, dkernel, axis)
+    return _multiply_rows(x, kernel), _contract(dx, kernel, 0) + _contract(x, dkernel, axis)
