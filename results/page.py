@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from results.claims import CLAIMS, verdict
-from results.study import BASELINES, FOLDER, PARTS, RATES, RUNS, SEEDS, SPEED, plan
+from results.study import BASELINES, FACTOR, FOLDER, PARTS, RATES, RUNS, SEEDS, SPEED, plan
 from sop.command import Parser, run
 from sop.errors import UsageError
 from sop.results.figures import draw_cost
@@ -30,8 +30,8 @@ python -m results.page
 The first runs what is missing of a part, on any machine, and adds the rows; commit them. To run one
 again, remove its row. The network is ResNet-8 for small images, its last stage at stride 1 whatever
 head or attention it has. Each method tries the learning rates {", ".join(RATES.values)} once on a
-validation split, heads also with 30 times that rate for the classifier; what is best there is
-trained with {SEEDS} seeds and evaluated on the test split after the last epoch. Accuracies are
+validation split, heads also with {FACTOR:g} times that rate for the classifier; what is best there
+is trained with {SEEDS} seeds and evaluated on the test split after the last epoch. Accuracies are
 means in %, ± half of Student's 95 % interval over the seeds; differences to the first line are
 paired by seed, in points. Images per second and memory are those of a training step, timed in turns
 (`--time`, [speed.csv](speed.csv)).

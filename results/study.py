@@ -5,10 +5,10 @@
   python -m results.page         writes results/README.md and its figures from results/runs.csv
 
 A part compares the heads, the attentions or the local poolings of one small network on one data
-set. Each method tries the same learning rates on a validation split; the best one is trained with
-five seeds and evaluated on the test split, after the last epoch. Rows that stand in
-results/runs.csv are not run again, on whatever machine, so a part goes on from there: commit the
-file as it grows. Work folders stand in runs/study.
+set. Each method tries the same learning rates on a validation split, heads also two for their
+classifiers; the best one is trained with five seeds and evaluated on the test split, after the last
+epoch. Rows that stand in results/runs.csv are not run again, on whatever machine, so a part goes on
+from there: commit the file as it grows. Work folders stand in runs/study.
 """
 
 import dataclasses
@@ -33,9 +33,10 @@ FOLDER = Path(__file__).resolve().parent
 RUNS, SPEED = FOLDER / "runs.csv", FOLDER / "speed.csv"
 RATES = Grid("optimizer.learning_rate", ("0.02", "0.06", "0.2", "0.6"))
 # Of a head's classifier: one of a vector of length 1 needs a larger rate than what is below it.
+FACTOR = 30.0
 FACTORS = Grid(
     "optimizer.lr_multipliers",
-    tuple(f"(('^classifier/', {factor}),)" for factor in ("1.0", "30.0")),
+    tuple(f"(('^classifier/', {factor}),)" for factor in (1.0, FACTOR)),
 )
 SEEDS = 5
 BASELINES = {"heads": "representation=gavp", "attention": "attention=none", "pooling": "pool=None"}

@@ -143,23 +143,14 @@ def tuned_method(run: Run, grids: Sequence[Grid]) -> str:
 
 def at_an_end(chosen: Mapping[str, Mapping[str, str]], grids: Sequence[Grid]) -> list[str]:
     """The methods for which the least or the largest of at least three numbers was best."""
-    ends = {
-        (grid.key, end(grid.values, key=float)) for grid in _numbers(grids) for end in (min, max)
-    }
+    ends = {(grid.key, value) for grid in grids for value in _ends(grid)}
     return [name for name, settings in chosen.items() if ends & set(settings.items())]
 
 
-def _numbers(grids: Sequence[Grid]) -> list[Grid]:
-    """Those of at least three values, all of them numbers."""
-
-    def number(text: str) -> bool:
-        try:
-            return bool(float(text) or True)
-        except ValueError:
-            return False
-
-    return [
-        each
-        for each in grids
-        if all(map(number, each.values)) and len(set(map(float, each.values))) > 2
-    ]
+def _ends(grid: Grid) -> set[str]:
+    """The least and the largest of at least three numbers; of others none."""
+    try:
+        several = len({float(each) for each in grid.values}) > 2
+    except ValueError:
+        return set()
+    return {end(grid.values, key=float) for end in (min, max)} if several else set()

@@ -13,6 +13,7 @@ from jax.test_util import check_grads
 
 from sop.errors import UsageError
 from sop.layers import BatchNorm
+from sop.layers.norm import _moments
 
 
 def draw(*shape, seed=0):
@@ -275,3 +276,13 @@ def test_the_running_mean_does_not_matter(guess):
         wide = run(jnp.asarray(x, jnp.float64))
     for value, exact in zip(run(jnp.asarray(x, jnp.float32)), wide, strict=True):
         np.testing.assert_allclose(value, exact, atol=5e-4)
+
+
+@pytest.mark.parametrize(("guess", "kept"), [(999.0, True), (1001.5, True), (995.0, False)])
+def test_a_guess_near_every_mean_is_where_sums_are_taken_about(guess, kept):
+    """So that x is read once; one channel that is far is enough for all to be read again."""
+    x = 1000 + draw(8, 6, 6, 3)
+    origin, centre, var = _moments(x, np.float32([1000, 1000, guess]), (0, 1, 2), 1e-5)
+    assert (list(origin) == [1000, 1000, np.float32(guess)]) == kept
+    np.testing.assert_allclose(origin + centre, x.mean((0, 1, 2), np.float64), rtol=1e-6)
+    np.testing.assert_allclose(var, x.var((0, 1, 2), np.float64), rtol=1e-5)
