@@ -67,8 +67,8 @@ CASES = {
     "max-ent 3×3/2, padded by 1": (112, 64, pooling((3, 3), (2, 2), (1, 1))),
     "fast MPN-COV": (14, 2048, module(layers.MPNCOV(reduction=256))),
     "its covariance and root": (14, 256, module(layers.MPNCOV(reduction=0))),
-    "GSoP, first stage": (56, 256, module(layers.GSoP(dim=128))),
-    "GSoP, last stage": (14, 2048, module(layers.GSoP(dim=128))),
+    "GSoP, first stage": (56, 256, module(layers.GSoP(planes=64))),
+    "GSoP, last stage": (14, 2048, module(layers.GSoP(planes=512))),
     "CGD, first stage": (56, 256, module(layers.CGD())),
 }
 

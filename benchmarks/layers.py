@@ -1,7 +1,7 @@
 """Each layer, forward and forward + backward, beside the original's own PyTorch code.
 
 `python benchmarks/layers.py --originals=DIR` prints a markdown table. DIR holds checkouts named as
-their repositories: fast-MPN-COV, Global-Second-order-Pooling-Convolutional-Networks,
+their repositories: fast-MPN-COV, Global-Second-order-Pooling-Convolutional-Networks, GFGP,
 Compact-Global-Descriptor, DifferentiableSVD, FastDifferentiableMatSqrt, DropCov, DeepBDC, iSICE,
 IterNorm-pytorch, SoT, Moment-Probing, ECANet, attention-module (CBAM), GCNet, SimAM, GCT,
 style-based-recalibration-module, FcaNet, CoordAttention. Without it, ours is timed alone.
