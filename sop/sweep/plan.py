@@ -20,6 +20,7 @@ from sop.data.sources import open_source
 from sop.errors import UsageError
 from sop.models.lookup import is_detector
 from sop.sweep.grid import Grid, combinations, name_of
+from sop.training import pretrained
 from sop.training.workdir import refuse_another_config, with_whole_model
 
 _LONGEST = 200  # characters of a folder's name; file systems take 255
@@ -172,8 +173,12 @@ def refuse_unfit(runs: Sequence[Run]) -> None:
     Data that are prepared on first use are prepared here, once.
 
     Raises:
-      UsageError: a split cannot be opened, or a folder belongs to another config.
+      UsageError: a split cannot be opened, `init_from` names no weights, or a folder belongs to
+        another config.
     """
+    for source in dict.fromkeys(run.config.init_from for run in runs):
+        if source:
+            pretrained.find(source)
     for dataset, split, data_dir in dict.fromkeys(each for run in runs for each in _splits(run)):
         open_source(dataset, split, data_dir)
     for run in runs:

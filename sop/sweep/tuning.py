@@ -26,25 +26,37 @@ class Tuning:
     Attributes:
       grids: keys and their values; every combination is tried.
       train, validation: splits.
+      changes: further keys → values of its runs.
+
+    The splits and the changes go before what a sweep says of these keys. So methods that differ in
+    nothing else, as in the number of training examples, are tuned once, together.
     """
 
     grids: tuple[Grid, ...]
     train: str
     validation: str
+    changes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def _changed(self) -> dict[str, str]:
+        splits = {"input.train_split": self.train, "input.eval_split": self.validation}
+        return {**self.changes, **splits}
 
     def sweep(self, sweep: Sweep) -> Sweep:
         """The runs that try each combination once for each method of another sweep."""
-        splits = (
-            f"--config.input.train_split={self.train}",
-            f"--config.input.eval_split={self.validation}",
-        )
+        changed = self._changed()
+        kept = (grid for grid in sweep.grids if grid.key not in changed)
         return dataclasses.replace(
             sweep,
-            fixed=(*sweep.fixed, *splits),
-            grids=(*sweep.grids, *self.grids),
+            fixed=(*sweep.fixed, *(f"--config.{key}={value}" for key, value in changed.items())),
+            grids=(*kept, *self.grids),
             seeds=1,
             workdir=sweep.workdir / "tuning",
         )
+
+    def method(self, settings: Mapping[str, str]) -> str:
+        """What a method of a sweep, or a run of its tuning, is called there."""
+        left_out = self._changed().keys() | {grid.key for grid in self.grids}
+        return name_of({key: value for key, value in settings.items() if key not in left_out})
 
 
 def make_tuning(sweep: Sweep, grids: Sequence[Grid], splits: str | None) -> Tuning:
@@ -98,21 +110,23 @@ def phases(
     first = {grid.key: grid.values[0] for grid in tuning.grids}
     sweep.runs({method: first for method in methods})
     yield trials
-    chosen = choose(trials, tuning.grids, result)
+    chosen = choose(trials, tuning, result)
     ends = at_an_end(chosen, tuning.grids)
-    for method in methods:
+    tuned = {method: tuning.method(settings) for method, settings in methods.items()}
+    for method in dict.fromkeys(tuned.values()):
         values = chosen.get(method, {})
         said = ", ".join(f"{key}={value}" for key, value in values.items())
         said = said or f"no {' and '.join(first)} worked"
         more = ", at an end of those tried: one beyond may be better" if method in ends else ""
         print(f"{method or 'all'}: {said}{more}", file=sys.stderr)
-    if chosen:
-        yield [run for run in sweep.runs(chosen) if run.method in chosen]
+    best = {method: chosen[name] for method, name in tuned.items() if name in chosen}
+    if best:
+        yield [run for run in sweep.runs(best) if run.method in best]
 
 
 def choose(
     runs: Sequence[Run],
-    grids: Sequence[Grid],
+    tuning: Tuning,
     result: Callable[[Run], Mapping[str, Any] | None],
 ) -> dict[str, dict[str, str]]:
     """Method → the tuned keys with their best values; one none of whose runs finished is left out.
@@ -121,6 +135,7 @@ def choose(
 
     Args:
       runs: of `Tuning.sweep`.
+      tuning: their own.
       result: run → 'top1' and 'loss' at its end; None: it failed.
     """
     best: dict[str, tuple[tuple[float, float], dict[str, str]]] = {}
@@ -129,16 +144,10 @@ def choose(
         if found is None:
             continue
         score = found["top1"], -found["loss"]
-        method = tuned_method(run, grids)
+        method = tuning.method(run.settings)
         if method not in best or score > best[method][0]:
-            best[method] = score, {grid.key: run.settings[grid.key] for grid in grids}
+            best[method] = score, {grid.key: run.settings[grid.key] for grid in tuning.grids}
     return {method: settings for method, (_, settings) in best.items()}
-
-
-def tuned_method(run: Run, grids: Sequence[Grid]) -> str:
-    """The method that a run of a tuning tries values for."""
-    tuned = {grid.key for grid in grids}
-    return name_of({key: value for key, value in run.settings.items() if key not in tuned})
 
 
 def at_an_end(chosen: Mapping[str, Mapping[str, str]], grids: Sequence[Grid]) -> list[str]:

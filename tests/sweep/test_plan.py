@@ -1,5 +1,6 @@
 """Grids become runs, and what cannot be meant is refused before one is started."""
 
+import dataclasses
 import shlex
 from pathlib import Path
 
@@ -103,6 +104,8 @@ def test_folders_of_other_configs_and_missing_splits_are_refused(tmp_path):
         refuse_unfit(runs)
     with pytest.raises(UsageError, match="no split 'valid'"):
         refuse_unfit(plan(fixed=("--config.input.eval_split=valid",), workdir=tmp_path).runs())
+    with pytest.raises(UsageError, match=f"no checkpoint in {tmp_path}/none"):
+        refuse_unfit(plan(f"init_from={tmp_path}/none", workdir=tmp_path / "new").runs())
 
 
 def test_nothing_is_written_where_one_config_is_wrong(tmp_path):
@@ -169,7 +172,7 @@ def test_each_method_takes_the_value_that_was_best_on_validation(capsys):
         scores = found[run.workdir]
         return scores and dict(zip(("top1", "loss"), scores, strict=True))
 
-    chosen = choose(runs, [grid], result)
+    chosen = choose(runs, tuning, result)
     rates = {name: settings[grid.key] for name, settings in chosen.items()}
     assert rates == {"representation=gavp": "0.4", "representation=gem": "0.1"}
     assert at_an_end(chosen, [grid]) == list(rates)
@@ -203,5 +206,28 @@ def test_two_keys_are_tuned_together():
         (run.config.optimizer.learning_rate, run.config.optimizer.lr_multipliers) for run in final
     ]
     assert found == [(0.2, (("^classifier/", 30.0),)), (0.4, (("^classifier/", 1.0),))]
-    chosen = choose(trials, tuning.grids, result)
+    chosen = choose(trials, tuning, result)
     assert at_an_end(chosen, tuning.grids) == ["representation=gem"]
+
+
+def test_methods_that_differ_in_what_the_tuning_fixes_share_it():
+    grid = Grid("optimizer.learning_rate", ("0.1", "0.2", "0.4"))
+    sizes = "input.train_split=train[:100],train[:1000]"
+    sweep = plan("model.representation.name=gavp,gem", sizes, fixed=("--config.num_epochs=9",))
+    tuning = dataclasses.replace(
+        make_tuning(sweep, [grid], "train[:300],train[1000:]"), changes={"num_epochs": "3"}
+    )
+
+    def result(run):
+        rate, gem = run.config.optimizer.learning_rate, "gem" in run.method
+        return {"top1": 1.0 if rate == (0.2 if gem else 0.4) else 0.5, "loss": 1.0}
+
+    trials, final = phases(sweep, tuning, result)
+    assert len(trials) == 2 * 3
+    assert {run.config.input.train_split for run in trials} == {"train[:300]"}
+    assert {run.config.num_epochs for run in trials} == {3}
+    found = [
+        (run.config.input.train_split, run.config.num_epochs, run.config.optimizer.learning_rate)
+        for run in final
+    ]
+    assert found == [(f"train[:{n}]", 9, rate) for rate in (0.4, 0.2) for n in (100, 1000)]
