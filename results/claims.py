@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from results.parts import TITLES
 from sop.results.statistics import Estimate, difference
 
 # A gain that would matter here: one point of top-1.
@@ -35,6 +36,9 @@ _ISQRT1, _ISQRT3, _ISQRT5 = (
     f"representation=mpncov,reduction=0,dropout=0.0,num_iters={number}" for number in (1, 3, 5)
 )
 _GSOP, _FUSION = (f"attention=gsop,dim=32,manner={each}" for each in ("channel", "fusion_avg"))
+_LATE = f"{_GSOP},blocks=0_0_1"
+_FINE_TUNING = {title: method for method, title in TITLES.items()}
+_TWO_STAGES = _FINE_TUNING["fine-tuned, two stages"]
 
 CLAIMS = (
     Claim("covariance beats average pooling", "heads", _ISQRT5, _MEAN),
@@ -46,6 +50,7 @@ CLAIMS = (
     Claim("iSQRT-COV beats B-CNN", "heads", _ISQRT5, _BCNN),
     Claim("compact bilinear pooling is as good as B-CNN", "heads", _COMPACT, _BCNN, as_good=True),
     Claim("GSoP of channels beats no attention", "attention", _GSOP, "attention=none"),
+    Claim("GSoP from the first stage on beats that in the last alone", "attention", _GSOP, _LATE),
     Claim("GSoP's fusion beats channels alone", "attention", _FUSION, _GSOP),
     Claim("GSoP of channels beats SE", "attention", _GSOP, "attention=se"),
     Claim("CGD beats no attention", "attention", "attention=cgd", "attention=none"),
@@ -53,6 +58,18 @@ CLAIMS = (
     Claim("GFGP beats max pooling", "pooling", "pool=gfgp", "pool=max"),
     Claim("GFGP beats average pooling", "pooling", "pool=gfgp", "pool=average"),
     Claim("GFGP beats strided convolutions", "pooling", "pool=gfgp", "pool=None"),
+    Claim(
+        "fine-tuning B-CNN in two stages beats one",
+        "finetuning",
+        _TWO_STAGES,
+        _FINE_TUNING["fine-tuned, one stage"],
+    ),
+    Claim(
+        "fine-tuned so, it beats the same from scratch",
+        "finetuning",
+        _TWO_STAGES,
+        _FINE_TUNING["from scratch, two stages"],
+    ),
 )
 
 

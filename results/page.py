@@ -7,19 +7,20 @@ from datetime import timedelta
 from pathlib import Path
 
 from results.claims import CLAIMS, verdict
-from results.study import BASELINES, FACTOR, FOLDER, PARTS, RATES, RUNS, SEEDS, SPEED, plan
+from results.parts import FACTOR, PARTS, RATES, SEEDS, TITLES, plan
+from results.study import FOLDER, RUNS, SPEED
 from sop.command import Parser, run
 from sop.errors import UsageError
-from sop.results.figures import draw_cost
+from sop.results.figures import draw_cost, draw_sizes
 from sop.results.record import Row, read_csv
 from sop.results.speed import Speed
 from sop.results.statistics import by_seed
-from sop.results.table import as_markdown, percent, summarize
+from sop.results.table import Line, as_markdown, percent, summarize
 
 _INTRODUCTION = f"""# What second-order pooling gains here
 
 Written by `python -m results.page` from [runs.csv](runs.csv), which holds every run: part, method,
-seed, top-1, hash of its config, commit, machine. The grids stand in `results/study.py`, the
+seed, top-1, hash of its config, commit, machine. The parts stand in `results/parts.py`, the
 published claims in `results/claims.py`.
 
 ```sh
@@ -39,6 +40,22 @@ paired by seed, in points. Images per second and memory are those of a training 
 The runs are short and the images small, for two CPU cores: what is compared is methods at this
 budget, not how good they get.
 """
+
+_NOTES = {
+    "mnist_5k_sizes": """\
+Ten to 400 digits of each class, 16 pixels large. All runs see 12,000 images, whatever the number of
+different ones. The rates are tuned with 100 digits of each class, on 1,000 others: more than the
+small training sets could spare. Differences are to average pooling on as many examples.""",
+    "digits_finetuning": """\
+B-CNN on 50 digits 5–9, 8 pixels large, from the weights of a network that was trained on the digits
+0–4 (below), or from scratch; 40 epochs, in the first 20 of two stages the classifier alone learns.
+The rates are tuned on the rest of the training split.
+
+```sh
+python main.py --config=configs/digits.py:gavp04 --workdir=runs/digits_gavp04
+python -m results.study digits_finetuning
+```""",
+}
 
 _RULE = """
 A claim is *seen* where the 95 % interval of the difference lies above 0 ("as good": above −1
@@ -68,14 +85,16 @@ def _parts(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Part → its rows, both in the order of the study; what the study has no more is left out."""
     found: dict[str, list[Row]] = {}
     for part in PARTS:
-        methods = list(plan(part, Path())[0].methods())
-        known = [row for row in rows if row["part"] == part and _of(row) in methods]
-        found[part] = sorted(known, key=lambda row: (methods.index(_of(row)), row["seed"]))
+        planned = plan(part, Path())
+        methods = planned.methods()
+        order = [*methods, *map(planned.tuning.method, methods.values())]
+        known = [row for row in rows if row["part"] == part and _of(row) in order]
+        found[part] = sorted(known, key=lambda row: (order.index(_of(row)), row["seed"]))
     return found
 
 
 def _of(row: Row) -> str:
-    """The method that a row, be it of the tuning, belongs to."""
+    """The method that a row is of; one of the tuning belongs to all that share it."""
     return re.sub(r",learning_rate=.*$", "", row["method"])
 
 
@@ -89,30 +108,52 @@ def _at_an_end(rows: Sequence[Row]) -> frozenset[str]:
 
 
 def short(method: str) -> str:
-    """A method without what all of its part have."""
-    return method.partition("=")[2].replace(",reduction=0,dropout=0.0", "").replace(",", ", ")
+    """A method without what all of its part have, and without its number of examples."""
+    if method in TITLES:
+        return TITLES[method]
+    name = re.sub(r",reduction=0,dropout=0\.0|,train_split=[^,]*", "", method.partition("=")[2])
+    return name.replace(",", ", ")
 
 
 def _section(part: str, rows: Sequence[Row], speeds: Sequence[Row], folder: Path) -> str:
-    tested, base = _tested(rows), BASELINES[part.rpartition("_")[2]]
-    methods = dict.fromkeys(row["method"] for row in tested)
+    tested = _tested(rows)
     timed = {
         row["method"]: Speed(row["images_per_second"], row["memory"])
         for row in speeds
         if row["part"] == part
     }
-    lines = summarize(tested, base if base in methods else None, timed)
-    lines = [dataclasses.replace(line, method=short(line.method)) for line in lines]
-    draw_cost(folder / f"{part}.png", lines, f"{part}: accuracy against cost")
+    lines = list(_lines(part, tested, timed))
     machines = ", ".join(sorted({row["machine"] for row in rows}))
     seconds = timedelta(seconds=round(sum(row["seconds"] for row in rows)))
-    ends = [short(method) for method in methods if method in _at_an_end(rows)]
+    ends = dict.fromkeys(map(short, sorted(_at_an_end(rows))))
     text = f"{len(rows)} runs, {len(rows) - len(tested)} of them for the rates; {seconds} in all"
     text += f" (hours:minutes:seconds), on {machines}."
     if ends:
         text += f" At an end of the rates tried, so others may suit better: {'; '.join(ends)}."
-    picture = f"![{part}: accuracy of each method against its cost]({part}.png)"
-    return "\n\n".join([f"## {part}", text, as_markdown(lines), picture, ""])
+    paragraphs = [f"## {part}", _NOTES.get(part), text, as_markdown(lines)]
+    paragraphs.append(_picture(part, lines, folder))
+    return "\n\n".join([*filter(None, paragraphs), ""])
+
+
+def _lines(part: str, tested: Sequence[Row], timed: Mapping[str, Speed]) -> Iterator[Line]:
+    """A line for each method; its difference is to the first method of its sweep."""
+    for sweep in plan(part, Path()).sweeps:
+        base, *others = sweep.methods()
+        rows = [row for row in tested if row["method"] in (base, *others)]
+        known = {row["method"] for row in rows}
+        for line in summarize(rows, base if base in known else None, timed):
+            yield dataclasses.replace(line, method=short(line.method))
+
+
+def _picture(part: str, lines: Sequence[Line], folder: Path) -> str | None:
+    """Draws accuracy against what differs, if anything does; a link to the figure."""
+    file = folder / f"{part}.png"
+    if draw_sizes(file, lines, f"{part}: accuracy against training examples"):
+        return f"![{part}: accuracy of each method against its training examples]({file.name})"
+    if len({line.multiply_adds for line in lines}) == len({line.parameters for line in lines}) == 1:
+        return None
+    draw_cost(file, lines, f"{part}: accuracy against cost")
+    return f"![{part}: accuracy of each method against its cost]({file.name})"
 
 
 def _claims(parts: Mapping[str, Sequence[Row]]) -> str:

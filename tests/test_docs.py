@@ -20,7 +20,7 @@ import pytest
 
 import main
 import sop.layers
-from results.study import PARTS
+from results.parts import PARTS
 from sop import export, plots
 from sop.config import stage_configs
 from sop.config.command_line import load, parse

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from results import page, study
+from results import page, parts, study
 from results.claims import CLAIMS, Claim, find, verdict
 from sop.errors import UsageError
 from sop.results.record import FIELDS, fingerprint, read_csv
@@ -23,7 +23,7 @@ def row_of(part, run):
         "loss": abs(run.config.optimizer.learning_rate - 0.2),
         "learning_rate": run.config.optimizer.learning_rate,
         "config": fingerprint(run.config),
-        "parameters": 1000,
+        "parameters": 1000 + len(run.method),
         "multiply_adds": 1000,
         "machine": "none",
         "seconds": 1.0,
@@ -40,24 +40,28 @@ def rows():
     def result(run):
         return next(row for row in made if row["method"] == run.method)
 
-    for runs in phases(*study.plan("typefaces_heads", Path("runs")), result):
+    part = parts.plan("typefaces_heads", Path("runs"))
+    for runs in phases(part.sweeps[0], part.tuning, result):
         made += [row_of("typefaces_heads", run) for run in runs]
     return made
 
 
-@pytest.mark.parametrize("part", study.PARTS)
+@pytest.mark.parametrize("part", parts.PARTS)
 def test_every_part_can_be_planned_and_its_claims_told(part):
-    sweep, tuning = study.plan(part, Path("runs"))
+    sweeps, tuning = planned = parts.plan(part, Path("runs"))
     _, kind = part.rsplit("_", 1)
-    methods = sweep.methods()
-    assert study.BASELINES[kind] in methods
+    methods = planned.methods()
     for claim in CLAIMS:
         if claim.kind == kind:
             assert {find(claim.better, methods), find(claim.worse, methods)} <= set(methods)
-    trials = next(phases(sweep, tuning, lambda run: None))
-    tried = 4 * 2 if kind == "heads" else 4
-    assert len(trials) == len(methods) * tried
-    assert all("test" not in run.config.input.eval_split for run in trials)
+    first, *others = [next(phases(sweep, tuning, lambda run: None)) for sweep in sweeps]
+    tried = 4 if kind in ("attention", "pooling") else 4 * 2
+    assert len(first) == len(methods) / len(sweeps) * tried
+    assert all("test" not in run.config.input.eval_split for run in first)
+    for trials in others:
+        assert [fingerprint(run.config) for run in trials] == [
+            fingerprint(run.config) for run in first
+        ]
 
 
 def test_the_page_says_what_the_rows_say(rows, tmp_path):
@@ -128,7 +132,7 @@ def test_what_stands_in_the_csv_is_not_run_again(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study, "execute", execute)
     monkeypatch.setattr(study, "row_of", row_of)
     monkeypatch.setattr(study, "refuse_unfit", lambda runs: None)
-    monkeypatch.setattr(study, "SEEDS", 1)
+    monkeypatch.setattr(parts, "SEEDS", 1)
     for _ in range(6):
         study.main(["typefaces_pooling", f"--workdir={tmp_path / 'runs'}"])
     assert len(started) == len(set(started)) == 5 * 4 + 5
