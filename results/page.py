@@ -47,7 +47,7 @@ Ten to 400 digits of each class, 16 pixels large. All runs see 12,000 images, wh
 different ones. The rates are tuned with 100 digits of each class, on 1,000 others: more than the
 small training sets could spare. Differences are to average pooling on as many examples.""",
     "digits_finetuning": """\
-B-CNN on 50 digits 5–9, 8 pixels large, from the weights of a network that was trained on the digits
+B-CNN on 20 digits 5–9, 8 pixels large, from the weights of a network that was trained on the digits
 0–4 (below), or from scratch; 40 epochs, in the first 20 of two stages the classifier alone learns.
 The rates are tuned on the rest of the training split.
 

@@ -2,7 +2,7 @@
 
   DATA_heads, DATA_attention, DATA_pooling  on typefaces, textures or mnist_5k
   mnist_5k_sizes     three heads, on training sets of 100 to 4,000 images
-  digits_finetuning  B-CNN on 50 images, from weights and from scratch, in one stage and in two
+  digits_finetuning  B-CNN on 20 images, from weights and from scratch, in one stage and in two
 
 Each method tries the same learning rates on a validation split, heads also two for their
 classifiers; what is best there is trained with five seeds and evaluated on the test split, after
@@ -187,12 +187,12 @@ TITLES = {
 def _finetuning(folder: Path) -> Part:
     """The first of two stages trains the classifier alone; both ways take 40 epochs."""
     changes = {
-        "input.train_split": "train[:50]",
-        "batch_size": "25",
+        "input.train_split": "train[:20]",
+        "batch_size": "20",
         **_ONE_CHECKPOINT,
         **_epochs(40),
     }
-    data = Data("configs/digits.py:bcnn59", changes, ("train[:50]", "train[50:]"), 5)
+    data = Data("configs/digits.py:bcnn59", changes, ("train[:20]", "train[20:]"), 5)
     grids = (
         Grid("init_from", tuple(_WEIGHTS.values())),
         Grid("stages", tuple(_STAGES.values())),
