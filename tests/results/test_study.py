@@ -1,5 +1,6 @@
 """The study's parts can be planned, its rows are found again, its page says what they say."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,12 @@ GAINS = {"mpncov": 0.2, "eigh": 0.201, "none": -0.1}
 def row_of(part, run):
     """A row as if the run had been made: seeds matter little, and covariances help."""
     gain = next((value for word, value in reversed(GAINS.items()) if word in run.method), 0.0)
+    size = re.fullmatch(r"train\[:(\d+)\]", run.config.input.train_split)
     fields = {
         "method": run.method,
         "seed": run.seed,
         "top1": 0.5 + gain + 0.001 * run.seed,
+        "examples": int(size[1]) if size else None,
         "loss": abs(run.config.optimizer.learning_rate - 0.2),
         "learning_rate": run.config.optimizer.learning_rate,
         "config": fingerprint(run.config),
@@ -32,18 +35,23 @@ def row_of(part, run):
     return {"part": part, "purpose": purpose, **dict.fromkeys(FIELDS), **fields}
 
 
-@pytest.fixture(scope="module")
-def rows():
-    """Of typefaces_heads."""
-    made = []
+def rows_of(part):
+    """Of all runs of a part."""
+    made = {}
 
     def result(run):
-        return next(row for row in made if row["method"] == run.method)
+        return made.get((run.method, run.seed))
 
-    part = parts.plan("typefaces_heads", Path("runs"))
-    for runs in phases(part.sweeps[0], part.tuning, result):
-        made += [row_of("typefaces_heads", run) for run in runs]
-    return made
+    sweeps, tuning = parts.plan(part, Path("runs"))
+    for sweep in sweeps:
+        for runs in phases(sweep, tuning, result):
+            made |= {(run.method, run.seed): row_of(part, run) for run in runs}
+    return list(made.values())
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return rows_of("typefaces_heads")
 
 
 @pytest.mark.parametrize("part", parts.PARTS)
@@ -82,6 +90,33 @@ def test_the_page_says_what_the_rows_say(rows, tmp_path):
     )
     with pytest.raises(UsageError, match="holds no run yet"):
         page.page([row for row in rows if row["purpose"] == "tuning"], [], tmp_path)
+
+
+def test_heads_are_compared_on_as_many_examples(tmp_path):
+    rows = rows_of("mnist_5k_sizes")
+    assert len(rows) == 3 * (4 * 2 + 4 * 5)
+    for row in rows:
+        if row["purpose"] == "test":
+            row["top1"] += row["examples"] / 100_000
+    text = page.page(rows, [], tmp_path)
+    assert "mnist_5k_sizes: accuracy of each method against its training examples" in text
+    assert (tmp_path / "mnist_5k_sizes.png").exists()
+    for size, mean, gained in (("100", "50.30", "70.30"), ("4,000", "54.20", "74.20")):
+        assert f"| gavp | 5 | {mean} ± 0.20 |  | 0.2 | {size} |" in text
+        assert (
+            f"| mpncov, num_iters=5 | 5 | {gained} ± 0.20 | +20.00 ± 0.00 | 0.2 | {size} |" in text
+        )
+
+
+def test_ways_of_fine_tuning_have_names_and_no_figure(tmp_path):
+    rows = rows_of("digits_finetuning")
+    for row in rows:
+        row["parameters"] = 1000
+        row["top1"] += 0.1 * ("digits_gavp04" in row["method"])
+    text = page.page(rows, [], tmp_path)
+    assert "| fine-tuned, two stages | 5 | 60.20 ± 0.20 | +10.00 ± 0.00 |" in text
+    assert "the same from scratch | digits | +10.00 ± 0.00 | seen |" in text
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
