@@ -128,6 +128,8 @@ def _section(part: str, rows: Sequence[Row], speeds: Sequence[Row], folder: Path
     ends = dict.fromkeys(map(short, sorted(_at_an_end(rows))))
     text = f"{len(rows)} runs, {len(rows) - len(tested)} of them for the rates; {seconds} in all"
     text += f" (hours:minutes:seconds), on {machines}."
+    if missing := plan(part, Path()).size() - len(rows):
+        text += f" {missing} are missing yet: the same command goes on."
     if ends:
         text += f" At an end of the rates tried, so others may suit better: {'; '.join(ends)}."
     paragraphs = [f"## {part}", _NOTES.get(part), text, as_markdown(lines)]

@@ -10,6 +10,7 @@ the last epoch.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -42,6 +43,13 @@ class Part(NamedTuple):
     def methods(self) -> dict[str, dict[str, str]]:
         """Name → settings, of all sweeps."""
         return {name: each for sweep in self.sweeps for name, each in sweep.methods().items()}
+
+    def size(self) -> int:
+        """The number of runs, those of the tuning among them."""
+        methods = self.methods()
+        tuned = set(map(self.tuning.method, methods.values()))
+        tried = math.prod(len(grid.values) for grid in self.tuning.grids)
+        return len(tuned) * tried + sum(sweep.seeds * len(sweep.methods()) for sweep in self.sweeps)
 
 
 @dataclasses.dataclass(frozen=True)
