@@ -44,6 +44,11 @@ class Part(NamedTuple):
         """Name → settings, of all sweeps."""
         return {name: each for sweep in self.sweeps for name, each in sweep.methods().items()}
 
+    def rates(self) -> list[float]:
+        """The learning rates that are tried."""
+        (found,) = (grid for grid in self.tuning.grids if grid.key == RATES.key)
+        return list(map(float, found.values))
+
     def size(self) -> int:
         """The number of runs, those of the tuning among them."""
         methods = self.methods()
@@ -205,7 +210,8 @@ def _finetuning(folder: Path) -> Part:
         Grid("init_from", tuple(_WEIGHTS.values())),
         Grid("stages", tuple(_STAGES.values())),
     )
-    return Part((data.sweep(folder, grids, {}),), Tuning((RATES, FACTORS), *data.tuning))
+    rates = RATES._replace(values=("0.006", *RATES.values))
+    return Part((data.sweep(folder, grids, {}),), Tuning((rates, FACTORS), *data.tuning))
 
 
 _OTHERS = {"mnist_5k_sizes": _sizes, "digits_finetuning": _finetuning}

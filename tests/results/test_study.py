@@ -64,7 +64,7 @@ def test_every_part_can_be_planned_and_its_claims_told(part):
             assert {find(claim.better, methods), find(claim.worse, methods)} <= set(methods)
     assert planned.size() == len(rows_of(part))
     first, *others = [next(phases(sweep, tuning, lambda run: None)) for sweep in sweeps]
-    tried = 4 if kind in ("attention", "pooling") else 4 * 2
+    tried = {"attention": 4, "pooling": 4, "finetuning": 5 * 2}.get(kind, 4 * 2)
     assert len(first) == len(methods) / len(sweeps) * tried
     assert all("test" not in run.config.input.eval_split for run in first)
     for trials in others:
