@@ -83,6 +83,51 @@ def test_matrix_log(shape, epsilon):
     assert_close(ops.matrix_log(a, epsilon), slow.matrix_log(a, epsilon), tolerance)
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 2, 2, 9), (2, 1, 3, 5), (1, 1, 1, 2)])
+@pytest.mark.parametrize(
+    "of_features, of_covariance",
+    [
+        (lambda x: ops.power_cov(x, 0.5), lambda x: slow.matrix_power(slow.covariance(x), 0.5)),
+        (lambda x: ops.power_cov(x, 1.5), lambda x: slow.matrix_power(slow.covariance(x), 1.5)),
+        (lambda x: ops.log_cov(x, 0.1), lambda x: slow.matrix_log(slow.covariance(x), 0.1)),
+    ],
+    ids=["root", "power", "log"],
+)
+def test_spectral_functions_of_covariances(of_features, of_covariance, shape):
+    x = draw(0, *shape)
+    assert_close(of_features(x), of_covariance(x))
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 2, 9), (2, 1, 3, 5), (2, 3, 4, 5)])
+@pytest.mark.parametrize(
+    "of_features, of_matrices",
+    [
+        (lambda x: ops.power_cov(x, 0.5), lambda a: ops.matrix_power(a, 0.5)),
+        (lambda x: ops.power_cov(x, 2.0), lambda a: ops.matrix_power(a, 2.0)),
+        (lambda x: ops.log_cov(x, 1e-3), lambda a: ops.matrix_log(a, 1e-3)),
+    ],
+    ids=["root", "square", "log"],
+)
+def test_gradients_of_spectral_functions_by_the_gram_matrix(of_features, of_matrices, shape):
+    """Against those by C × C eigenvectors, in float64: at these conditions to 1e-9."""
+    with jax.enable_x64(True):
+        x, v = (jnp.asarray(a, jnp.float64) for a in (draw(0, *shape), draw(1, 2, *shape[3:] * 2)))
+
+        def derivatives(f):
+            return jax.vjp(f, x)[1](v)[0], jax.jvp(f, (x,), (x**2,))[1]
+
+        expected = derivatives(lambda x: of_matrices(ops.covariance(x)))
+        for a, b in zip(derivatives(of_features), expected, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-9 * np.abs(b).max())
+
+
+def test_spectral_functions_beyond_the_range_of_the_covariance():
+    x = draw(0, 1, 1, 3, 5)
+    root = ops.power_cov(1e30 * x, 0.5)
+    assert_close(root / 1e30, ops.power_cov(x, 0.5))
+    assert np.isfinite(ops.log_cov(1e30 * x)).all()
+
+
 SIZES = [(2, 3, 4, 5), (2, 1, 3, 5), (1, 1, 1, 1)]
 
 
