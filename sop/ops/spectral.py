@@ -1,10 +1,14 @@
 """Functions of symmetric positive semi-definite matrices by eigendecomposition.
 
-The derivative of f(a) in the eigenbasis of a meets the divided differences
+The derivative of f(A) in the eigenbasis of A meets the divided differences
 (f(λᵢ) − f(λⱼ))/(λᵢ − λⱼ), entry by entry (Daleckii and Krein); those of equal eigenvalues are their
-limit f'(λ). A function is a class of `value`: λ ≥ 0 [..., n] → f(λ), and `differences`: λ → those
-of all pairs [..., n, n]. Both get parameters [...], constants; below `floor` [..., 1] λ were set
-to 0. Derivatives of derivatives are right where eigenvalues are distinct.
+limit f'(λ). Of XᵀX with fewer rows than columns, f is f(0) I + Xᵀ h(XXᵀ) X with
+h(λ) = (f(λ) − f(0))/λ, which takes the eigenvectors of the smaller XXᵀ alone.
+
+A function is a class of `value` and `quotient`, λ ≥ 0 [..., n] → f(λ) and h(λ), and of the divided
+differences of both, [..., n, n]. All get parameters [...], which are constants, and most `floor`
+[..., 1]: what is below it is rounding error. Derivatives of derivatives are right where eigenvalues
+are distinct.
 """
 
 import dataclasses
@@ -82,14 +86,15 @@ def power_cov(x: FeatureMap, alpha: float) -> Float[jax.Array, "b c c"]:
     """`matrix_power(covariance(x), alpha)`, also where the covariance would leave float32's range.
 
     With fewer positions than channels value and derivative take the eigenvectors of the n × n
-    Gram matrix: XXᵀ = VΛVᵀ gives those of XᵀX, U = XᵀVΛ^-½, whose eigenvalue is not zero.
+    Gram matrix, XXᵀ = VΛVᵀ: Σ^α = XᵀV Λ^(α−1) VᵀX for centred X/√n.
 
     Args:
       x: features [B, H, W, C], any floating dtype.
       alpha: the power, a number above 0.
 
     Returns:
-      [B, C, C], float32 (float64 for float64 x).
+      [B, C, C], float32 (float64 for float64 x); entries that would leave its range become its
+      largest number, or less.
 
     Raises:
       UsageError: x is not a floating [B, H, W, C] with at least one position and one channel, or
@@ -100,18 +105,21 @@ def power_cov(x: FeatureMap, alpha: float) -> Float[jax.Array, "b c c"]:
     [[[2.0]]]
     """
     f = _power(alpha)
-    x, size = _scaled(x)
-    return size ** (2 * alpha) * _of_moment(f, x, ())
+    x, size = _scaled(x, least=2.0**-100)
+    largest = float(jnp.finfo(x.dtype).max)
+    # Finite, since the power of a constant channel is zero.
+    factor = jnp.minimum(size ** (2 * alpha), largest / 2)
+    return jnp.clip(factor * _of_moment(f, x, ()), -largest, largest)
 
 
 def log_cov(x: FeatureMap, epsilon: float = 1e-3) -> Float[jax.Array, "b c c"]:
     """`matrix_log(covariance(x), epsilon)`, also where the covariance would leave float32's range.
 
-    On the Gram matrix as `power_cov`: log(XᵀX + εI) = log ε · I + U diag(log(1 + λ/ε)) Uᵀ.
+    On the Gram matrix as `power_cov`: log(Σ + εI) = log ε · I + XᵀV Λ⁻¹ log(I + Λ/ε) VᵀX.
 
     Args:
       x: features [B, H, W, C], any floating dtype.
-      epsilon: ε > 0.
+      epsilon: ε > 0. For features of a size s above 1e17, ε counts as at least 1e-37 s².
 
     Returns:
       [B, C, C], float32 (float64 for float64 x).
@@ -123,18 +131,17 @@ def log_cov(x: FeatureMap, epsilon: float = 1e-3) -> Float[jax.Array, "b c c"]:
     >>> log_cov(jnp.array([1.0, 5.0]).reshape(1, 2, 1, 1), 1e-9).round(3).tolist()
     [[[1.3860000371932983]]]
     """
-    x, size = _scaled(x)
-    # What is lost of ε below the range of float32 is far below rounding errors of Σ.
+    x, size = _scaled(x, least=1.0)
     scaled = jnp.maximum(epsilon / size / size, 1e-37)[:, 0, 0]
     shift = 2 * jnp.log(size) * jnp.eye(x.shape[2], dtype=x.dtype)
     return _of_moment(_Logarithm(), x, (scaled,)) + shift
 
 
-def _scaled(x):
-    """Centred positions X [B, n, C] with Σ = s² XᵀX, and s, a power of two of at least 1."""
+def _scaled(x, least):
+    """Centred positions X [B, n, C] with Σ = s² XᵀX, and s, a power of two of at least `least`."""
     require_feature_map(x)
     x = centre(positions(x))
-    size = magnitude(x, (1, 2))
+    size = magnitude(x, (1, 2), least)
     return x / size / math.sqrt(x.shape[1]), size
 
 
@@ -145,20 +152,43 @@ class _Power:
     alpha: float
 
     def value(self, values):
-        return jnp.where(values == 0, 0, jnp.where(values == 0, 1, values) ** self.alpha)
+        return _to_the(values, self.alpha)
 
     def differences(self, values, floor):
-        # With λ the larger and 1 + d ≤ 1 the ratio of the two, λ^(α−1) ((1 + d)^α − 1)/d.
-        alpha = self.alpha
-        large, small = _pairs(values)
-        positive = large > 0
-        large = jnp.where(positive, large, 1)
-        d = (small - large) / large
-        inside = (d < 0) & (d > -1)
-        safe = jnp.where(inside, d, -0.5)
-        ratio = jnp.expm1(alpha * jnp.log1p(safe)) / safe
-        ratio = jnp.where(inside, ratio, jnp.where(d < 0, 1, alpha))
-        return jnp.where(positive, large ** (alpha - 1) * ratio, 0)
+        return _differences_of_powers(values, self.alpha)
+
+    def quotient(self, values, floor):
+        return _to_the(self._known(values, floor), self.alpha - 1)
+
+    def quotient_differences(self, values, floor):
+        return _differences_of_powers(self._known(values, floor), self.alpha - 1)
+
+    def _known(self, values, floor):
+        """For α < 1 h is unbounded at zero: there rounding errors count as zero."""
+        return jnp.where(values <= floor, 0, values) if self.alpha < 1 else values
+
+
+def _to_the(values, exponent):
+    """λ^e, and 0 for λ = 0 if e is not 0."""
+    if exponent == 0:
+        return jnp.ones_like(values)
+    return jnp.where(values == 0, 0, jnp.where(values == 0, 1, values) ** exponent)
+
+
+def _differences_of_powers(values, exponent):
+    """[..., n, n]. With λ the larger and 1 + d ≤ 1 the ratio of the two, λ^(e−1) ((1 + d)^e − 1)/d.
+
+    Of pairs with a zero, 0 where e ≤ 0, and of pairs of zeros always.
+    """
+    large, small = _pairs(values)
+    counts = large > 0 if exponent > 0 else small > 0
+    large = jnp.where(counts, large, 1)
+    d = (small - large) / large
+    inside = (d < 0) & (d > -1)
+    safe = jnp.where(inside, d, -0.5)
+    ratio = jnp.expm1(exponent * jnp.log1p(safe)) / safe
+    ratio = jnp.where(inside, ratio, jnp.where(d < 0, 1, exponent))
+    return jnp.where(counts, large ** (exponent - 1) * ratio, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,6 +210,41 @@ class _Logarithm:
         apart = (jnp.log(small) - jnp.log(large)) / far
         ratio = jnp.where(d < 0, jnp.where(d > -0.5, jnp.log1p(near) / near, apart), 1)
         return jnp.where(known, ratio / large, 0)
+
+    def quotient(self, values, floor, epsilon):
+        """φ(λ/ε)/ε, φ(t) = log(1 + t)/t."""
+        epsilon = epsilon[..., None]
+        return jnp.where(self._known(values, floor, epsilon), _phi(values / epsilon) / epsilon, 0)
+
+    def quotient_differences(self, values, floor, epsilon):
+        """With L ≥ S of λ/ε and D = (L − S)/(1 + S), (φ(D)/(1 + S) − φ(S))/(Lε²).
+
+        Where L is small, that is a series, Σₖ (−1)ᵏ/(k + 1) · (Lᵏ − Sᵏ)/(L − S).
+        """
+        epsilon = epsilon[..., None]
+        known = self._known(values, floor, epsilon)
+        known = known[..., :, None] & known[..., None, :]
+        large, small = (each / epsilon[..., None] for each in _pairs(values))
+        near = large < 1 / 16
+        short, shorter = jnp.where(near, large, 0), jnp.where(near, small, 0)
+        series, terms, power = jnp.zeros_like(short), jnp.ones_like(short), shorter
+        for k in range(1, 14):
+            series = series + (-1) ** k / (k + 1) * terms
+            terms, power = short * terms + power, shorter * power
+        long = jnp.where(near, 1, large)
+        apart = (_phi((large - small) / (1 + small)) / (1 + small) - _phi(small)) / long
+        inverse = jnp.where(known, 1 / epsilon[..., None], 0)
+        return jnp.where(near, series, apart) * inverse * inverse
+
+    def _known(self, values, floor, epsilon):
+        return (values > floor) | (epsilon > floor)
+
+
+def _phi(t):
+    """log(1 + t)/t, 1 at zero."""
+    positive = t > 0
+    safe = jnp.where(positive, t, 1)
+    return jnp.where(positive, jnp.log1p(safe) / safe, 1)
 
 
 _Function = _Power | _Logarithm
@@ -206,16 +271,16 @@ def _conjugate(vectors, diagonal):
     return _matmul(vectors * diagonal[..., None, :], transpose(vectors))
 
 
-def _without_noise(values, channels):
-    """Eigenvalues, those that are rounding error set to zero, and what counts as such, [..., 1]."""
-    floor = channels * jnp.finfo(values.dtype).eps * values.max(axis=-1, keepdims=True)
-    return jnp.where(values <= floor, 0, values), floor
+def _floor(values, channels):
+    """The largest eigenvalue that is rounding error, [..., 1]."""
+    return channels * jnp.finfo(values.dtype).eps * values.max(axis=-1, keepdims=True)
 
 
 def _eigen(a):
+    """λ with rounding errors set to zero, eigenvectors, and up to where λ is rounding error."""
     values, vectors = jnp.linalg.eigh(a)
-    values, floor = _without_noise(values, a.shape[-1])
-    return values, vectors, floor
+    floor = _floor(values, a.shape[-1])
+    return jnp.where(values <= floor, 0, values), vectors, floor
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -246,48 +311,36 @@ def _dense(f, x, parameters):
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _of_gram(f: _Function, x, parameters):
-    values, _, u, _ = _singular(x)
-    return _of_singular(f, values, u, parameters)
+    values, floor, _, y = _singular(x)
+    return _from_quotient(f, y, f.quotient(values, floor, *parameters), parameters)
 
 
 @_of_gram.defjvp
 def _of_gram_jvp(f, primals, tangents):
-    """U (δ ∘ WU) Uᵀ + U diag(r) W (I − UUᵀ) + W's transpose likewise, with W = Uᵀ d(XᵀX).
-
-    δᵢⱼ are the divided differences, and r those to the eigenvalue zero.
-    """
+    """(A h + Y (δ ∘ (AᵀY)ₛ)) Yᵀ and its transpose, with A = dXᵀV and the differences δ of h."""
     (x, parameters), (dx, _) = primals, tangents
     # Once for both passes: two decompositions at a time could wait for each other, as in pade.py.
-    values, floor, u, v = _singular(x)
-    left = v * jnp.sqrt(jnp.where(values > 0, values, 1))[:, None] * (values > 0)[:, None]  # X U
-    w = _matmul(transpose(left), dx)
-    inner = _matmul(w, u)
-    inner += transpose(inner)
-    w += _matmul(transpose(_matmul(dx, u)), _matmul(left, transpose(u)))
-
-    differences = f.differences(jnp.pad(values, ((0, 0), (0, 1))), floor, *parameters)
-    to_zero = differences[:, :-1, -1:]
-    inner *= 0.5 * differences[:, :-1, :-1] - to_zero
-    half = _matmul(u, _matmul(inner, transpose(u)) + to_zero * w)
-    return _of_singular(f, values, u, parameters), half + transpose(half)
+    values, floor, v, y = _singular(x)
+    quotient = f.quotient(values, floor, *parameters)
+    differences = f.quotient_differences(values, floor, *parameters)
+    a = _matmul(transpose(dx), v)
+    inner = differences * symmetrize(_matmul(transpose(a), y))
+    half = _matmul(a * quotient[:, None] + _matmul(y, inner), transpose(y))
+    return _from_quotient(f, y, quotient, parameters), half + transpose(half)
 
 
 def _singular(x):
-    """λ [B, n], what counts as zero, U [B, C, n] and V [B, n, n] of X = V Λ^½ Uᵀ.
+    """λ [B, n], what of them is rounding error, V [B, n, n] and Y = XᵀV [B, C, n] of XXᵀ = VΛVᵀ.
 
-    Columns of U are zero where λ is. The eigenvalues are |Xᵀv|², which is nearer than what the
-    decomposition gives for the small ones.
+    The eigenvalues are |Xᵀv|², which is nearer than what the decomposition gives for small ones.
     """
-    _, vectors = jnp.linalg.eigh(product(x, x))
-    u = einsum("bnc,bnm->bcm", x, vectors)
-    values, floor = _without_noise(jnp.sum(u * u, axis=1), x.shape[2])
-    kept = values > 0
-    roots = jnp.sqrt(jnp.where(kept, values, 1))
-    return values, floor, jnp.where(kept, 1 / roots, 0)[:, None] * u, vectors
+    _, v = jnp.linalg.eigh(product(x, x))
+    y = einsum("bnc,bnm->bcm", x, v)
+    values = jnp.sum(y * y, axis=1)
+    return values, _floor(values, x.shape[2]), v, y
 
 
-def _of_singular(f, values, u, parameters):
-    """f(0) I + U diag(f(λ) − f(0)) Uᵀ."""
-    at_zero = f.value(jnp.zeros_like(values[:, :1]), *parameters)
-    identity = jnp.eye(u.shape[1], dtype=u.dtype)
-    return at_zero[..., None] * identity + _conjugate(u, f.value(values, *parameters) - at_zero)
+def _from_quotient(f, y, quotient, parameters):
+    """f(0) I + Y diag(h) Yᵀ."""
+    at_zero = f.value(jnp.zeros_like(quotient[:, :1]), *parameters)
+    return at_zero[..., None] * jnp.eye(y.shape[1], dtype=y.dtype) + _conjugate(y, quotient)

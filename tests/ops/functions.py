@@ -38,6 +38,7 @@ def on_features(shape):
         "matrix_log": lambda x: ops.matrix_log(ops.covariance(x)),
         "power_cov": lambda x: ops.power_cov(fewer_positions(x), 0.5),
         "log_cov": lambda x: ops.log_cov(fewer_positions(x)),
+        "upper_triangle": lambda x: ops.upper_triangle(ops.covariance(x)),
         "scaled_covariance": lambda x: ops.scaled_covariance(x)[0],
         "matrix_sqrt_pade": lambda x: ops.matrix_sqrt_pade(ops.covariance(x)),
         "sqrt_cov_pade": ops.sqrt_cov_pade,
