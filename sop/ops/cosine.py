@@ -45,6 +45,7 @@ def cosine_coefficients(
     """
     require_feature_map(x)
     x = at_least_float32(x)
-    height, width = cosine_basis(x.shape[1], rows), cosine_basis(x.shape[2], columns)
+    height = jnp.asarray(cosine_basis(x.shape[1], rows), x.dtype)
+    width = jnp.asarray(cosine_basis(x.shape[2], columns), x.dtype)
     # One sum, not products: every channel has its own weights, and XLA would transpose x for these.
-    return jnp.sum(x * jnp.asarray(height[:, None] * width, x.dtype), axis=(1, 2))
+    return jnp.sum(x * (height[:, None] * width), axis=(1, 2))
