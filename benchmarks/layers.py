@@ -14,7 +14,6 @@ import ctypes
 import dataclasses
 import importlib.util
 import json
-import os
 import platform
 import time
 from collections.abc import Callable
@@ -235,33 +234,10 @@ def clock(run, number=1):
     return (time.perf_counter() - start) / number
 
 
-def others():
-    """Seconds of all cores so far that went to other processes; 0 where Linux does not say it."""
-    stat = Path("/proc/stat")
-    if not stat.exists():
-        return 0.0
-    line = stat.read_text(encoding="utf-8").partition("\n")[0]
-    user, nice, system, _, _, *rest = map(int, line.split()[1:9])
-    mine = os.times()
-    total = (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")
-    return total - mine.user - mine.system
-
-
-def interleaved(runs, repetitions, disturbance=1.0):
-    """Seconds [runs, repetitions], each the mean over about 0.2 s, after a run to compile.
-
-    A turn in which other processes have more than this share of the cores is taken again.
-    """
-    numbers = [max(1, round(0.2 / clock(run))) for run in runs]
-    pairs = list(zip(runs, numbers, strict=True))
-    turns = []
-    while len(turns) < repetitions:
-        start, before = time.perf_counter(), others()
-        turn = [clock(*pair) for pair in pairs]
-        available = os.cpu_count() * (time.perf_counter() - start)
-        if others() - before <= disturbance * available:
-            turns.append(turn)
-    return np.array(turns).T
+def interleaved(runs, repetitions):
+    """Seconds [runs, repetitions], each the mean over about 0.2 s, after a run to compile."""
+    pairs = [(run, max(1, round(0.2 / clock(run)))) for run in runs]
+    return np.array([[clock(*pair) for pair in pairs] for _ in range(repetitions)]).T
 
 
 def error(found, expected):
@@ -304,7 +280,7 @@ def measure(case, arguments):
                 float64_errors(case, x, cotangent, [nhwc(a) for a in theirs.both(w)])
             )
     for name, pair in runs.items():
-        seconds = interleaved(pair, arguments.repetitions, arguments.disturbance)
+        seconds = interleaved(pair, arguments.repetitions)
         row[f"{name} ms"] = float(np.median(seconds[0]) * 1e3)
         if len(pair) > 1:
             ratio = seconds[1] / seconds[0]
@@ -343,11 +319,6 @@ def keep_freed_memory():
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
-def add_disturbance(parser):
-    words = "take turns again in which other processes have more than this share of the cores"
-    parser.add_argument("--disturbance", type=float, default=1.0, metavar="SHARE", help=words)
-
-
 def make_parser():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--originals", type=Path, metavar="DIR")
@@ -355,7 +326,6 @@ def make_parser():
         "--only", default="", help="names or inputs that have one of these, a,b,…, in them"
     )
     parser.add_argument("--repetitions", type=int, default=15)
-    add_disturbance(parser)
     parser.add_argument("--batch", type=int, help="instead of each case's own")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--compile", action="store_true", help="theirs: torch.compile")

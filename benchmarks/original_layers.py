@@ -264,7 +264,9 @@ def their_iter_norm(originals, x):
     source = path.read_text(encoding="utf-8").replace("saved_variables", "saved_tensors")
     namespace = {"__name__": "original_iter_norm"}
     exec(compile(source, path, "exec"), namespace)
-    return namespace["IterNorm"](x.shape[1], num_channels=64)
+    norm = namespace["IterNorm"](x.shape[1], num_channels=64)
+    norm.running_wm = norm.running_wm.clone()  # made by `expand`, which is not written to any more
+    return norm
 
 
 def _tokens(x):

@@ -17,7 +17,6 @@ import numpy as np
 from layers import (
     Case,
     Ours,
-    add_disturbance,
     float64_errors,
     interleaved,
     keep_freed_memory,
@@ -67,7 +66,7 @@ def errors(root, channels, condition):
     return [float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs]
 
 
-def layer_rows(channels, side, repetitions, disturbance):
+def layer_rows(channels, side, repetitions):
     """Of each normalisation, of features as after a ReLU; the covariance has rank n − 1 at most."""
     x = np.random.default_rng(0).standard_normal((16, side, side, channels)).astype(np.float32)
     x = np.maximum(x, 0)
@@ -80,7 +79,7 @@ def layer_rows(channels, side, repetitions, disturbance):
             cotangent = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
             iteration = layer
         pair = [partial(each.both, cotangent) for each in (layer, iteration)]
-        seconds = interleaved(pair, repetitions, disturbance)
+        seconds = interleaved(pair, repetitions)
         row = {"normalization": name, "C": channels, "n": side**2}
         row |= {"ms": np.median(seconds[0]) * 1e3, "residual MB": layer.residual_bytes() / 1e6}
         row["÷ newton_schulz"] = quartiles(seconds[0] / seconds[1])
@@ -94,7 +93,6 @@ def make_parser():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--channels", type=int, default=64)
     parser.add_argument("--repetitions", type=int, default=7)
-    add_disturbance(parser)
     return parser
 
 
@@ -108,9 +106,7 @@ def main():
     keep_freed_memory()
     print_header(LAYER_COLUMNS)
     for side in (7, 14):
-        for row in layer_rows(
-            arguments.channels, side, arguments.repetitions, arguments.disturbance
-        ):
+        for row in layer_rows(arguments.channels, side, arguments.repetitions):
             print_row(LAYER_COLUMNS, row)
 
 

@@ -13,7 +13,8 @@ processes take turns, `--steps` steps each. malloc is left as it is. Columns:
   attention, average pooling, global average. The reduction to 256 channels and the wider classifier
   that come with MPN-COV count as its own.
 - first step: from building the network to the end of its first step, compilation included.
-- peak: device memory where the device tells, else growth of ru_maxrss since the imports.
+- peak: device memory where the device tells, else growth of ru_maxrss since the imports, which has
+  the compiler's memory in it. program: what the compiled step of ours needs, by the compiler.
 
 On a GPU: `--dtype=bfloat16 --batch=256 --steps=10 --compile` (theirs under autocast, channels-last,
 `torch.compile`); none was at hand: untested there. B-CNN on ResNet-50 would need a classifier of
@@ -86,12 +87,13 @@ def noise(arguments):
 
 
 def ours(config, changes, arguments):
-    """The machine, a function that builds what runs n steps, and one for the device's peak."""
+    """The machine, a function that builds what runs n steps, and one for memory in bytes."""
     import jax
 
     from sop.config.command_line import load
     from sop.data.normalization import normalize
     from sop.models import create_model
+    from sop.training.memory import needed_bytes
     from sop.training.optimizer import make_optimizer, make_schedule
     from sop.training.state import init_state, init_variables
     from sop.training.step import data_parallel, make_mesh, make_train_step, replicated, to_devices
@@ -102,8 +104,10 @@ def ours(config, changes, arguments):
     images, labels = noise(arguments)
     batch = {"image": images, "label": labels % config.model.num_classes}
     dtype = jax.numpy.dtype(arguments.dtype)
+    program = None
 
     def build():
+        nonlocal program
         model, mesh = create_model(config.model, dtype=dtype), make_mesh()
         variables = partial(init_variables, model, config.seed, images.shape[1:])
         schedule = make_schedule(config.schedule, LEARNING_RATE, config.num_epochs, 10_000)
@@ -114,20 +118,23 @@ def ours(config, changes, arguments):
         step = data_parallel(step, mesh, donate=True)
         begin = jax.jit(lambda: init_state(variables(), tx), out_shardings=replicated(mesh))
         state = begin()
+        compiled = step.lower(state, to_devices(mesh, batch)).compile()
+        program = needed_bytes(compiled)
 
         def run(steps):
             nonlocal state
             for _ in range(steps):
-                state, metrics = step(state, to_devices(mesh, batch))
+                state, metrics = compiled(state, to_devices(mesh, batch))
             jax.block_until_ready(state)
             return float(metrics["loss"])
 
         return run
 
-    def peak():
-        return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    def memory():
+        stats = jax.local_devices()[0].memory_stats() or {}
+        return {"peak": stats.get("peak_bytes_in_use"), "program": program}
 
-    return f"{jax.devices()[0].device_kind}, jax {jax.__version__}", build, peak
+    return f"{jax.devices()[0].device_kind}, jax {jax.__version__}", build, memory
 
 
 def checkout(folder, module):
@@ -223,17 +230,17 @@ def theirs(name, originals, arguments):
 
         return run
 
-    def peak():
-        return torch.cuda.max_memory_allocated() if device == "cuda" else None
+    def memory():
+        return {"peak": torch.cuda.max_memory_allocated() if device == "cuda" else None}
 
-    return f"torch {torch.__version__} on {torch.get_num_threads()} threads", build, peak
+    return f"torch {torch.__version__} on {torch.get_num_threads()} threads", build, memory
 
 
 def work(pipe, make, *arguments):
     """In a process of its own: builds, says how the first step went, then runs as it is told."""
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            machine, build, device_peak = make(*arguments)
+            machine, build, memory = make(*arguments)
             before = resident_peak()
             start = time.perf_counter()
             run = build()
@@ -247,7 +254,9 @@ def work(pipe, make, *arguments):
                 pipe.send((time.perf_counter() - start) / steps)
                 if not np.isfinite(loss):
                     print(f"The loss of {make.__name__} {arguments[0]} is {loss}.", file=sys.stderr)
-            pipe.send((device_peak() or resident_peak() - before) / 1e6)
+            found = memory()
+            found["peak"] = found["peak"] or resident_peak() - before
+            pipe.send({f"{name} MB": size / 1e6 for name, size in found.items() if size})
     except Exception as error:
         pipe.send(f"{type(error).__name__}: {error}")
 
@@ -277,7 +286,7 @@ class Worker:
         return answer
 
     def __call__(self, steps):
-        """Seconds of a step, over so many; of 0 steps: ends the process, peak memory in MB."""
+        """Seconds of a step, over so many; of 0 steps: ends the process, its memory in MB."""
         with contextlib.suppress(OSError):  # its process has ended, which the answer tells
             self.pipe.send(steps)
         return self._answer()
@@ -302,7 +311,7 @@ def measure(name, case, without, arguments):
         row[f"{who}ms"] = quartiles(seconds[who] * 1e3)
         row[f"{who}images/s"] = arguments.batch / float(np.median(seconds[who]))
         row[f"{who}first step s"] = worker.first
-        row[f"{who}peak MB"] = worker(0)
+        row |= {f"{who}{name}": size for name, size in worker(0).items()}
     if "their " in workers:
         row["ratio"] = quartiles(seconds["their "] / seconds[""])
     if without:
@@ -315,6 +324,7 @@ OF_EACH = {"ms": MEDIAN, "images/s": "{:.2f}", "first step s": "{:.1f}", "peak M
 COLUMNS = {
     "network": "{}",
     **OF_EACH,
+    "program MB": "{:.0f}",
     "÷ plain": "{:.2f}",
     "share": PERCENT,
     **{f"their {name}": form for name, form in OF_EACH.items()},

@@ -12,8 +12,9 @@ from jaxtyping import Float
 from sop import ops
 from sop.checks import Count, above, at_least, at_most
 from sop.layers.arguments import check_call
-from sop.ops.annotations import Array, FeatureMap
+from sop.ops.annotations import FeatureMap
 from sop.ops.arguments import Iterations
+from sop.ops.covariance import second_moment
 
 
 class IterNorm(nn.Module):
@@ -78,19 +79,19 @@ class IterNorm(nn.Module):
         whitening = self.variable("batch_stats", "whitening", _identities, groups, size)
         dtype = self.dtype or x.dtype
         x = ops.at_least_float32(x.astype(dtype))
-        rows = x.reshape(-1, groups, size)
+        # Groups in front: else each product of theirs would move them there and back.
+        rows = jnp.swapaxes(x.reshape(-1, groups, size), 0, 1)
         if train:
             axis_name = None if self.is_initializing() else self.axis_name
-            rows, centre, matrices = self._statistics(rows, axis_name)
+            rows, matrices, *statistics = self._statistics(rows, axis_name)
             if not self.is_initializing():
-                for running, new in ((mean, centre.reshape(-1)), (whitening, matrices)):
-                    running.value = running.value + self.momentum * (new - running.value).astype(
-                        running.value.dtype
-                    )
+                for running, new in zip((mean, whitening), statistics, strict=True):
+                    change = self.momentum * (new - running.value)
+                    running.value = running.value + change.astype(running.value.dtype)
         else:
-            rows, matrices = rows - mean.value.reshape(groups, size), whitening.value
-        y = ops.einsum("mgc,gcd->mgd", rows, matrices).reshape(x.shape)
-        return ops.narrow(y * scale + bias, dtype)
+            rows, matrices = rows - mean.value.reshape(groups, 1, size), whitening.value
+        y = ops.einsum("gmc,gcd->gmd", rows, matrices * scale.reshape(groups, 1, size))
+        return ops.narrow(jnp.swapaxes(y, 0, 1).reshape(x.shape) + bias, dtype)
 
     def _size(self, channels):
         size = min(self.group_size or channels, channels)
@@ -99,29 +100,29 @@ class IterNorm(nn.Module):
         return size
 
     def _statistics(self, rows, axis_name):
-        """Rows minus their mean, the mean [g, d] and Σ^(−½) [g, d, d]."""
+        """R = (rows − μ)/s [g, m, d], what whitens R, μ [C] and Σ^(−½) [g, d, d].
+
+        s, a power of two for each group, keeps Σ in range.
+        """
 
         def average(a):
             return a if axis_name is None else lax.pmean(a, axis_name)
 
         # From near the mean, so that a constant has a variance of exactly zero.
-        origin = average(lax.stop_gradient(rows[:1]))
+        origin = average(lax.stop_gradient(rows[:, :1]))
         rows = rows - origin
-        mean = average(rows.mean(axis=0, keepdims=True))
+        mean = average(rows.mean(axis=1, keepdims=True))
         rows = rows - mean
-        largest = lax.stop_gradient(jnp.abs(rows).max(axis=(0, 2), keepdims=True))
+        largest = lax.stop_gradient(jnp.abs(rows).max(axis=(1, 2), keepdims=True))
         if axis_name is not None:
             largest = lax.pmax(largest, axis_name)
-        size = ops.magnitude(largest, (0, 2))
-        moments = average(_moments(rows / size))
+        size = ops.magnitude(largest, (1, 2))
+        rows = rows / size
+        moments = average(second_moment(rows) / rows.shape[1])
         identity = jnp.eye(rows.shape[2], dtype=rows.dtype)
-        size = size[0, :, :, None]
         sigma = moments + self.epsilon / size / size * identity
-        return rows, (origin + mean)[0], ops.matrix_inverse_sqrt(sigma, self.num_iters) / size
-
-
-def _moments(rows: Float[Array, "m g d"]) -> Float[jax.Array, "g d d"]:
-    return ops.einsum("mgc,mgd->gcd", rows, rows) / rows.shape[0]
+        matrices = ops.matrix_inverse_sqrt(sigma, self.num_iters)
+        return rows, matrices, (origin + mean).reshape(-1), matrices / size
 
 
 def _identities(groups: int, size: int) -> Float[jax.Array, "g d d"]:

@@ -83,21 +83,20 @@ class MPNCOV(Reduced):
         return nn.Dropout(self.dropout, deterministic=not train)(y)
 
     def _normalized_covariance(self, x):
-        if self.normalization == "pade_lyapunov":
-            return ops.sqrt_cov_pade(x)
-        if self.normalization == "none":
-            return ops.covariance(x)
+        match self.normalization:
+            case "none":
+                return ops.covariance(x)
+            case "pade_lyapunov":
+                return ops.sqrt_cov_pade(x)
+            case "eigh":
+                return ops.power_cov(x, self.alpha)
+            case "eigh_pade":
+                return ops.power_cov(x, 0.5)
+            case "log":
+                return ops.log_cov(x, self.epsilon)
         # A root may be in range where the covariance is not.
         sigma, size = ops.scaled_covariance(x)
         if self.normalization == "newton_schulz":
             return size * ops.matrix_sqrt(sigma, self.num_iters, precision=self.precision)
-        if self.normalization == "element":
-            threshold = jnp.maximum(1e-8 / size / size, jnp.finfo(size.dtype).tiny)
-            return size * ops.signed_sqrt(sigma, threshold)
-        if self.normalization == "log":
-            # What is lost of ε below the range of float32 is far below rounding errors of Σ.
-            epsilon = jnp.maximum(self.epsilon / size / size, 1e-37)
-            shift = 2 * jnp.log(size) * jnp.eye(sigma.shape[1], dtype=sigma.dtype)
-            return ops.matrix_log(sigma, epsilon[:, 0, 0]) + shift
-        alpha = self.alpha if self.normalization == "eigh" else 0.5
-        return size ** (2 * alpha) * ops.matrix_power(sigma, alpha)
+        threshold = jnp.maximum(1e-8 / size / size, jnp.finfo(size.dtype).tiny)
+        return size * ops.signed_sqrt(sigma, threshold)  # element

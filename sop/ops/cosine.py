@@ -7,7 +7,7 @@ from jaxtyping import Float
 
 from sop.ops.annotations import FeatureMap
 from sop.ops.arguments import require_feature_map
-from sop.ops.precision import at_least_float32, einsum
+from sop.ops.precision import at_least_float32
 
 
 def cosine_basis(length: int, frequencies: np.ndarray) -> np.ndarray:
@@ -47,4 +47,5 @@ def cosine_coefficients(
     x = at_least_float32(x)
     height = jnp.asarray(cosine_basis(x.shape[1], rows), x.dtype)
     width = jnp.asarray(cosine_basis(x.shape[2], columns), x.dtype)
-    return einsum("bhwc,hc,wc->bc", x, height, width)
+    # One sum, not products: every channel has its own weights, and XLA would transpose x for these.
+    return jnp.sum(x * (height[:, None] * width), axis=(1, 2))

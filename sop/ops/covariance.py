@@ -11,6 +11,7 @@ from jaxtyping import Float, Shaped
 from sop.errors import UsageError
 from sop.ops.annotations import Array, FeatureMap
 from sop.ops.arguments import require_feature_map, require_square
+from sop.ops.derivatives import linear
 from sop.ops.precision import at_least_float32, einsum, magnitude
 
 
@@ -207,5 +208,34 @@ def upper_triangle(a: Shaped[Array, "*batch c c"]) -> Shaped[jax.Array, "*batch 
     require_square(a)
     channels = a.shape[-1]
     rows, columns = np.triu_indices(channels)
-    flat = a.reshape(*a.shape[:-2], channels * channels)
-    return flat[..., rows * channels + columns]
+
+    def take(_, matrices):
+        flat = matrices[0].reshape(*matrices[0].shape[:-2], channels * channels)
+        return [flat[..., rows * channels + columns]]
+
+    def put(_, vectors):
+        # A gather as well: the scatter that XLA would make of it writes one entry after the other.
+        above = np.triu(np.ones((channels, channels), bool))
+        return [jnp.where(above, vectors[0][..., _places(channels)], 0)]
+
+    [y] = linear(take, put, [a])
+    return y
+
+
+def from_upper_triangle(
+    g: Float[Array, "*batch t"], channels: int
+) -> Float[jax.Array, "*batch c c"]:
+    """The symmetric matrices S with ⟨S, Y⟩ = ⟨g, upper triangle of Y⟩ for symmetric Y.
+
+    [..., C(C+1)/2] → [..., C, C].
+    """
+    share = np.where(np.eye(channels, dtype=bool), 1, 0.5).astype(np.float32)
+    return g[..., _places(channels)] * share
+
+
+def _places(channels):
+    """[C, C]: where the upper triangle of a symmetric matrix holds its entry (i, j)."""
+    rows, columns = np.triu_indices(channels)
+    place = np.zeros((channels, channels), np.int32)
+    place[rows, columns] = np.arange(rows.size)
+    return np.maximum(place, place.T)

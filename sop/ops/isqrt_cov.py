@@ -5,13 +5,12 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Float
 
 from sop.ops.annotations import FeatureMap
 from sop.ops.arguments import require_feature_map, require_iterations, require_precision
-from sop.ops.covariance import centre, positions, upper_triangle
+from sop.ops.covariance import centre, from_upper_triangle, positions, upper_triangle
 from sop.ops.derivatives import with_pullback
 from sop.ops.matrix_functions import newton_schulz, newton_schulz_and_adjoint, product
 from sop.ops.platform import in_halves
@@ -143,7 +142,7 @@ def _gradient(x, cotangent, prepare, num_iters, precision):
     iterate = functools.partial(newton_schulz_and_adjoint, num_iters=num_iters, precision=precision)
     rows, pullback = jax.vjp(prepare, x)
     x, _ = _normalized(rows)
-    g = _from_upper_triangle(cotangent, x.shape[2])
+    g = from_upper_triangle(cotangent, x.shape[2])
     if x.shape[1] < x.shape[2]:
         xg = multiply("bnc,bcd->bnd", x, g)
         direction = product(xg, x, precision)
@@ -158,13 +157,3 @@ def _gradient(x, cotangent, prepare, num_iters, precision):
     along = jnp.sum(x * gradient, axis=(1, 2), keepdims=True)
     gradient = (2 * gradient + (value - 2 * along) * x) / math.sqrt(x.shape[1])
     return pullback(gradient)[0]
-
-
-def _from_upper_triangle(g, channels):
-    """The symmetric matrices whose inner product with y is that of g with y's upper triangle."""
-    rows, columns = np.triu_indices(channels)
-    place = np.zeros((channels, channels), np.int32)
-    place[rows, columns] = np.arange(rows.size)
-    place = np.maximum(place, place.T)
-    share = np.where(np.eye(channels, dtype=bool), 1, 0.5).astype(np.float32)
-    return g[:, place.reshape(-1)].reshape(-1, channels, channels) * share

@@ -1,4 +1,4 @@
-"""Functions of symmetric positive semi-definite matrices."""
+"""Square roots of symmetric positive semi-definite matrices by Newton–Schulz iterations."""
 
 import functools
 
@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from sop.errors import UsageError
 from sop.ops.annotations import Array, Matrices
 from sop.ops.arguments import require_iterations, require_precision, require_square
 from sop.ops.derivatives import with_pullback
@@ -237,139 +236,3 @@ def _matrix_sqrt_pullback(a, cotangent, num_iters, precision):
 
 def _inner(a, b):
     return jnp.sum(a * b, axis=(-2, -1), keepdims=True)
-
-
-def matrix_power(a: Matrices, alpha: float) -> Matrices:
-    """Power α of symmetric positive semi-definite matrices by eigendecomposition, U Λ^α Uᵀ.
-
-    Eigenvalues below C·ε·λ_max, which carry no information in the working precision, count as
-    zero, and pairs of them do not enter the gradient; divided differences of equal eigenvalues are
-    their limit. So the gradient is finite where eigenvalues repeat or vanish, and zero for a = 0.
-    Li et al., "Is Second-order Information Helpful for Large-scale Visual Recognition?", ICCV
-    2017, equations (3) and (7)–(9).
-
-    Args:
-      a: matrices [..., C, C], any floating dtype; only their symmetric part counts.
-      alpha: the power, a number above 0; ½ in the paper.
-
-    Returns:
-      [..., C, C], float32 (float64 for float64 a).
-
-    Raises:
-      UsageError: a is not a stack of square matrices, or alpha is not positive.
-
-    >>> import jax.numpy as jnp
-    >>> matrix_power(4.0 * jnp.eye(2), 0.5).round(3).tolist()
-    [[2.0, 0.0], [0.0, 2.0]]
-    """
-    require_square(a)
-    if not alpha > 0:
-        raise UsageError(f"alpha is {alpha!r}: give a power above 0.")
-    return _eigen_power(symmetrize(at_least_float32(a)), alpha)
-
-
-def matrix_log(a: Matrices, epsilon: float | Float[Array, "..."] = 1e-3) -> Matrices:
-    """Logarithm of positive semi-definite matrices, log(a + εI) = U log(Λ + ε) Uᵀ.
-
-    Eigenvalues below C·eps·λ_max, eps the working precision, count as zero; pairs of them do not
-    enter the gradient where ε is below that as well.
-    Ionescu, Vantzos and Sminchisescu, "Matrix Backpropagation for Deep Networks with Structured
-    Layers", ICCV 2015, section 5.
-
-    Args:
-      a: matrices [..., C, C], any floating dtype; only their symmetric part counts.
-      epsilon: ε > 0, a number or one for each matrix, [...]; counts as a constant in gradients.
-
-    Returns:
-      [..., C, C], float32 (float64 for float64 a).
-
-    Raises:
-      UsageError: a is not a stack of square matrices.
-
-    >>> import jax.numpy as jnp
-    >>> matrix_log(4.0 * jnp.eye(2), 1e-9).round(3)[0, 0]
-    Array(1.386, dtype=float32)
-    """
-    require_square(a)
-    a = symmetrize(at_least_float32(a))
-    return _eigen_log(a, jnp.broadcast_to(jnp.asarray(epsilon, a.dtype), a.shape[:-2]))
-
-
-def _matmul(a, b):
-    return einsum("...ij,...jk->...ik", a, b)
-
-
-def _eigen(a):
-    """Eigenvalues, with those that are rounding error set to zero, and what counts as such."""
-    values, vectors = jnp.linalg.eigh(a)
-    floor = a.shape[-1] * jnp.finfo(a.dtype).eps * values[..., -1:]
-    return jnp.where(values <= floor, 0, values), vectors, floor
-
-
-def _conjugate(vectors, diagonal):
-    """U diag(·) Uᵀ."""
-    return _matmul(vectors * diagonal[..., None, :], transpose(vectors))
-
-
-def _spectral_tangent(vectors, differences, da):
-    """Daleckii–Krein: in the eigenbasis da meets the divided differences, entry by entry."""
-    inner = differences * _matmul(_matmul(transpose(vectors), da), vectors)
-    return _matmul(_matmul(vectors, inner), transpose(vectors))
-
-
-def _pairs(values):
-    """Of each pair of values, the larger and the smaller."""
-    left, right = values[..., :, None], values[..., None, :]
-    return jnp.maximum(left, right), jnp.minimum(left, right)
-
-
-def _power_of(values, alpha):
-    return jnp.where(values == 0, 0, jnp.where(values == 0, 1, values) ** alpha)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _eigen_power(a, alpha):
-    values, vectors, _ = _eigen(a)
-    return _conjugate(vectors, _power_of(values, alpha))
-
-
-@_eigen_power.defjvp
-def _eigen_power_jvp(alpha, primals, tangents):
-    (a,), (da,) = primals, tangents
-    values, vectors, _ = _eigen(a)
-    # (λᵢ^α − λⱼ^α)/(λᵢ − λⱼ); with λ the larger and 1 + d ≤ 1 the ratio of the two,
-    # λ^(α−1) ((1 + d)^α − 1)/d.
-    large, small = _pairs(values)
-    positive = large > 0
-    large = jnp.where(positive, large, 1)
-    d = (small - large) / large
-    inside = (d < 0) & (d > -1)
-    safe = jnp.where(inside, d, -0.5)
-    ratio = jnp.where(inside, jnp.expm1(alpha * jnp.log1p(safe)) / safe, jnp.where(d < 0, 1, alpha))
-    differences = jnp.where(positive, large ** (alpha - 1) * ratio, 0)
-    y = _conjugate(vectors, _power_of(values, alpha))
-    return y, _spectral_tangent(vectors, differences, da)
-
-
-@jax.custom_jvp
-def _eigen_log(a, epsilon):
-    values, vectors, _ = _eigen(a)
-    return _conjugate(vectors, jnp.log(values + epsilon[..., None]))
-
-
-@_eigen_log.defjvp
-def _eigen_log_jvp(primals, tangents):
-    (a, epsilon), (da, _) = primals, tangents
-    values, vectors, floor = _eigen(a)
-    epsilon = epsilon[..., None]
-    large, small = _pairs(values)
-    known = (large > 0) | (epsilon > floor)[..., None]
-    # (log λᵢ − log λⱼ)/(λᵢ − λⱼ) = log(1 + d)/(dλ), of λ + ε.
-    large, small = large + epsilon[..., None], small + epsilon[..., None]
-    d = (small - large) / large
-    near = jnp.where((d < 0) & (d > -0.5), d, -0.5)
-    far = jnp.where(d > -0.5, 0.5, d)
-    ratio = jnp.where(d > -0.5, jnp.log1p(near) / near, (jnp.log(small) - jnp.log(large)) / far)
-    ratio = jnp.where(d < 0, ratio, 1)
-    y = _conjugate(vectors, jnp.log(values + epsilon))
-    return y, _spectral_tangent(vectors, jnp.where(known, ratio / large, 0), da)

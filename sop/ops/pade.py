@@ -99,14 +99,11 @@ def _g(a):
     denominator = c[0] * identity + c[2] * squared + c[4] * product(squared, squared)
     denominator += product(c[1] * identity + c[3] * squared, a)
     numerator = d[0] * identity + d[2] * squared + product(d[1] * identity + d[3] * squared, a)
-    first = _solve(a + _POLES[0].item() * identity, _WEIGHTS[0].item() * identity)
-    return symmetrize(first + _solve(denominator, numerator))
-
-
-def _solve(a, b):
-    """a⁻¹ b for positive definite a."""
-    factor = jnp.linalg.cholesky(a, symmetrize_input=False)
-    return cho_solve((factor, True), jnp.broadcast_to(b, a.shape))
+    # In one call: two of LAPACK's at a time can wait for each other's threads for ever (jaxlib).
+    denominators = jnp.stack([a + _POLES[0].item() * identity, denominator])
+    numerators = jnp.stack([jnp.broadcast_to(_WEIGHTS[0].item() * identity, a.shape), numerator])
+    factors = jnp.linalg.cholesky(denominators, symmetrize_input=False)
+    return symmetrize(cho_solve((factors, True), numerators).sum(axis=0))
 
 
 def _normalized(a):

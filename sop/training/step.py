@@ -167,7 +167,9 @@ def make_update(
             return gradient(state, part, jax.random.fold_in(key, first + index), shared_key)
 
         found = _mean_over_parts(part_of_step, batch, accumulation)
-        grads, new_model_state, metrics = lax.pmean(found, AXIS)
+        if lax.axis_size(AXIS) > 1:  # else a copy of all gradients, which the update would wait for
+            found = lax.pmean(found, AXIS)
+        grads, new_model_state, metrics = found
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
         params, ema = optax.apply_updates(state.params, updates), None

@@ -18,6 +18,7 @@ from sop.models.features import pyramid
 from sop.torch_weights import convert, to_state_dict
 from sop.training.detection import Detection
 from tests.detection.small import OBJECTS, targets_of
+from tests.golden import detection as arrays
 from tests.golden import rcnn as golden
 
 GOLDEN = np.load(golden.FILE)
@@ -230,6 +231,26 @@ def test_mask_losses_are_of_each_positives_own_object():
     first = optax.sigmoid_binary_cross_entropy(logits[0, 0, ..., 2], upper)
     second = optax.sigmoid_binary_cross_entropy(logits[0, 1, ..., 1], left)
     np.testing.assert_allclose(found, (first.mean() + second.mean()) / 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(np.float64, 1e-8), (np.float32, 1e-4)])
+def test_mask_losses_are_torchvisions(dtype, tolerance):
+    given, wanted = arrays.arrays(), np.load(arrays.FILE)
+    masks = 255 * arrays.masks()[None, :, ::2, ::2]
+    with jax.enable_x64(dtype is np.float64):
+        matched = jnp.asarray(given["matched"])[None]
+        classes = jnp.asarray(given["mask_classes"])[matched]
+        proposals, logits = (
+            jnp.asarray(given[k], dtype)[None] for k in ("proposals", "mask_logits")
+        )
+        yes = jnp.ones(matched.shape, bool)
+        drawn = roi_heads.Drawn(proposals, matched, classes, yes, yes)
+        image = jnp.broadcast_to(jnp.array([0, 0, 112, 112], dtype), (1, 2, 4))
+        found, gradient = jax.value_and_grad(
+            lambda logits: roi_heads.mask_losses(logits, drawn, image, jnp.asarray(masks))["mask"]
+        )(logits)
+    np.testing.assert_allclose(found, wanted["mask_loss"], rtol=tolerance)
+    near(np.asarray(gradient)[0], wanted["mask_gradient"], tolerance)
 
 
 def test_old_mmdetections_best_anchor_is_one_in_the_image():

@@ -1,4 +1,4 @@
-"""What torchvision computes of boxes, matches, suppression and SSD's losses, on arrays drawn here.
+"""What torchvision computes of boxes, matches, suppression, losses of SSD and of masks, on arrays.
 
     python -m tests.golden.detection        writes detection/boxes.npz anew
 
@@ -37,12 +37,31 @@ def arrays() -> dict[str, np.ndarray]:
         "map": draw.standard_normal((12, 16, 3)),
         # Some reach beyond the map, which has a position every 8 pixels, some are below one.
         "regions": boxes(draw, 20) * np.repeat([0.05, 1, 1.7, 0.6], 5)[:, None],
+        # Of four proposals, each for the object of `matched`, whose class is in `mask_classes`.
+        "mask_logits": draw.standard_normal((4, 28, 28, CLASSES + 1)),
+        "mask_classes": np.array([3, 1]),
+        "matched": np.array([0, 1, 0, 1]),
+        "proposals": np.array(
+            [[8.0, 4, 40, 44], [60, 70, 90, 95], [60, 8, 92, 40], [8, 5, 90, 40]]
+        ),
     }
+
+
+def masks() -> np.ndarray:
+    """Of two objects as large as the image of 112×112: the left half, and the lower one.
+
+    All proposals lie on one side of an edge, where a mask in its box, as ours, and one of the
+    image, interpolated, as torchvision's, give the same targets.
+    """
+    found = np.zeros((2, 112, 112), np.uint8)
+    found[0, :, :56] = found[1, 56:] = 1
+    return found
 
 
 def computed() -> dict[str, np.ndarray]:
     import torch
     from torchvision.models.detection import _utils
+    from torchvision.models.detection.roi_heads import maskrcnn_loss
     from torchvision.models.detection.ssd import SSD
     from torchvision.ops import batched_nms, box_iou, roi_align
 
@@ -75,6 +94,15 @@ def computed() -> dict[str, np.ndarray]:
         roi_align(map_, regions, 5, 1 / STRIDE, 2, aligned) for aligned in (False, True)
     )
     (cut**2).sum().backward()
+    mask_logits = given["mask_logits"].permute(0, 3, 1, 2).requires_grad_()
+    mask_loss = maskrcnn_loss(
+        mask_logits,
+        [given["proposals"]],
+        [torch.tensor(masks())],
+        [given["mask_classes"]],
+        [given["matched"]],
+    )
+    mask_loss.backward()
     kept = batched_nms(given["many"], given["scores"], given["classes"], 0.4)
     return {
         "iou": overlaps[0].T.numpy(),
@@ -90,6 +118,8 @@ def computed() -> dict[str, np.ndarray]:
         "cut": cut.detach().numpy(),
         "cut_aligned": cut_aligned.detach().numpy(),
         "map_gradient": map_.grad.numpy(),
+        "mask_loss": np.array(mask_loss.item()),
+        "mask_gradient": mask_logits.grad.permute(0, 2, 3, 1).numpy(),
     }
 
 

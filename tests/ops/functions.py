@@ -1,11 +1,17 @@
 """Each public function of several shapes of input, for the tests that treat them alike."""
 
+import jax.numpy as jnp
 import numpy as np
 
 from sop import ops
 
 HASHES = ops.tensor_sketch_hashes(0, 3, 8)
 VECTOR = np.linspace(-1, 1, 3, dtype=np.float32)
+
+
+def fewer_positions(x):
+    """[B, H, W, 3] → [B, ≤ 2, ≤ 2, 6], so that functions of covariances take the Gram matrix."""
+    return jnp.concatenate([x, x[:, ::-1, ::-1]], axis=3)[:, :2, :2]
 
 
 def on_features(shape):
@@ -30,6 +36,9 @@ def on_features(shape):
         ),
         "brownian_distance_matrix": lambda x: ops.brownian_distance_matrix(x, -1.0),
         "matrix_log": lambda x: ops.matrix_log(ops.covariance(x)),
+        "power_cov": lambda x: ops.power_cov(fewer_positions(x), 0.5),
+        "log_cov": lambda x: ops.log_cov(fewer_positions(x)),
+        "upper_triangle": lambda x: ops.upper_triangle(ops.covariance(x)),
         "scaled_covariance": lambda x: ops.scaled_covariance(x)[0],
         "matrix_sqrt_pade": lambda x: ops.matrix_sqrt_pade(ops.covariance(x)),
         "sqrt_cov_pade": ops.sqrt_cov_pade,

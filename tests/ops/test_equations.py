@@ -83,6 +83,89 @@ def test_matrix_log(shape, epsilon):
     assert_close(ops.matrix_log(a, epsilon), slow.matrix_log(a, epsilon), tolerance)
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 2, 2, 9), (2, 1, 3, 5), (1, 1, 1, 2)])
+@pytest.mark.parametrize(
+    "of_features, of_covariance",
+    [
+        (lambda x: ops.power_cov(x, 0.5), lambda x: slow.matrix_power(slow.covariance(x), 0.5)),
+        (lambda x: ops.power_cov(x, 1.5), lambda x: slow.matrix_power(slow.covariance(x), 1.5)),
+        (lambda x: ops.log_cov(x, 0.1), lambda x: slow.matrix_log(slow.covariance(x), 0.1)),
+    ],
+    ids=["root", "power", "log"],
+)
+def test_spectral_functions_of_covariances(of_features, of_covariance, shape):
+    x = draw(0, *shape)
+    assert_close(of_features(x), of_covariance(x))
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 2, 9), (2, 1, 3, 5), (2, 3, 4, 5)])
+@pytest.mark.parametrize(
+    "of_features, of_matrices",
+    [
+        (lambda x: ops.power_cov(x, 0.5), lambda a: ops.matrix_power(a, 0.5)),
+        (lambda x: ops.power_cov(x, 2.0), lambda a: ops.matrix_power(a, 2.0)),
+        (lambda x: ops.log_cov(x, 1e-3), lambda a: ops.matrix_log(a, 1e-3)),
+    ],
+    ids=["root", "square", "log"],
+)
+def test_gradients_of_spectral_functions_by_the_gram_matrix(of_features, of_matrices, shape):
+    """Against those by C × C eigenvectors, in float64: at these conditions to 1e-9."""
+    with jax.enable_x64(True):
+        x, v = (jnp.asarray(a, jnp.float64) for a in (draw(0, *shape), draw(1, 2, *shape[3:] * 2)))
+
+        def derivatives(f):
+            return jax.vjp(f, x)[1](v)[0], jax.jvp(f, (x,), (x**2,))[1]
+
+        expected = derivatives(lambda x: of_matrices(ops.covariance(x)))
+        for a, b in zip(derivatives(of_features), expected, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-9 * np.abs(b).max())
+
+
+@pytest.mark.parametrize(
+    "f, tolerance",
+    [
+        (lambda x: ops.log_cov(x, 1e-2), 1e-3),
+        (lambda x: ops.log_cov(x, 10.0), 1e-5),
+        (lambda x: ops.power_cov(x, 1.0), 1e-5),
+        (lambda x: ops.power_cov(x, 1.5), 1e-5),
+    ],
+    ids=["log 0.01", "log 10", "covariance", "power 1.5"],
+)
+def test_gradients_where_most_eigenvalues_are_rounding_errors(f, tolerance):
+    """Of smooth maps, in float32: what ε or the power makes harmless is not left out."""
+    corners = draw(0, 2, 2, 2, 64)
+    smooth = jax.image.resize(corners, (2, 5, 5, 64), "linear") + 2e-3 * draw(1, 2, 5, 5, 64)
+    v = draw(2, 2, 64, 64)
+
+    def gradient(dtype):
+        x = jnp.asarray(smooth, dtype)
+        return np.asarray(jax.vjp(f, x)[1](jnp.asarray(v, dtype))[0])
+
+    found = gradient(jnp.float32)
+    with jax.enable_x64(True):
+        exact = gradient(jnp.float64)
+    assert np.linalg.norm(found - exact) <= tolerance * np.linalg.norm(exact)
+
+
+def test_spectral_functions_beyond_the_range_of_the_covariance():
+    x = draw(0, 1, 1, 3, 5)
+    root = np.asarray(ops.power_cov(x, 0.5))
+    for scale in (1e-25, 1e30):
+        assert_close(ops.power_cov(scale * x, 0.5) / scale, root)
+    with jax.enable_x64(True):
+        exact = ops.log_cov(1e15 * jnp.asarray(x, jnp.float64), 1e-3)
+    assert_close(ops.log_cov(1e15 * x, 1e-3), np.asarray(exact))
+
+
+@pytest.mark.parametrize("alpha", [1.0, 2.0, 10.0])
+def test_powers_that_leave_the_range_are_finite(alpha):
+    x = 1e20 * draw(0, 1, 1, 3, 5)
+    x[..., 0] = 1e20  # of no variance
+    y, pullback = jax.vjp(lambda x: ops.power_cov(x, alpha), x)
+    assert np.isfinite(y).all() and not np.asarray(y)[0, 0].any()
+    assert np.isfinite(pullback(jnp.zeros_like(y).at[0, 0].set(1e-20))[0]).all()
+
+
 SIZES = [(2, 3, 4, 5), (2, 1, 3, 5), (1, 1, 1, 1)]
 
 

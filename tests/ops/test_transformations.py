@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import pkgutil
+import re
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,9 @@ BY_HAND = [
     "matrix_sqrt",
     "matrix_power",
     "matrix_log",
+    "power_cov",
+    "log_cov",
+    "upper_triangle",
     "max_entropy_pool 2",
 ]
 # Their derivative is that of what they approximate, and its derivative that of the formula for it.
@@ -117,3 +121,19 @@ def test_examples(name):
 def test_every_public_function_has_an_example():
     for name in ops.__all__:
         assert ">>>" in getattr(ops, name).__doc__, name
+
+
+@pytest.mark.parametrize(
+    "f, calls",
+    [
+        (ops.sqrt_cov_pade, ["lapack_spotrf_ffi", *["lapack_strsm_ffi"] * 2]),
+        (lambda x: ops.power_cov(x, 0.5), ["lapack_ssyevd_ffi"]),
+        (ops.log_cov, ["lapack_ssyevd_ffi"]),
+    ],
+    ids=["pade", "power", "log"],
+)
+@pytest.mark.parametrize("channels", [3, 6])
+def test_one_decomposition_in_both_passes(channels, f, calls):
+    """Two at a time can hang: each takes a thread of XLA's and waits for another one."""
+    program = jax.jit(jax.value_and_grad(loss(f))).lower(jnp.ones((2, 2, 2, channels))).compile()
+    assert re.findall(r'custom_call_target="(lapack[^"]*)"', program.as_text()) == calls
