@@ -8,6 +8,9 @@ import cv2
 import numpy as np
 
 from sop.data.sources import open_source
+from sop.errors import UsageError
+from sop.models.lookup import is_detector
+from sop.training.workdir import run_config
 from sop.using.predictions import Predictions
 from sop.using.run import load
 
@@ -40,8 +43,13 @@ def examine(workdir: Path) -> Robustness:
     Common Corruptions and Perturbations", ICLR 2019. Undecodable images are left out.
 
     Raises:
-      UsageError: as `sop.load`.
+      UsageError: as `sop.load`, or the run is a detector.
     """
+    if is_detector(run_config(workdir).model):
+        raise UsageError(
+            f"--robustness examines classifiers, and the run in {workdir} is a detector: leave it "
+            "out."
+        )
     run = load(workdir, "latest", {"input.test_transforms": None})
     inputs = run.config.input
     pictures = open_source(inputs.dataset, inputs.eval_split, inputs.data_dir)

@@ -21,6 +21,7 @@ from sop.detection import __main__ as find
 from sop.detection import create_detector, learned_mask_size
 from sop.errors import UsageError
 from sop.models import create_model
+from sop.results import __main__ as compare
 from sop.sweep import __main__ as sweep
 from sop.training import pretrained
 from sop.training.detection import Detection
@@ -149,10 +150,38 @@ def test_a_split_without_objects_is_refused(whole, monkeypatch):
         main.main(["--mode=eval", f"--workdir={whole}"])
 
 
-def test_a_sweep_is_refused(tmp_path):
-    arguments = ["--config=configs/digit_scenes.py", f"--workdir={tmp_path / 'runs'}"]
-    with pytest.raises(UsageError, match="compares classifiers"):
-        sweep.main(arguments)
+def test_a_run_of_a_sweep_is_known_and_put_into_a_table(whole, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path / "seed=0")
+    sweep.main([*ARGUMENTS, f"--workdir={tmp_path}"])
+    assert "1 run(s) in" in (said := capsys.readouterr().out) and "1 finished" in said
+    compare.main([str(tmp_path), "--time"])
+    [line] = json.loads((tmp_path / "results" / "table.json").read_text())
+    found = results(whole)
+    assert (line["AP"], line["AP50"]) == (found["AP"], found["AP50"])
+    assert line["mask_AP"] is None and line["parameters"] == found["parameters"]
+    assert line["multiply_adds"] > 1e6 and line["images_per_second"] > 0
+    said = capsys.readouterr().out
+    assert "AP50 (%)" in said and "mask" not in said and "top-1" not in said
+    with pytest.raises(UsageError, match="--robustness examines classifiers"):
+        compare.main([str(tmp_path), "--robustness"])
+
+
+def test_a_tuning_of_detectors_is_planned(tmp_path, capsys):
+    """On two parts of the training split; what cannot be meant is refused before."""
+    command = ["--config=configs/digit_scenes.py", "--tune=optimizer.learning_rate=0.01,0.02"]
+    command += [f"--workdir={tmp_path / 'runs'}", "--print"]
+    sweep.main(command)
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 2 and all("train_split=train[:80%]" in each for each in printed)
+    for wrong, message in [
+        ("--grid=input.train_transforms=flip,pad_crop(64, 4)", "pad_crop"),
+        ("--grid=model.detector.name=ssd,sdd", "no detector 'sdd'"),
+        ("--grid=model.detector.overlap=0.4,half", "overlap"),
+        ("--validation=train,test[:50%]", "choose on 'test'"),
+        ("--validation=train[:99%],valid", "no split 'valid'"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            sweep.main([*command, wrong])
     assert not (tmp_path / "runs").exists()
 
 

@@ -181,6 +181,14 @@ def test_each_method_takes_the_value_that_was_best_on_validation(capsys):
     assert "no optimizer.learning_rate worked" in capsys.readouterr().err
 
 
+def test_detectors_are_tuned_by_average_precision():
+    grid = Grid("optimizer.learning_rate", ("0.01", "0.02", "0.04"))
+    sweep = Sweep("configs/digit_scenes.py", (), (), 1, Path("runs"))
+    runs = make_tuning(sweep, [grid], None).sweep(sweep).runs()
+    scores = iter([{"AP": 0.2, "AP50": 0.9}, {"AP": 0.3, "AP50": 0.5}, {"AP": 0.3, "AP50": 0.6}])
+    assert choose(runs, [grid], lambda run: next(scores)) == {"": {grid.key: "0.02"}}
+
+
 def test_two_keys_are_tuned_together():
     rates = Grid("optimizer.learning_rate", ("0.1", "0.2", "0.4"))
     factors = Grid(
