@@ -9,10 +9,8 @@ import numpy as np
 
 from sop.data.sources import open_source
 from sop.errors import UsageError
-from sop.models.lookup import is_detector
-from sop.training.workdir import run_config
 from sop.using.predictions import Predictions
-from sop.using.run import load
+from sop.using.run import Run, load
 
 _BINS = 15
 _DEVIATION = 0.08 * 255
@@ -45,12 +43,12 @@ def examine(workdir: Path) -> Robustness:
     Raises:
       UsageError: as `sop.load`, or the run is a detector.
     """
-    if is_detector(run_config(workdir).model):
+    run = load(workdir, "latest", {"input.test_transforms": None})
+    if not isinstance(run, Run):
         raise UsageError(
             f"--robustness examines classifiers, and the run in {workdir} is a detector: leave it "
             "out."
         )
-    run = load(workdir, "latest", {"input.test_transforms": None})
     inputs = run.config.input
     pictures = open_source(inputs.dataset, inputs.eval_split, inputs.data_dir)
     kinds: dict[str, Callable] = {"noise": noise, "blur": blur, "contrast": fade}

@@ -43,8 +43,7 @@ class Detection:
     @staticmethod
     def image_size(options: ConfigDict) -> tuple[int, int] | None:
         """None where `resize_pad` gives images one of two sizes."""
-        size, *others = parse_scenes(options.eval_transforms, training=False).sizes()
-        return None if others else size
+        return parse_scenes(options.eval_transforms, training=False).output_size(None)
 
     def noise(self, random: np.random.Generator, size: tuple[int, int]) -> dict[str, np.ndarray]:
         """With as many objects as `config.input.max_objects` allows."""
