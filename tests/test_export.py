@@ -81,6 +81,12 @@ def test_the_program_of_a_detector_finds_what_the_run_finds(detector, scenes_run
     assert len(boxes) and (boxes <= [50, 40, 50, 40]).all()  # padding holds nothing
 
 
+def test_a_check_that_finds_nothing_says_so(scenes_run):
+    loaded = sop.load(scenes_run, changes={"model.detector.score_threshold": 0.99})
+    serialized = export.program(loaded, (64, 64, 3)).serialize()
+    assert export.check(serialized, loaded, (64, 64, 3)) is None
+
+
 def test_the_folder_of_a_detector_is_a_run_again(detector, scenes_run, tmp_path, capsys):
     run, again = sop.load(scenes_run), sop.load(detector)
     assert (again.step, again.class_names) == (run.step, run.class_names)

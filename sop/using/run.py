@@ -143,8 +143,8 @@ class Run(Loaded):
 
     def compute(self, variables: Any, *arguments: jax.Array) -> jax.Array:
         """Logits, float32 [n, K]."""
-        x = self.normalize(arguments[0])
-        return self.model.apply(variables, x, train=False).astype(jnp.float32)
+        logits: Any = self.model.apply(variables, self.normalize(arguments[0]), train=False)
+        return logits.astype(jnp.float32)
 
     def answers(self, *arguments: np.ndarray) -> np.ndarray:
         return self.logits(*arguments)
