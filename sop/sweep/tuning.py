@@ -78,7 +78,7 @@ def make_tuning(sweep: Sweep, grids: Sequence[Grid], splits: str | None) -> Tuni
 
 def _names(splits: str) -> set[str]:
     """Names of splits in a text, their parts left out."""
-    return set(re.findall(r"[A-Za-z_]\w*", re.sub(r"\[.*?\]", "", splits)))
+    return {name.strip() for name in re.split("[+,]", re.sub(r"\[.*?\]", "", splits))}
 
 
 def phases(

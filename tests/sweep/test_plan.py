@@ -144,6 +144,10 @@ def test_a_tuning_on_what_is_tested_is_refused():
     assert (tuning.train, tuning.validation) == ("train[:1000]", "train[1000:]")
     with pytest.raises(UsageError, match="choose on 'test'"):
         make_tuning(plan(), [grid], "train,test[:50%]")
+    folder = plan(fixed=("--config.input.eval_split=VOC2007/test",))
+    make_tuning(folder, [grid], "VOC2007/train,VOC2007/val")
+    with pytest.raises(UsageError, match="choose on 'VOC2007/test'"):
+        make_tuning(folder, [grid], "VOC2007/train,VOC2012/val + VOC2007/test")
     with pytest.raises(UsageError, match="choose on 'train'"):
         make_tuning(plan(fixed=("--config.input.eval_split=train[90%:]",)), [grid], None)
     with pytest.raises(UsageError, match="two splits"):
