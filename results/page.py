@@ -144,6 +144,8 @@ def _lines(part: str, tested: Sequence[Row], timed: Mapping[str, Speed]) -> Iter
     for sweep in plan(part, Path()).sweeps:
         base, *others = sweep.methods()
         rows = [row for row in tested if row["method"] in (base, *others)]
+        if not rows:
+            continue
         known = {row["method"] for row in rows}
         for line in summarize(rows, base if base in known else None, timed):
             yield dataclasses.replace(line, method=short(line.method))

@@ -1,42 +1,45 @@
 """Exports a run: python -m sop.export --workdir=RUN --out=FOLDER.
 
 The folder then holds the network as a program of its own, `model.stablehlo`, which takes uint8
-images [batch, height, width, 3] after the run's evaluation transforms and gives logits, on CPUs,
-GPUs and TPUs; its weights under the names of the original's PyTorch code, `model.safetensors`; the
-config; and a card, `README.md`. `sop.load` and `config.init_from` read it back.
+images [batch, height, width, 3] after the run's evaluation transforms and gives logits, or what a
+detector finds, on CPUs, GPUs and TPUs; its weights under the names of the original's PyTorch code,
+`model.safetensors`; the config; and a card, `README.md`. `sop.load` and `config.init_from` read it
+back.
 """
 
 import importlib.util
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sop.command import Parser, disk_folder, folder, run
 from sop.config.validation import as_json
-from sop.data import transforms
 from sop.errors import UsageError
-from sop.torch_weights import to_state_dict
+from sop.torch_weights import has_names
 from sop.training.durable import write_atomically, write_json
-from sop.training.exported import FACTS, PROGRAM, WEIGHTS
+from sop.training.exported import FACTS, PROGRAM, WEIGHTS, to_tensors
 from sop.training.history import evaluation_at
 from sop.training.provenance import read_provenance
 from sop.training.scores import describe
-from sop.using import Run, load
+from sop.using import Detector, load
+from sop.using.images import evaluation_pipeline, evaluation_transforms
+from sop.using.loaded import Loaded
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-# By how much of the largest logit the exported program may differ from the run.
+# By how much of the largest number the exported program may differ from the run.
 _TOLERANCE = 1e-5
 
 
-def program(loaded: Run, shape: Sequence[int]) -> jax.export.Exported:
+def program(loaded: Loaded, shape: Sequence[int]) -> jax.export.Exported:
     """The network of a run with its weights inside: uint8 [b, H, W, 3] → logits float32 [b, K].
 
-    `b` may be any number; normalisation is part of it.
+    `b` may be any number; normalisation is part of it. Of a detector see
+    `sop.using.Detector.arguments` and `compute`.
 
     Args:
       loaded: the run.
@@ -44,25 +47,24 @@ def program(loaded: Run, shape: Sequence[int]) -> jax.export.Exported:
     """
     variables = jax.device_get(loaded.variables)
 
-    def logits(images: jax.Array) -> jax.Array:
-        x = loaded.normalize(images)
-        return loaded.model.apply(variables, x, train=False).astype(jnp.float32)
-
     (batch,) = jax.export.symbolic_shape("b")
-    images = jax.ShapeDtypeStruct((batch, *shape), jnp.uint8)
-    return jax.export.export(jax.jit(logits), platforms=PLATFORMS)(images)
+    shapes = (
+        jax.ShapeDtypeStruct((batch, *each.shape[1:]), each.dtype)
+        for each in loaded.arguments(np.zeros((1, *shape), np.uint8))
+    )
+    answer = jax.jit(partial(loaded.compute, variables))
+    return jax.export.export(answer, platforms=PLATFORMS)(*shapes)
 
 
-def image_shape(loaded: Run, size: int | None) -> tuple[int, int, int]:
+def image_shape(loaded: Loaded, size: int | None) -> tuple[int, int, int]:
     """(H, W, 3) of the images that the program takes, `size`² or as the transforms end.
 
     Raises:
       UsageError: the transforms do not tell.
     """
-    text = loaded.config.input.test_transforms or loaded.config.input.eval_transforms
-    found = transforms.parse(text, training=False).output_size(None)
-    found = (size, size) if size else found
+    found = (size, size) if size else evaluation_pipeline(loaded.config).output_size(None)
     if found is None:
+        _, text = evaluation_transforms(loaded.config)
         raise UsageError(
             f"The evaluation transforms, '{text}', leave open how large images are: name the side "
             "of a square, --image_size=224."
@@ -70,7 +72,7 @@ def image_shape(loaded: Run, size: int | None) -> tuple[int, int, int]:
     return (*found, 3)
 
 
-def export(loaded: Run, out: str | Path, size: int | None = None) -> float:
+def export(loaded: Loaded, out: str | Path, size: int | None = None) -> float | None:
     """Writes the folder; see the module. The program is read again and run.
 
     Args:
@@ -78,9 +80,9 @@ def export(loaded: Run, out: str | Path, size: int | None = None) -> float:
       out: a new folder.
       size: see `image_shape`.
     Returns:
-      The largest difference of its logits from the run's, as a part of the largest logit.
+      See `check`.
     Raises:
-      UsageError: the folder is not empty, a library is missing, or the program's logits differ.
+      UsageError: the folder is not empty, a library is missing, or as `check`.
     """
     out = Path(out)
     if out.exists() and any(out.iterdir()):
@@ -96,7 +98,7 @@ def export(loaded: Run, out: str | Path, size: int | None = None) -> float:
     serialized = program(loaded, shape).serialize()
     difference = check(serialized, loaded, shape)
     variables = jax.device_get(loaded.variables)
-    weights = to_state_dict(variables, loaded.config.model)
+    weights = to_tensors(variables, loaded.config.model)
     facts = {
         "step": loaded.step,
         "epoch": loaded.epoch,
@@ -114,29 +116,55 @@ def export(loaded: Run, out: str | Path, size: int | None = None) -> float:
     return difference
 
 
-def check(serialized: bytes | bytearray, loaded: Run, shape: Sequence[int]) -> float:
-    """The largest difference of an exported program's logits from the run's, for two batches.
+def check(serialized: bytes | bytearray, loaded: Loaded, shape: Sequence[int]) -> float | None:
+    """The largest difference of what an exported program and the run say of two batches of noise.
+
+    It is a part of the largest number of its kind: of the logits; of boxes, of scores, …. None:
+    neither finds anything there.
 
     Raises:
       UsageError: it is more than rounding.
     """
     again = jax.export.deserialize(bytearray(serialized))
     draw = np.random.default_rng(0)
-    differences = []
+    differences, found = [], False
     for count in (1, 3):
         images = draw.integers(0, 256, (count, *shape), dtype=np.uint8)
-        expected = loaded.logits(images)
-        found = np.asarray(again.call(images))
-        differences.append(float(np.abs(found - expected).max() / np.abs(expected).max()))
+        arguments = loaded.arguments(images)
+        expected = loaded.answers(*arguments)
+        pairs = jax.tree.map(_difference, again.call(*arguments), expected)
+        differences += jax.tree.leaves(pairs)
+        found |= any(np.any(each) for each in jax.tree.leaves(expected))
     if not max(differences) < _TOLERANCE:
         raise UsageError(
-            f"The exported program's logits differ from the run's by {max(differences):.1e} of the "
-            f"largest, more than {_TOLERANCE:g}: nothing was written; please report this network."
+            f"What the exported program says differs from the run's by {max(differences):.1e} of "
+            f"the largest, more than {_TOLERANCE:g}: nothing was written; please report this "
+            "network."
         )
-    return max(differences)
+    return max(differences) if found else None
 
 
-def card(loaded: Run, facts: Mapping[str, Any]) -> str:
+def _difference(found: jax.Array, expected: jax.Array) -> float:
+    """Of arrays, as a part of the largest number; of what is nowhere, none."""
+    found, expected = (np.asarray(each, np.float64) for each in (found, expected))
+    return float(np.abs(found - expected).max() / (np.abs(expected).max() or 1.0))
+
+
+# What a card's two snippets do with an image.
+_CLASSIFIES = (
+    'print(run.predict("image.png"))',
+    "logits = program.call(np.zeros((1, {height}, {width}, 3), np.uint8))",
+)
+_DETECTS = (
+    '[found] = run.detect("image.png")\nprint(found.boxes, found.scores, found.labels)',
+    """images = np.zeros((1, {height}, {width}, 3), np.uint8)
+sizes = np.float32([[{height}, {width}]])  # height and width of what is not padding
+found = program.call(images, sizes)
+print(found["boxes"][found["valid"]])  # (x1, y1, x2, y2) in pixels of `images`""",
+)
+
+
+def card(loaded: Loaded, facts: Mapping[str, Any]) -> str:
     """What stands in the folder's README.md."""
     config = loaded.config
     height, width, _ = facts["image_shape"]
@@ -144,7 +172,12 @@ def card(loaded: Run, facts: Mapping[str, Any]) -> str:
     found = f"{describe(scores)}, on {scores['count']:,} examples" if scores else "not evaluated"
     names = ", ".join(loaded.class_names[:20])
     more = f", … ({len(loaded.class_names):,} in all)" if len(loaded.class_names) > 20 else ""
-    return f"""# {config.model.backbone} on {config.input.dataset}
+    detects = isinstance(loaded, Detector)
+    with_sop, without = _DETECTS if detects else _CLASSIFIES
+    what = f"{config.model.detector.name} on " if detects else ""
+    named = has_names(config.model)
+    whose = "names that the original's PyTorch code gives them" if named else "paths that Flax has"
+    return f"""# {what}{config.model.backbone} on {config.input.dataset}
 
 | | |
 | --- | --- |
@@ -162,7 +195,7 @@ def card(loaded: Run, facts: Mapping[str, Any]) -> str:
 import sop
 
 run = sop.load("FOLDER")  # this folder; `--config.init_from=FOLDER` starts a training from it
-print(run.predict("image.png"))
+{with_sop}
 ```
 
 Without sop, on CPU, GPU or TPU, any number of images at once:
@@ -172,10 +205,10 @@ import jax
 import numpy as np
 
 program = jax.export.deserialize(bytearray(open("FOLDER/{PROGRAM}", "rb").read()))
-logits = program.call(np.zeros((1, {height}, {width}, 3), np.uint8))
+{without.format(height=height, width=width)}
 ```
 
-`{WEIGHTS}` has the parameters under the names that the original's PyTorch code gives them.
+`{WEIGHTS}` has the parameters under the {whose}.
 """
 
 
@@ -197,7 +230,10 @@ def main(arguments: Sequence[str]) -> None:
     options = make_parser().parse_args(arguments)
     loaded = load(options.workdir, options.checkpoint)
     difference = export(loaded, options.out, options.image_size)
-    print(f"The program's logits are the run's up to {difference:.1e} of the largest.")
+    if difference is None:
+        print("The program finds nothing in noise, nor does the run: compare them on real images.")
+    else:
+        print(f"What program and run say of noise differs by {difference:.1e} of the largest.")
     print(f"Step {loaded.step} of {options.workdir} is in {options.out}: {PROGRAM}, {WEIGHTS}")
 
 

@@ -61,25 +61,35 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: not any(name in item.nodeid for name in LONG))
 
 
-@pytest.fixture(scope="session")
-def digits_run(tmp_path_factory):
-    """The work folder of a run on the digits, short but no longer blind.
-
-    The worker that needs it first trains it; each has a copy of its own, as tests write into it.
-    """
+def trained(name, options, tmp_path_factory):
+    """A copy of a work folder that the first worker to need it trains; tests write into copies."""
     import main
 
     base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         base = base.parent  # that of the whole session
-    trained, unfinished = base / "digits", base / "digits_unfinished"
-    with open(base / "digits.lock", "w", encoding="utf-8") as lock:
+    finished, unfinished = base / name, base / f"{name}_unfinished"
+    with open(base / f"{name}.lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not trained.exists():
-            options = ["--config.num_epochs=3", "--config.batch_size=40"]
+        if not finished.exists():
             main.main([f"--workdir={unfinished}", *options])
-            unfinished.rename(trained)
-    return shutil.copytree(trained, tmp_path_factory.mktemp("runs") / "digits")
+            unfinished.rename(finished)
+    return shutil.copytree(finished, tmp_path_factory.mktemp("runs") / name)
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory):
+    """The work folder of a run on the digits, short but no longer blind."""
+    options = ["--config.num_epochs=3", "--config.batch_size=40"]
+    return trained("digits", options, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def scenes_run(tmp_path_factory):
+    """The work folder of a short run of a detector."""
+    from tests.detection.small import ARGUMENTS
+
+    return trained("digit_scenes", ARGUMENTS, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

@@ -90,9 +90,11 @@ def with_blocks(language):
 def folder(page, tmp_path, monkeypatch, request):
     """The working directory of a page: the repository's configs, the files and the run it names."""
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    if 'sop.load("runs/digits")' in page.read_text():
-        (tmp_path / "runs").mkdir()
-        (tmp_path / "runs" / "digits").symlink_to(request.getfixturevalue("digits_run"))
+    for name in ("digits", "digit_scenes"):
+        if f'sop.load("runs/{name}")' in page.read_text():
+            (tmp_path / "runs").mkdir(exist_ok=True)
+            run = request.getfixturevalue(f"{name.removeprefix('digit_')}_run")
+            (tmp_path / "runs" / name).symlink_to(run)
     for block in blocks(page):
         if name := re.match(r"# (\w+\.py)\n", block.text):
             (tmp_path / name[1]).write_text(block.text)

@@ -8,6 +8,7 @@ from safetensors.numpy import load_file
 import main as program
 import sop
 from sop import export
+from sop.detection import __main__ as find
 from sop.errors import UsageError
 from sop.training import pretrained
 from sop.training.variables import load_variables
@@ -60,6 +61,46 @@ def test_training_starts_from_it(folder, digits_run, tmp_path, capsys):
     assert "Finished" in capsys.readouterr().out
 
 
+@pytest.fixture(scope="module")
+def detector(scenes_run, tmp_path_factory):
+    out = tmp_path_factory.mktemp("exported") / "scenes"
+    export.main([f"--workdir={scenes_run}", f"--out={out}"])
+    return out
+
+
+def test_the_program_of_a_detector_finds_what_the_run_finds(detector, scenes_run):
+    again = jax.export.deserialize(bytearray((detector / "model.stablehlo").read_bytes()))
+    images = np.random.default_rng(1).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    said = again.call(images, np.float32([[64, 64], [40, 50]]))
+    [found] = sop.load(scenes_run).detect(images[0])
+    valid = np.asarray(said["valid"][0])
+    assert valid.sum() == len(found.scores) > 0
+    for name in ("boxes", "scores", "labels"):
+        np.testing.assert_allclose(said[name][0][valid], getattr(found, name), rtol=1e-4, atol=1e-3)
+    boxes = np.asarray(said["boxes"][1][said["valid"][1]])
+    assert len(boxes) and (boxes <= [50, 40, 50, 40]).all()  # padding holds nothing
+
+
+def test_a_check_that_finds_nothing_says_so(scenes_run):
+    loaded = sop.load(scenes_run, changes={"model.detector.score_threshold": 0.99})
+    serialized = export.program(loaded, (64, 64, 3)).serialize()
+    assert export.check(serialized, loaded, (64, 64, 3)) is None
+
+
+def test_the_folder_of_a_detector_is_a_run_again(detector, scenes_run, tmp_path, capsys):
+    run, again = sop.load(scenes_run), sop.load(detector)
+    assert (again.step, again.class_names) == (run.step, run.class_names)
+    jax.tree.map(np.testing.assert_array_equal, again.variables, run.variables)
+    assert "params/boxes0/kernel" in load_file(detector / "model.safetensors")
+    card = (detector / "README.md").read_text()
+    for said in ("ssd on resnet8_cifar", "AP50", "run.detect", "64×64", "paths that Flax has"):
+        assert said in card
+    find.main([f"--workdir={detector}", f"--out={tmp_path}", "--count=1"])
+    assert "in 1 images" in capsys.readouterr().out
+    loaded = pretrained.load(str(detector))
+    jax.tree.map(np.testing.assert_array_equal, loaded, load_variables(scenes_run))
+
+
 def test_refusals(folder, digits_run, tmp_path):
     with pytest.raises(UsageError, match="is not empty"):
         export.main([f"--workdir={digits_run}", f"--out={folder}"])
@@ -74,5 +115,5 @@ def test_a_program_that_computes_something_else_is_not_written(digits_run, tmp_p
     loaded = sop.load(digits_run)
     right = export.program(loaded, (8, 8, 3)).serialize()
     monkeypatch.setattr(type(loaded), "logits", lambda self, images: np.ones((len(images), 10)))
-    with pytest.raises(UsageError, match="differ from the run's"):
+    with pytest.raises(UsageError, match="differs from the run's"):
         export.check(right, loaded, (8, 8, 3))

@@ -51,6 +51,11 @@ def open_annotated(dataset: str, split: str, data_dir: str | None = None) -> Ann
                 f"Folder {path} of config.input.dataset does not exist; see docs/detection.md for "
                 f"what {kind}:/path holds."
             )
+        if "[" in split:
+            raise UsageError(
+                f"Split {split!r} is a part of one, which {kind}:/path does not have: name whole "
+                "splits, of a sweep's tuning --validation=TRAIN,VALIDATION."
+            )
         return _FOLDERS[kind](root, split)
     if dataset == _VOC_BOTH:
         years = ("2007",) if split.startswith("test") else ("2007", "2012")

@@ -319,6 +319,17 @@ class ScenePipeline:
             )
         return found
 
+    def output_size(self, size: Size | None) -> Size | None:
+        """The same; where `size` is None, the one size that all results have, None: they have two.
+
+        Raises:
+          UsageError: see `size_of` and `sizes`.
+        """
+        if size is not None:
+            return self.size_of(size)
+        one, *others = self.sizes()
+        return None if others else one
+
     def sizes(self) -> list[Size]:
         """The sizes that results have, of whatever size the images are: one or two.
 

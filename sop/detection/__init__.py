@@ -49,6 +49,11 @@ def create_detector(
     return make(features=network.features, num_classes=config["num_classes"])
 
 
+def create_network(config: Mapping[str, Any], **options: Any) -> nn.Module:
+    """The detector or the classifier of a config.model; options as of `create_detector`."""
+    return (create_detector if is_detector(config) else models.create_model)(config, **options)
+
+
 def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config.model of a detector or a classifier with every option written out.
 

@@ -1,40 +1,27 @@
 """Finds objects in images with the detector of a run, writes them down and draws them."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from ml_collections import ConfigDict
 
-from sop.config import stage_configs
-from sop.data import images as codec
 from sop.data.annotated import open_annotated
 from sop.data.images import BadImageError
 from sop.data.masks import decode_mask
-from sop.data.objects import Objects, make_objects
-from sop.data.scene_examples import to_original
-from sop.data.scenes import Scene, parse_scenes
-from sop.detection import create_detector
+from sop.data.objects import Objects
 from sop.detection.metric import Found, as_coco
-from sop.errors import UsageError
-from sop.models.lookup import is_detector
 from sop.progress import shown
-from sop.training.checkpoints import Checkpoints
-from sop.training.detection import Detection
 from sop.training.durable import write_figure, write_json
-from sop.training.saved import saved_progress
-from sop.training.step import make_mesh, replicated
 from sop.training.storage import locate
 from sop.training.workdir import refuse_another_model, run_config
+from sop.using.detector import Detector, open_detector
 from sop.using.figures import show_image, title
 from sop.using.images import named
 
@@ -51,41 +38,7 @@ class Named(NamedTuple):
     truth: Objects | None
 
 
-def load_detector(
-    workdir: str | Path, checkpoint: str = "best", config: ConfigDict | None = None
-) -> tuple[Callable[[np.ndarray], Found], list[str]]:
-    """The detector of a run.
-
-    Args:
-      config: checked, of the run's model; None: the run's own.
-    Returns:
-      a function of uint8 images [H, W, 3] to `sop.detection.metric.Found`, in their pixels, and the
-      names of the classes.
-    Raises:
-      UsageError: the folder holds no run of a detector, or no such checkpoint.
-    """
-    if config is not None:
-        refuse_another_model(workdir, config)
-    config = stage_configs(config or run_config(workdir))[-1]
-    if not is_detector(config.model):
-        raise UsageError(f"The run in {workdir} is no detector: use main.py --mode=predict.")
-    model = create_detector(config.model, dtype=jnp.dtype(config.dtype))
-    with closing(Checkpoints(workdir, read_only=True)) as checkpoints:
-        variables, *_ = checkpoints.restore_variables(checkpoint, replicated(make_mesh()))
-    pipeline = parse_scenes(config.input.eval_transforms, training=False)
-    forward = jax.jit(Detection(config, model).forward)
-
-    def detect(image: np.ndarray) -> Found:
-        size = image.shape[:2]
-        scene = pipeline(Scene(image, make_objects([], []), None, size), np.zeros(0))
-        batch = {"image": scene.image[None], "size": np.float32([scene.size])}
-        said = {name: np.asarray(x[0]) for name, x in forward(variables, batch).items()}
-        return to_original({**said, "size": np.float32(scene.size)}, size)
-
-    return detect, saved_progress(workdir)["data"][-1]["train"]["classes"]
-
-
-def _files(names: Sequence[str]) -> tuple[int, Iterator[Named]]:
+def _files(run: Detector, names: Sequence[str]) -> tuple[int, Iterator[Named]]:
     """How many images there are, and those that can be decoded."""
     given, _ = named(names, ConfigDict(), ())
 
@@ -93,22 +46,23 @@ def _files(names: Sequence[str]) -> tuple[int, Iterator[Named]]:
         for index in range(len(given)):
             path = Path(given.describe(index))
             try:
-                yield Named(path.name, codec.decode(given[index][0]), None)
+                yield Named(path.name, run.decode(given[index][0]), None)
             except (BadImageError, OSError) as error:
                 print(f"{path} is left out: {error}.")
 
     return len(given), decoded()
 
 
-def _of_split(config: ConfigDict, split: str, most: int | None) -> tuple[int, Iterator[Named]]:
+def _of_split(run: Detector, split: str, most: int | None) -> tuple[int, Iterator[Named]]:
     """The first images of a split, with their objects."""
-    source = open_annotated(config.input.dataset, split, config.input.data_dir)
+    options = run.config.input
+    source = open_annotated(options.dataset, split, options.data_dir)
     count = min(len(source), most or len(source))
 
     def read():
         for index in range(count):
             data, objects = source[index]
-            yield Named(f"{split} {index}", codec.decode(data), objects)
+            yield Named(f"{split} {index}", run.decode(data), objects)
 
     return count, read()
 
@@ -166,35 +120,38 @@ def find(
     """Writes detections.json, in COCO's format of results, and pictures page1.png, ….
 
     Args:
-      workdir, checkpoint, config: see `load_detector`.
+      workdir, checkpoint: see `sop.load`.
+      config: checked, of the run's model; None: the run's own.
       images: files, folders, globs, or one 'split:NAME' of the run's data set; None: the first of
         its evaluation split. The true boxes of a split are drawn too, dashed.
       out: folder of the results; None: `WORKDIR/detections`.
       count: how many images without `images`.
       threshold: of the scores of what is drawn.
     Raises:
-      UsageError: as `load_detector`; or a name leads to no image.
+      UsageError: as `sop.load`, the run is no detector, or a name leads to no image.
     """
-    detect, names = load_detector(workdir, checkpoint, config)
-    config = stage_configs(config or run_config(workdir))[-1]
+    if config is not None:
+        refuse_another_model(workdir, config)
+    run = open_detector(workdir, config or run_config(workdir), checkpoint)
     if images is None:
-        total, source = _of_split(config, config.input.eval_split, count)
+        total, source = _of_split(run, run.config.input.eval_split, count)
     elif len(images) == 1 and images[0].startswith(_SPLIT):
-        total, source = _of_split(config, images[0].removeprefix(_SPLIT), None)
+        total, source = _of_split(run, images[0].removeprefix(_SPLIT), None)
     else:
-        total, source = _files(images)
+        total, source = _files(run, images)
     folder = locate(out or f"{workdir}/{_FOLDER}")
     folder.mkdir(parents=True, exist_ok=True)
     rows, seen = [], 0
     pairs = (
-        (image, detect(image.pixels))
+        (image, run.detect(image.pixels)[0])
         for image in shown(((1, each) for each in source), total, "detecting")
     )
     for number, page in enumerate(iter(lambda: list(itertools.islice(pairs, _PAGE)), []), 1):
         for image, found in page:
             rows += [{"file_name": image.name, **row} for row in _written(seen, found)]
             seen += 1
-        write_figure(folder / f"page{number}.png", _page(page, names, threshold), dpi=120)
+        picture = _page(page, run.class_names, threshold)
+        write_figure(folder / f"page{number}.png", picture, dpi=120)
     write_json(folder / "detections.json", rows)
     print(f"{len(rows)} detections in {seen} images: {folder}/detections.json, {folder}/page*.png")
 

@@ -54,8 +54,8 @@ class RPNHead(nn.Module):
         objects = conv(self.anchors, (1, 1), name="objects")
         boxes = conv(4 * self.anchors, (1, 1), name="boxes")
         hidden = [nn.relu(shared(x)) for x in maps]
-        logits = [at_least_float32(objects(x).reshape(len(x), -1)) for x in hidden]
-        deltas = [at_least_float32(boxes(x).reshape(len(x), -1, 4)) for x in hidden]
+        logits = [at_least_float32(objects(x).reshape(x.shape[0], -1)) for x in hidden]
+        deltas = [at_least_float32(boxes(x).reshape(x.shape[0], -1, 4)) for x in hidden]
         return logits, deltas
 
 

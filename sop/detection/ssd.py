@@ -206,8 +206,8 @@ class SSD(nn.Module):
         logits = conv(count * (self.num_classes + 1), name=f"classes{level}")(x)
         deltas = conv(count * 4, name=f"boxes{level}")(x)
         return (
-            at_least_float32(logits.reshape(len(x), -1, self.num_classes + 1)),
-            at_least_float32(deltas.reshape(len(x), -1, 4)),
+            at_least_float32(logits.reshape(x.shape[0], -1, self.num_classes + 1)),
+            at_least_float32(deltas.reshape(x.shape[0], -1, 4)),
         )
 
 

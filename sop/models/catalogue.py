@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.extend.core import jaxprs_in_params
@@ -46,19 +47,29 @@ def cost(config: Mapping[str, Any], image_size: int | None = None) -> Cost:
     4089184256
     """
     model, size = create_model(config), image_size or get_backbone(config).image_size
-    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    variables = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
+    variables, images = shapes(model, size)
     features = model.features.clone(parent=None)
     inner = {name: values["features"] for name, values in variables.items() if "features" in values}
     output = jax.eval_shape(partial(features.apply, train=False), inner, images)
-    jaxpr = jax.make_jaxpr(partial(model.apply, train=False))(variables, images)
     return Cost(
         image_size=size,
         parameters=sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
-        multiply_adds=multiply_adds(jaxpr.jaxpr),
+        multiply_adds=of_forward_pass(model, variables, images),
         output_stride=stride(size, output),
         channels=output.shape[-1],
     )
+
+
+def shapes(model: nn.Module, image_size: int) -> tuple[Any, jax.ShapeDtypeStruct]:
+    """Those of a network's variables, and of one image of `image_size`²."""
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    return jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images), images
+
+
+def of_forward_pass(model: nn.Module, variables: Any, images: Any) -> int:
+    """`multiply_adds` of a classifier or a detector, which is traced."""
+    jaxpr = jax.make_jaxpr(partial(model.apply, train=False))(variables, images)
+    return multiply_adds(jaxpr.jaxpr)
 
 
 def stride(size: int, x: Any) -> int:

@@ -1,10 +1,11 @@
 """Compares the runs of a sweep: python -m sop.results DIR [--baseline=METHOD] [--time]
 
-A line for each method, whose runs differ in their seeds alone: the mean of top-1 after the last
-epoch with its 95 % interval, the difference to the baseline paired by seed, parameters and
-multiply–adds; with --time images per second and memory of its training step; with --robustness
-calibration, and accuracy on noisy, blurred and pale images. OUT gets runs.csv, table.csv,
-table.json, and figures: accuracy against cost and against training size, curves.
+A line for each method, whose runs differ in their seeds alone: the mean of top-1 (of detectors AP,
+AP50 and AP of masks) after the last epoch with its 95 % interval, the difference to the baseline
+paired by seed, parameters and multiply–adds; with --time images per second and memory of its
+training step; with --robustness calibration of classifiers, and accuracy on noisy, blurred and pale
+images. OUT gets runs.csv, table.csv, table.json, and figures: accuracy against cost and against
+training size, curves.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Accuracy against what it costs, and against the number of examples."""
+"""Accuracy, or average precision, against what it costs and against the number of examples."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from sop.training.plots import COLORS
 
 
 def draw_cost(path: str | os.PathLike, lines: Sequence[Line], title: str) -> bool:
-    """Top-1 with its interval against multiply–adds and against parameters, as PNG.
+    """The score with its interval against multiply–adds and against parameters, as PNG.
 
     Returns:
       False, and no picture, where there are no multiply–adds.
@@ -25,10 +25,10 @@ def draw_cost(path: str | os.PathLike, lines: Sequence[Line], title: str) -> boo
     figure.suptitle(title, parse_math=False)
     left, right = figure.subplots(1, 2, sharey=True)
     for line, style in zip(lines, _styles(), strict=False):
-        y, half = 100 * line.top1.mean, 100 * (line.top1.half or 0)
+        y, half = _percent(line)
         left.errorbar((line.multiply_adds or 0) / 1e6, y, half, label=line.method, **style)
         right.errorbar(line.parameters / 1e3, y, half, **style)
-    left.set(xlabel="multiply–adds of an image (millions)", ylabel="top-1 (%)")
+    left.set(xlabel="multiply–adds of an image (millions)", ylabel=_label(lines))
     right.set(xlabel="parameters (thousands)")
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     _save(figure, path)
@@ -36,7 +36,7 @@ def draw_cost(path: str | os.PathLike, lines: Sequence[Line], title: str) -> boo
 
 
 def draw_sizes(path: str | os.PathLike, lines: Sequence[Line], title: str) -> bool:
-    """Top-1 with its interval against the number of training examples, a line for each method.
+    """The score with its interval against the number of training examples, a line for each method.
 
     The methods are those of the names without 'train_split=…'.
 
@@ -55,17 +55,22 @@ def draw_sizes(path: str | os.PathLike, lines: Sequence[Line], title: str) -> bo
     panel = figure.subplots()
     for (name, family), style in zip(families.items(), _styles(), strict=False):
         family = sorted(family, key=lambda line: line.examples or 0)
-        panel.errorbar(
-            [line.examples or 0 for line in family],
-            [100 * line.top1.mean for line in family],
-            [100 * (line.top1.half or 0) for line in family],
-            label=name,
-            **style,
-        )
-    panel.set(xlabel="training examples", ylabel="top-1 (%)", xscale="log")
+        means, halves = zip(*map(_percent, family), strict=True)
+        panel.errorbar([line.examples or 0 for line in family], means, halves, label=name, **style)
+    panel.set(xlabel="training examples", ylabel=_label(lines), xscale="log")
     panel.legend(frameon=False, fontsize=8)
     _save(figure, path)
     return True
+
+
+def _percent(line: Line) -> tuple[float, float]:
+    """What a method is judged by, and half its interval."""
+    _, score = line.judged
+    return 100 * score.mean, 100 * (score.half or 0)
+
+
+def _label(lines: Sequence[Line]) -> str:
+    return f"{lines[0].judged[0].label} (%)"
 
 
 def _styles() -> Iterator[dict[str, Any]]:

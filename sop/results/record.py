@@ -15,31 +15,38 @@ from ml_collections import ConfigDict
 
 from sop.config import KEYS, flatten, stage_configs
 from sop.config.validation import as_json
-from sop.data import transforms
-from sop.data.sources import open_source
+from sop.detection import create_network
 from sop.errors import UsageError
-from sop.models.catalogue import cost
+from sop.models.catalogue import of_forward_pass, shapes
 from sop.progress import shown
 from sop.results.robustness import Robustness, examine
 from sop.sweep.progress import read_results
 from sop.training.durable import write_atomically
 from sop.training.provenance import read_provenance
 from sop.training.saved import saved_progress
-from sop.training.workdir import run_config
+from sop.training.scores import CLASSIFICATION, DETECTION, Measures, measures
+from sop.training.task import task_of
+from sop.training.workdir import run_config, with_whole_model
 
 Row = Mapping[str, Any]
 
-# What a row holds, in this order; a caller may put further ones in front.
-FIELDS = (
-    *("method", "seed", "dataset", "train_split", "eval_split", "eval_transforms", "examples"),
-    *("count", "top1", "top5", "loss", "epoch", *Robustness._fields),
-    *("learning_rate", "lr_multipliers", "parameters", "multiply_adds"),
-    *("config", "commit", "dirty", "machine", "jax", "seconds", "start"),
-)
+
+def _fields(judged: Measures, *others: str) -> tuple[str, ...]:
+    return (
+        *("method", "seed", "dataset", "train_split", "eval_split", "eval_transforms", "examples"),
+        *("count", *(each.name for each in judged), *others),
+        *("learning_rate", "lr_multipliers", "parameters", "multiply_adds"),
+        *("config", "commit", "dirty", "machine", "jax", "seconds", "start"),
+    )
+
+
+# What the row of a classifier holds, in this order; a caller may put further ones in front.
+FIELDS = _fields(CLASSIFICATION, "loss", "epoch", *Robustness._fields)
+_FIELDS_OF = {CLASSIFICATION: FIELDS, DETECTION: _fields(DETECTION, "epoch")}
 _NUMBERS = {
     **dict.fromkeys(("seed", "examples", "count", "parameters", "multiply_adds"), int),
-    **dict.fromkeys(("top1", "top5", "loss", "epoch", "learning_rate", "seconds"), float),
-    **dict.fromkeys(Robustness._fields, float),
+    **dict.fromkeys((each.name for each in (*CLASSIFICATION, *DETECTION)), float),
+    **dict.fromkeys(("loss", "epoch", "learning_rate", "seconds", *Robustness._fields), float),
     **{"images_per_second": float, "memory": int},
 }
 
@@ -56,12 +63,13 @@ def record(workdir: Path, method: str, robustness: bool = False) -> Row:
     config, found = run_config(workdir), read_results(workdir)
     if found is None:
         raise UsageError(f"The run in {workdir} has no results yet: let it finish first.")
+    fields = _FIELDS_OF[measures(found)]
     last = stage_configs(config)[-1]
     entries = read_provenance(workdir)
     newest = entries[-1] if entries else {}
     data = saved_progress(workdir).get("data")
     row = {
-        **{name: found.get(name) for name in FIELDS if name in found},
+        **{name: found.get(name) for name in fields if name in found},
         **(examine(workdir)._asdict() if robustness else {}),
         "method": method,
         "seed": config.seed,
@@ -82,18 +90,19 @@ def record(workdir: Path, method: str, robustness: bool = False) -> Row:
         "seconds": sum(entry.get("seconds") or 0 for entry in entries),
         "start": entries[0]["start"] if entries else None,
     }
-    return {name: row.get(name) for name in FIELDS}
+    return {name: row.get(name) for name in fields}
 
 
 def fingerprint(config: ConfigDict) -> str:
-    """Ten hexadecimal digits that stand for what a config, with its whole model, says of a result.
+    """Ten hexadecimal digits that stand for what a config says of a result.
 
-    Seeds, and what may change while a run goes on, say nothing; nor does what has its default or
-    is zero, so that a key that comes to the schema leaves the digits as they are.
+    They are those of the config with its whole model, whether it is written out or not. Seeds, and
+    what may change while a run goes on, say nothing; nor does what has its default or is zero, so
+    that a key that comes to the schema leaves the digits as they are.
     """
     flat = {
         key: value
-        for key, value in flatten(as_json(config)).items()
+        for key, value in flatten(as_json(with_whole_model(config))).items()
         if key != "seed"
         and value
         and not (key in KEYS and (KEYS[key].resume is True or value == _default(key)))
@@ -108,9 +117,8 @@ def _default(key: str) -> Any:
 
 def image_size(config: ConfigDict) -> int | None:
     """Height of evaluation's images, where it is known without decoding one."""
-    last = stage_configs(config)[-1].input
-    source = open_source(last.dataset, last.eval_split, last.data_dir)
-    size = transforms.parse(last.eval_transforms, training=False).output_size(source.image_size)
+    last = stage_configs(config)[-1]
+    size = task_of(last.model).image_size(last.input)
     return size[0] if size and size[0] == size[1] else None
 
 
@@ -122,7 +130,8 @@ def multiply_adds(config: ConfigDict) -> int | None:
 
 @functools.cache
 def _multiply_adds(model: str, size: int) -> int:
-    return cost(json.loads(model), size).multiply_adds
+    network = create_network(json.loads(model))
+    return of_forward_pass(network, *shapes(network, size))
 
 
 def _machine(entry: Mapping[str, Any]) -> str | None:
@@ -185,6 +194,11 @@ def refuse_other_data(rows: Iterable[Row]) -> None:
     first: Row | None = None
     for row in rows:
         first = first or row
+        if measures(row) != measures(first):
+            raise UsageError(
+                f"'{first['method']}' and '{row['method']}' are a classifier and a detector, which "
+                "are judged by other measures: make a table of each."
+            )
         for name in ("dataset", "eval_split", "count", "eval_transforms"):
             if row[name] != first[name]:
                 raise UsageError(

@@ -8,8 +8,9 @@ import cv2
 import numpy as np
 
 from sop.data.sources import open_source
+from sop.errors import UsageError
 from sop.using.predictions import Predictions
-from sop.using.run import load
+from sop.using.run import Run, load
 
 _BINS = 15
 _DEVIATION = 0.08 * 255
@@ -40,9 +41,14 @@ def examine(workdir: Path) -> Robustness:
     Common Corruptions and Perturbations", ICLR 2019. Undecodable images are left out.
 
     Raises:
-      UsageError: as `sop.load`.
+      UsageError: as `sop.load`, or the run is a detector.
     """
     run = load(workdir, "latest", {"input.test_transforms": None})
+    if not isinstance(run, Run):
+        raise UsageError(
+            f"--robustness examines classifiers, and the run in {workdir} is a detector: leave it "
+            "out."
+        )
     inputs = run.config.input
     pictures = open_source(inputs.dataset, inputs.eval_split, inputs.data_dir)
     kinds: dict[str, Callable] = {"noise": noise, "blur": blur, "contrast": fade}

@@ -70,14 +70,9 @@ def _step(config: ConfigDict, size: int) -> tuple[Callable[[], None], int, int |
     rate = last.optimizer.learning_rate
     schedule = make_schedule(last.schedule, rate, last.num_epochs, 1000)
     tx = make_optimizer(last.optimizer, schedule, variables["params"])
-    step = data_parallel(make_task(last, model).train_step(tx), mesh)
-    random = np.random.default_rng(0)
-    shape = (last.batch_size, size, size, 3)
-    batch = {
-        "image": random.integers(0, 256, shape, np.uint8),
-        "label": random.integers(0, last.model.num_classes, last.batch_size, np.int32),
-    }
-    on_devices = to_devices(mesh, batch)
+    task = make_task(last, model)
+    step = data_parallel(task.train_step(tx), mesh)
+    on_devices = to_devices(mesh, task.noise(np.random.default_rng(0), (size, size)))
     state = jax.device_put(init_state(variables, tx), replicated(mesh))
     compiled = step.lower(state, on_devices).compile()
 

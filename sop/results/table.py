@@ -12,6 +12,7 @@ from sop.results.speed import Speed
 from sop.results.statistics import Estimate, by_seed, difference, estimate
 from sop.training.durable import write_json
 from sop.training.memory import readable
+from sop.training.scores import Measure, measures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,27 +21,37 @@ class Line:
 
     Attributes:
       method: its name.
-      top1: accuracy in [0, 1] over the seeds.
-      difference: of top-1 to the baseline's, paired by seed; None: of the baseline, or without one.
+      scores: of each measure that methods are compared by, in [0, 1] over the seeds; None: its runs
+        have no such score. The first is the one that says which method is the best.
+      differences: of the same to the baseline's, paired by seed; None: of the baseline, or without
+        one.
       learning_rate: of its runs.
       lr_multipliers: of its runs, as text; "": none.
       examples: that it was trained on.
       parameters: number of them.
       multiply_adds: of the forward pass on one image.
       speed: of its training step, if it was timed.
-      robustness: name → its mean over the seeds, see `sop.results.robustness`; {}: not examined.
+      robustness: name → its mean over the seeds, see `sop.results.robustness`; None: not examined;
+        of detectors there are none.
     """
 
     method: str
-    top1: Estimate
-    difference: Estimate | None
+    scores: Mapping[Measure, Estimate | None]
+    differences: Mapping[Measure, Estimate | None]
     learning_rate: float
     examples: int | None
     parameters: int
     multiply_adds: int | None
     lr_multipliers: str = ""
     speed: Speed | None = None
-    robustness: Mapping[str, Estimate] = dataclasses.field(default_factory=dict)
+    robustness: Mapping[str, Estimate | None] = dataclasses.field(default_factory=dict)
+
+    @property
+    def judged(self) -> tuple[Measure, Estimate]:
+        """The measure that says which method is the best, and its value."""
+        measure, value = next(iter(self.scores.items()))
+        assert value is not None  # a run without it has no row
+        return measure, value
 
 
 def summarize(
@@ -71,17 +82,23 @@ def summarize(
             f"There is no method '{baseline}'.{did_you_mean(baseline, groups)} There are "
             f"{', '.join(groups)}."
         )
-    accuracy = {
-        method: by_seed([(run["seed"], run["top1"]) for run in runs], method)
+    compared = [measure for measure in measures(rows[0]) if measure.compared]
+    scores = {
+        method: {measure: _by_seed(runs, measure, method) for measure in compared}
         for method, runs in groups.items()
     }
+    base = scores.get(baseline) if baseline is not None else None
     return [
         Line(
             method=method,
-            top1=estimate(list(accuracy[method].values())),
-            difference=difference(accuracy[method], accuracy[baseline])
-            if baseline not in (None, method)
-            else None,
+            scores={
+                measure: estimate(list(values.values())) if values else None
+                for measure, values in scores[method].items()
+            },
+            differences={
+                measure: difference(values, base[measure]) if base and method != baseline else None
+                for measure, values in scores[method].items()
+            },
             learning_rate=runs[0]["learning_rate"],
             lr_multipliers=runs[0].get("lr_multipliers") or "",
             examples=runs[0]["examples"],
@@ -90,12 +107,20 @@ def summarize(
             speed=(speeds or {}).get(method),
             robustness={
                 name: estimate([run[name] for run in runs])
-                for name in Robustness._fields
                 if all(run.get(name) is not None for run in runs)
+                else None
+                for name in Robustness._fields
+                if name in runs[0]
             },
         )
         for method, runs in groups.items()
     ]
+
+
+def _by_seed(runs: Sequence[Row], measure: Measure, method: str) -> dict[int, float]:
+    """Seed → score; {}: of a detector that finds no masks."""
+    pairs = [(run["seed"], run[measure.name]) for run in runs]
+    return by_seed([pair for pair in pairs if pair[1] is not None], method)
 
 
 class _Column(NamedTuple):
@@ -114,11 +139,22 @@ def percent(value: Estimate | None, signed: bool = False) -> str:
     return mean if value.half is None else f"{mean} ± {100 * value.half:.2f}"
 
 
-_COLUMNS = (
+def _of_measure(measure: Measure) -> tuple[_Column, _Column]:
+    return (
+        _Column(f"{measure.label} (%)", lambda line: percent(line.scores[measure]), optional=True),
+        _Column(
+            "difference",
+            lambda line: percent(line.differences[measure], signed=True),
+            optional=True,
+        ),
+    )
+
+
+_FIRST = (
     _Column("method", lambda line: line.method),
-    _Column("seeds", lambda line: str(line.top1.size)),
-    _Column("top-1 (%)", lambda line: percent(line.top1)),
-    _Column("difference", lambda line: percent(line.difference, signed=True), optional=True),
+    _Column("seeds", lambda line: str(line.judged[1].size)),
+)
+_OTHERS = (
     _Column("noise (%)", lambda line: percent(line.robustness.get("noise")), optional=True),
     _Column("blur (%)", lambda line: percent(line.robustness.get("blur")), optional=True),
     _Column("contrast (%)", lambda line: percent(line.robustness.get("contrast")), optional=True),
@@ -146,10 +182,14 @@ def _millions(count: int | None) -> str:
 
 
 def cells(lines: Sequence[Line]) -> list[list[str]]:
-    """The heads of the columns and the cells of each line; empty columns are left out."""
+    """The heads of the columns and the cells of each line; empty columns are left out.
+
+    A difference is one of the column before.
+    """
+    scores = (column for measure in lines[0].scores for column in _of_measure(measure))
     columns = [
         column
-        for column in _COLUMNS
+        for column in (*_FIRST, *scores, *_OTHERS)
         if not column.optional or any(column.cell(line) for line in lines)
     ]
     heads = [column.head for column in columns]
@@ -173,18 +213,27 @@ def as_markdown(lines: Sequence[Line]) -> str:
 
 
 def plain(line: Line) -> dict[str, Any]:
-    """A line as numbers: 'top1', 'top1_half', 'difference', 'difference_half', …"""
-    found: dict[str, Any] = {"method": line.method, "seeds": line.top1.size}
-    for name, value in (("top1", line.top1), ("difference", line.difference)):
-        found |= {name: value and value.mean, f"{name}_half": value and value.half}
+    """A line as numbers: 'top1', 'top1_half', 'difference', 'difference_half', …
+
+    'difference' is that of the first measure; of another, 'AP50_difference'.
+    """
+    judged, seeds = line.judged[0], line.judged[1].size
+    found: dict[str, Any] = {"method": line.method, "seeds": seeds}
+    for measure, score in line.scores.items():
+        found |= _plain(measure.name, score)
+        prefix = "" if measure == judged else f"{measure.name}_"
+        found |= _plain(f"{prefix}difference", line.differences[measure])
     for name in ("learning_rate", "examples", "parameters", "multiply_adds"):
         found[name] = getattr(line, name)
-    for name in Robustness._fields:
-        value = line.robustness.get(name)
-        found |= {name: value and value.mean, f"{name}_half": value and value.half}
+    for name, value in line.robustness.items():
+        found |= _plain(name, value)
     for name in Speed._fields:
         found[name] = getattr(line.speed, name, None)
     return found
+
+
+def _plain(name: str, value: Estimate | None) -> dict[str, float | None]:
+    return {name: value and value.mean, f"{name}_half": value and value.half}
 
 
 def write_tables(folder: str | os.PathLike, lines: Sequence[Line]) -> None:

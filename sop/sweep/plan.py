@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -15,12 +16,10 @@ from sop.command import Parser
 from sop.config import stage_configs
 from sop.config.command_line import add_config, parse
 from sop.config.validation import as_json
-from sop.data import transforms
-from sop.data.sources import open_source
 from sop.errors import UsageError
-from sop.models.lookup import is_detector
 from sop.sweep.grid import Grid, combinations, name_of
 from sop.training import pretrained
+from sop.training.task import task_of
 from sop.training.workdir import refuse_another_config, with_whole_model
 
 _LONGEST = 200  # characters of a folder's name; file systems take 255
@@ -144,14 +143,10 @@ def parse_config(arguments: Sequence[str]) -> ConfigDict:
     parser = Parser()
     add_config(parser)
     config = with_whole_model(parse(parser, arguments)[1])
-    if is_detector(config.model):
-        raise UsageError(
-            "A sweep compares classifiers by top-1: set config.model.detector.name=None, or train "
-            "detectors one by one."
-        )
     for stage in stage_configs(config):
-        transforms.parse(stage.input.train_transforms, training=True)
-        transforms.parse(stage.input.eval_transforms, training=False)
+        task = task_of(stage.model)
+        task.parse_transforms(stage.input.train_transforms, training=True)
+        task.parse_transforms(stage.input.eval_transforms, training=False)
     return config
 
 
@@ -179,13 +174,15 @@ def refuse_unfit(runs: Sequence[Run]) -> None:
     for source in dict.fromkeys(run.config.init_from for run in runs):
         if source:
             pretrained.find(source)
-    for dataset, split, data_dir in dict.fromkeys(each for run in runs for each in _splits(run)):
-        open_source(dataset, split, data_dir)
+    for open_split, *names in dict.fromkeys(each for run in runs for each in _splits(run)):
+        open_split(*names)
     for run in runs:
         refuse_another_config(run.workdir, run.config)
 
 
-def _splits(run: Run) -> Iterator[tuple[str, str, str | None]]:
+def _splits(run: Run) -> Iterator[tuple[Any, ...]]:
+    """What opens each of its splits, and the arguments."""
     for stage in stage_configs(run.config):
         for split in (stage.input.train_split, stage.input.eval_split):
-            yield stage.input.dataset, split, stage.input.data_dir
+            open_split = task_of(stage.model).open_split
+            yield open_split, stage.input.dataset, split, stage.input.data_dir

@@ -11,6 +11,7 @@ from sop.config import stage_configs
 from sop.sweep.plan import Run
 from sop.training.durable import write_json
 from sop.training.lock import is_in_use
+from sop.training.scores import best_score
 
 FAILURE = "failure.json"
 
@@ -44,10 +45,11 @@ def read_results(workdir: Path) -> dict[str, Any] | None:
     """`results.json` of a work folder; None where there is none, or a damaged one."""
     try:
         found = json.loads((workdir / "results.json").read_bytes())
+        if isinstance(found, dict) and isinstance(found.get("epoch"), int | float):
+            return found if math.isfinite(best_score(found)) else None
     except (OSError, ValueError):
-        return None
-    usable = isinstance(found, dict) and isinstance(found.get("epoch"), int | float)
-    return found if usable and math.isfinite(found["top1"]) else None
+        pass
+    return None
 
 
 def record_failure(run: Run, status: int, said: str) -> None:

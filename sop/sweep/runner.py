@@ -12,6 +12,7 @@ from typing import NamedTuple
 from sop.interruption import Interruption, say
 from sop.sweep.plan import Run
 from sop.sweep.progress import Progress, progress, record_failure, result
+from sop.training.scores import describe_best
 
 LOG = "log.txt"
 _WAIT = 0.2  # seconds between two looks at the processes
@@ -114,7 +115,7 @@ def _settle(ended: _Started, stopping: bool) -> str:
     """Writes down how a run ended, and says it."""
     status = ended.process.returncode
     if (found := result(ended.run)) is not None and status == 0:
-        return f"top-1 {found['top1']:.2%}"
+        return describe_best(found)
     if status < 0 or status in _STOPPED or status == 0 or stopping:
         return "stopped" if status >= 0 else f"ended by {signal.Signals(-status).name}"
     if progress(ended.run) is Progress.RUNNING:

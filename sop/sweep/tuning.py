@@ -2,8 +2,8 @@
 
 The runs of the tuning stand in `WORKDIR/tuning`, the grids of the tuned keys beside the others,
 with seed 0. They train on one part of the training split and are evaluated, at their end, on the
-other; the test split is not opened. The values with the best top-1 there are what the runs of all
-seeds then train with, on the whole training split.
+other; the test split is not opened. The values that are best there, by `sop.training.scores.rank`,
+are what the runs of all seeds then train with, on the whole training split.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ from typing import Any
 from sop.errors import UsageError
 from sop.sweep.grid import Grid, name_of, split_values
 from sop.sweep.plan import Run, Sweep, parse_config
+from sop.training.scores import rank
 
 _SHARE = 80  # percent of the training split that the tuning trains on
 
@@ -89,7 +90,7 @@ def make_tuning(sweep: Sweep, grids: Sequence[Grid], splits: str | None) -> Tuni
 
 def _names(splits: str) -> set[str]:
     """Names of splits in a text, their parts left out."""
-    return set(re.findall(r"[A-Za-z_]\w*", re.sub(r"\[.*?\]", "", splits)))
+    return {name.strip() for name in re.split("[+,]", re.sub(r"\[.*?\]", "", splits))}
 
 
 def phases(
@@ -131,19 +132,19 @@ def choose(
 ) -> dict[str, dict[str, str]]:
     """Method → the tuned keys with their best values; one none of whose runs finished is left out.
 
-    Of equal top-1 the smaller loss is better.
+    What is better, see `sop.training.scores.rank`; of equals the first is chosen.
 
     Args:
       runs: of `Tuning.sweep`.
       tuning: their own.
-      result: run → 'top1' and 'loss' at its end; None: it failed.
+      result: run → its scores at its end; None: it failed.
     """
     best: dict[str, tuple[tuple[float, float], dict[str, str]]] = {}
     for run in runs:
         found = result(run)
         if found is None:
             continue
-        score = found["top1"], -found["loss"]
+        score = rank(found)
         method = tuning.method(run.settings)
         if method not in best or score > best[method][0]:
             best[method] = score, {grid.key: run.settings[grid.key] for grid in tuning.grids}

@@ -8,5 +8,6 @@ brought to these names by the network's aliases; `to_state_dict` writes them.
 
 from sop.torch_weights.engine import convert, convert_layer, to_state_dict
 from sop.torch_weights.files import read
+from sop.torch_weights.names import has_names
 
-__all__ = ["convert", "convert_layer", "read", "to_state_dict"]
+__all__ = ["convert", "convert_layer", "has_names", "read", "to_state_dict"]

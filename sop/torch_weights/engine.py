@@ -13,11 +13,11 @@ from flax import traverse_util
 
 import sop.layers
 from sop.checks import Pattern, check
-from sop.detection import create_detector
+from sop.detection import create_network
 from sop.errors import UsageError
-from sop.models import create_model, get_backbone
+from sop.models import get_backbone
 from sop.models.backbone import TorchNames
-from sop.models.lookup import entry, is_detector
+from sop.models.lookup import entry
 from sop.torch_weights.files import unwrap
 from sop.torch_weights.layouts import to_flax, to_torch, torch_shape
 from sop.torch_weights.names import canonical, names_of, rules_of, torch_name
@@ -103,7 +103,7 @@ def conversion(
     allow_missing = tuple(allow_missing)
     for pattern in allow_missing:
         check("allow_missing", pattern, Pattern)
-    model = _make(config)
+    model = create_network(config)
     names = names_of(config)
     wanted = trace(model)
     paths = {torch_name(path, names): path for path in wanted}
@@ -178,7 +178,7 @@ def to_state_dict(
     names = names_of(config)
     flat = traverse_util.flatten_dict(dict(variables), sep="/")
     flat = {path: np.asarray(x) for path, x in flat.items()}
-    order = _order(_make(config), config, triangle)
+    order = _order(create_network(config), config, triangle)
     for path in _READERS if order else ():
         if path in flat:
             flat[path] = _reorder(flat[path], order, back=True)
@@ -208,10 +208,6 @@ def convert_layer(
     if names != set(state_dict):
         raise ValueError(f"{type(layer).__name__} does not use {sorted(set(state_dict) - names)}.")
     return traverse_util.unflatten_dict(variables, sep="/")
-
-
-def _make(config: Mapping[str, Any]) -> nn.Module:
-    return create_detector(config) if is_detector(config) else create_model(config)
 
 
 def _keep_image_sizes(wanted, stored, names, config):

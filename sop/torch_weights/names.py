@@ -47,10 +47,19 @@ def names_of(config: Mapping[str, Any]) -> TorchNames:
     return _with_detector(names, config) if is_detector(config) else names
 
 
+def has_names(config: Mapping[str, Any]) -> bool:
+    """Whether the parameters of a config.model have names in PyTorch, as those of SSD have not."""
+    return not is_detector(config) or _names_of_detector(entry(config, "detector")[0]) is not None
+
+
+def _names_of_detector(name: str | None) -> TorchNames | None:
+    return getattr(DETECTORS.get(name), "torch_names", None)
+
+
 def _with_detector(features: TorchNames, config: Mapping[str, Any]) -> TorchNames:
     """The names of a detector on these features, whose files are not those of classifiers."""
     name, _ = entry(config, "detector")
-    names = getattr(DETECTORS.get(name), "torch_names", None)
+    names = _names_of_detector(name)
     if names is None:
         raise UsageError(f"No PyTorch weights of the detector {show(name)} are known here.")
     return dataclasses.replace(names, names=(*names.names, *features.names), unused=features.unused)

@@ -12,7 +12,10 @@ from jax import lax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from sop.data.annotated import open_annotated
 from sop.data.normalization import make_normalize
+from sop.data.scenes import parse_scenes
+from sop.detection import learned_mask_size
 from sop.detection.metric import Found, average_precision
 from sop.errors import UsageError
 from sop.training.evaluation import refuse_no_example, results
@@ -30,9 +33,35 @@ class Detection:
     [b], 'mask': bool [b]}: an example's place in the split, and whether it counts.
     """
 
+    parse_transforms = staticmethod(parse_scenes)
+    open_split = staticmethod(open_annotated)
+
     def __init__(self, config: ConfigDict, model: nn.Module):
         self._config, self._model = config, model
         self._normalize = make_normalize(config)
+
+    @staticmethod
+    def image_size(options: ConfigDict) -> tuple[int, int] | None:
+        """None where `resize_pad` gives images one of two sizes."""
+        return parse_scenes(options.eval_transforms, training=False).output_size(None)
+
+    def noise(self, random: np.random.Generator, size: tuple[int, int]) -> dict[str, np.ndarray]:
+        """With as many objects as `config.input.max_objects` allows."""
+        config = self._config
+        rows = config.batch_size, config.input.max_objects
+        limits = np.float32(size[::-1])
+        corners = np.sort(random.random((*rows, 2, 2), np.float32), axis=2) * limits
+        batch = {
+            "image": random.integers(0, 256, (rows[0], *size, 3), np.uint8),
+            "size": np.tile(np.float32(size), (rows[0], 1)),
+            "boxes": corners.reshape(*rows, 4),
+            "labels": random.integers(0, config.model.num_classes, rows, np.int32),
+            "valid": np.ones(rows, bool),
+            "crowd": np.zeros(rows, bool),
+        }
+        if side := learned_mask_size(config.model):
+            batch["masks"] = np.full((*rows, side, side), 255, np.uint8)
+        return batch
 
     def train_step(self, tx: optax.GradientTransformation) -> Step:
         """The detector's losses are metrics by their names, 'loss' is their sum."""

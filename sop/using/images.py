@@ -17,6 +17,7 @@ from sop.data.folders import read_file
 from sop.data.images import BadImageError, image_suffixes, without_orientation
 from sop.data.sources import open_source
 from sop.errors import UsageError, shorten, show
+from sop.training.task import task_of
 
 UNLABELLED = -1
 _SPLIT = "split:"
@@ -179,6 +180,22 @@ def _in_folder(folder: Path) -> list[tuple[Path, tuple[str, ...]]]:
     return files
 
 
+def evaluation_transforms(config: ConfigDict) -> tuple[str, str]:
+    """Key and text of the transforms that `--mode=eval` takes, of a config without stages."""
+    name = "eval_transforms" if config.input.test_transforms is None else "test_transforms"
+    return name, config.input[name]
+
+
+def evaluation_pipeline(config: ConfigDict) -> Any:
+    """The same, parsed as its task does.
+
+    Raises:
+      UsageError: they cannot be.
+    """
+    name, text = evaluation_transforms(config)
+    return task_of(config.model).parse_transforms(text, training=False, name=name)
+
+
 class Batch(NamedTuple):
     """Some pictures as a network takes them.
 
@@ -212,11 +229,8 @@ class Loader:
     @classmethod
     def of(cls, config: ConfigDict) -> "Loader":
         """That of a config without stages."""
-        text, name = config.input.eval_transforms, "eval_transforms"
-        if config.input.test_transforms is not None:
-            text, name = config.input.test_transforms, "test_transforms"
-        pipeline = transforms.parse(text, training=False, name=name)
-        return cls(pipeline, config.input.exif == "obey", config.input.num_workers)
+        obey_exif = config.input.exif == "obey"
+        return cls(evaluation_pipeline(config), obey_exif, config.input.num_workers)
 
     def one(self, image: bytes | np.ndarray) -> np.ndarray:
         """uint8 [(V,) H, W, 3].

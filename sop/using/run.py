@@ -4,31 +4,26 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from sop.config import check, stage_configs
-from sop.data.normalization import make_normalize
+from sop.config import check
 from sop.errors import UsageError
-from sop.models import create_model
 from sop.models.lookup import is_detector
 from sop.models.network import Network
-from sop.training.checkpoints import Checkpoints
-from sop.training.exported import is_export, read_export
 from sop.training.memory import check_compiled
-from sop.training.saved import saved_progress
-from sop.training.step import AXIS, data_parallel, make_forward, make_mesh, replicated
-from sop.training.workdir import run_config, with_whole_model
+from sop.training.step import AXIS, data_parallel, make_forward, make_mesh
+from sop.training.workdir import run_config
 from sop.using import layers
+from sop.using.detector import Detector, open_detector
 from sop.using.images import Batch, Image, Loader, Pictures, given
+from sop.using.loaded import Loaded
 from sop.using.predictions import Predictions
 
 
@@ -36,10 +31,10 @@ def load(
     workdir: str | os.PathLike,
     checkpoint: str | int = "best",
     changes: Mapping[str, Any] | None = None,
-) -> "Run":
+) -> "Run | Detector":
     """The run in a work folder, trained here or converted, as `--mode=eval` would evaluate it.
 
-    Or what `python -m sop.export` wrote.
+    Or what `python -m sop.export` wrote. Of a detector it is a `sop.using.Detector`.
 
     Its checkpoint is compared with its checksums; a damaged one is said, and the one before taken.
 
@@ -58,7 +53,8 @@ def load(
     with config.unlocked(), config.ignore_type():
         config.update_from_flattened_dict(dict(changes or {}))
     check(config)
-    return open_run(workdir, config, str(checkpoint))
+    open_it = open_detector if is_detector(config.model) else open_run
+    return open_it(workdir, config, str(checkpoint))
 
 
 def open_run(
@@ -70,75 +66,21 @@ def open_run(
     """As `load`, by a checked config of the same model.
 
     Raises:
-      UsageError: as `load`, or processes of other machines take part.
+      UsageError: as `load`, or the run is a detector.
     """
     if is_detector(config.model):
         raise UsageError(
-            f"The run in {workdir} is a detector, which gives no classes of whole images: load it "
-            "with sop.detection.finding.load_detector, see docs/detection.md."
+            f"The run in {workdir} is a detector, which gives no classes of whole images: "
+            "--mode=predict draws the objects that it finds."
         )
-    if jax.process_count() > 1:
-        raise UsageError(
-            f"A run is used by one process, not by {jax.process_count()}: leave out --coordinator, "
-            "--num_processes and --process_id; all devices of the process take part."
-        )
-    config = with_whole_model(stage_configs(config)[-1])
-    model = create_model(config.model, dtype=jnp.dtype(config.dtype))
-    mesh = make_mesh()
-    if is_export(workdir):
-        variables, facts = read_export(workdir)
-        variables = jax.device_put(variables, replicated(mesh))
-        found = variables, facts["step"], facts["epoch"], tuple(facts["class_names"])
-        return Run(str(workdir), config, model, *found, mesh)
-    with _quiet_orbax(), closing(Checkpoints(workdir, read_only=True, say=say)) as checkpoints:
-        variables, step, epoch = checkpoints.restore_variables(checkpoint, replicated(mesh))
-    data = saved_progress(workdir).get("data")
-    names = data[-1]["train"]["classes"] if data else map(str, range(config.model.num_classes))
-    return Run(str(workdir), config, model, variables, step, epoch, tuple(names), mesh)
-
-
-@contextmanager
-def _quiet_orbax() -> Iterator[None]:
-    """Without its warnings that nothing will be written."""
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
+    return Run.open(workdir, config, checkpoint, make_mesh(), say)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Run:
-    """A trained network with all that it needs to take images.
+class Run(Loaded):
+    """A trained classifier, see `Loaded`; it uses all devices."""
 
-    Attributes:
-      workdir: the work folder.
-      config: of its last stage.
-      model: called as `model.apply(variables, images, train=False)`, on normalised images.
-      variables: of its checkpoint, replicated over the mesh.
-      step, epoch: of the checkpoint.
-      class_names: as the data set that it was trained on has them; of converted weights numbers.
-      mesh: of all devices.
-    """
-
-    workdir: str
-    config: ConfigDict
     model: Network
-    variables: Mapping[str, Any]
-    step: int
-    epoch: float
-    class_names: tuple[str, ...]
-    mesh: Mesh
-
-    @property
-    def names_are_numbers(self) -> bool:
-        """Whether nothing is known of the classes but how many there are."""
-        return self.class_names == tuple(map(str, range(len(self.class_names))))
-
-    def __repr__(self) -> str:
-        what = f"{self.config.model.backbone}, step {self.step}, {len(self.class_names)} classes"
-        return f"<Run {self.workdir}: {what}>"
 
     def predict(self, images: Image | Sequence[Image]) -> Predictions:
         """What the network says of images, after the run's own evaluation transforms.
@@ -196,10 +138,16 @@ class Run:
         self._compile((self._padded(len(images)), *images.shape[1:]))
         return self.by_device(self._forward, images)
 
-    @functools.cached_property
-    def normalize(self) -> Callable[[jax.Array], jax.Array]:
-        """uint8 images → what `model` takes."""
-        return make_normalize(self.config)
+    def arguments(self, images: np.ndarray) -> tuple[np.ndarray, ...]:
+        return (images,)
+
+    def compute(self, variables: Any, *arguments: jax.Array) -> jax.Array:
+        """Logits, float32 [n, K]."""
+        logits: Any = self.model.apply(variables, self.normalize(arguments[0]), train=False)
+        return logits.astype(jnp.float32)
+
+    def answers(self, *arguments: np.ndarray) -> np.ndarray:
+        return self.logits(*arguments)
 
     @functools.cached_property
     def _forward(self) -> Callable:

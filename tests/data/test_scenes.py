@@ -171,6 +171,8 @@ def test_what_is_missing_is_named(tmp_path, coco):
         open_annotated(f"coco:{tmp_path}", "val")
     with pytest.raises(UsageError, match="does not exist"):
         open_annotated(f"coco:{tmp_path / 'no'}", "val")
+    with pytest.raises(UsageError, match=r"'train\[:80%\]' is a part of one.*--validation=TRAIN"):
+        open_annotated(f"coco:{tmp_path}", "train[:80%]")
 
 
 VOC = """<annotation><size><height>30</height><width>40</width></size>

@@ -10,6 +10,8 @@ import pytest
 
 import input_pipeline
 import main
+import sop
+from sop import export
 from sop.config.command_line import parse
 from sop.data.masks import decode_mask, encode_mask
 from sop.detection import __main__ as find
@@ -186,7 +188,7 @@ def test_scores_of_masks(whole, capsys):
     assert "mask AP" in capsys.readouterr().out
 
 
-def test_masks_are_written_and_drawn(whole, tmp_path):
+def test_masks_are_written_and_drawn(whole, folder, tmp_path):
     find.main([f"--workdir={whole}", f"--out={tmp_path}", "--count=2", "--threshold=0.0"])
     rows = json.loads((tmp_path / "detections.json").read_text())
     for row in rows:
@@ -196,6 +198,13 @@ def test_masks_are_written_and_drawn(whole, tmp_path):
         inside[int(top) : int(np.ceil(top + height)), int(left) : int(np.ceil(left + width))] = 1
         assert sorted(mask.shape) == [40, 60] and (mask <= inside).all()
     assert rows and (tmp_path / "page1.png").stat().st_size > 5000
+    loaded = sop.load(whole)
+    [path, *_] = sorted(folder.glob("val/*.png"))
+    [found] = loaded.detect(path)
+    mine = [row["segmentation"]["counts"] for row in rows if row["image_id"] == 0]
+    assert [mask["counts"].decode() for mask in found.masks] == mine
+    with pytest.raises(UsageError, match=r"resize_pad\(48, 32, 16\)', leave open how large"):
+        export.image_shape(loaded, None)
 
 
 @pytest.mark.heavy

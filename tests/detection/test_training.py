@@ -21,6 +21,7 @@ from sop.detection import __main__ as find
 from sop.detection import create_detector, learned_mask_size
 from sop.errors import UsageError
 from sop.models import create_model
+from sop.results import __main__ as compare
 from sop.sweep import __main__ as sweep
 from sop.training import pretrained
 from sop.training.detection import Detection
@@ -33,11 +34,8 @@ from tests.detection.small import ARGUMENTS
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The work folder of a short run."""
-    folder = tmp_path_factory.mktemp("runs") / "scenes"
-    main.main([*ARGUMENTS, f"--workdir={folder}"])
-    return folder
+def whole(scenes_run):
+    return scenes_run
 
 
 def results(folder):
@@ -149,16 +147,78 @@ def test_a_split_without_objects_is_refused(whole, monkeypatch):
         main.main(["--mode=eval", f"--workdir={whole}"])
 
 
-def test_a_sweep_is_refused(tmp_path):
-    arguments = ["--config=configs/digit_scenes.py", f"--workdir={tmp_path / 'runs'}"]
-    with pytest.raises(UsageError, match="compares classifiers"):
-        sweep.main(arguments)
+def test_a_run_of_a_sweep_is_known_and_put_into_a_table(whole, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path / "seed=0")
+    sweep.main([*ARGUMENTS, f"--workdir={tmp_path}"])
+    assert "1 run(s) in" in (said := capsys.readouterr().out) and "1 finished" in said
+    compare.main([str(tmp_path), "--time"])
+    [line] = json.loads((tmp_path / "results" / "table.json").read_text())
+    found = results(whole)
+    assert (line["AP"], line["AP50"]) == (found["AP"], found["AP50"])
+    assert line["mask_AP"] is None and line["parameters"] == found["parameters"]
+    assert line["multiply_adds"] > 1e6 and line["images_per_second"] > 0
+    said = capsys.readouterr().out
+    assert "AP50 (%)" in said and "mask" not in said and "top-1" not in said
+    with pytest.raises(UsageError, match="--robustness examines classifiers"):
+        compare.main([str(tmp_path), "--robustness"])
+
+
+def test_a_tuning_of_detectors_is_planned(tmp_path, capsys):
+    """On two parts of the training split; what cannot be meant is refused before."""
+    command = ["--config=configs/digit_scenes.py", "--tune=optimizer.learning_rate=0.01,0.02"]
+    command += [f"--workdir={tmp_path / 'runs'}", "--print"]
+    sweep.main(command)
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 2 and all("train_split=train[:80%]" in each for each in printed)
+    for wrong, message in [
+        ("--grid=input.train_transforms=flip,pad_crop(64, 4)", "pad_crop"),
+        ("--grid=model.detector.name=ssd,sdd", "no detector 'sdd'"),
+        ("--grid=model.detector.overlap=0.4,half", "overlap"),
+        ("--validation=train,test[:50%]", "choose on 'test'"),
+        ("--validation=train[:99%],valid", "no split 'valid'"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            sweep.main([*command, wrong])
     assert not (tmp_path / "runs").exists()
 
 
-def test_what_is_for_classification_says_so(whole):
-    with pytest.raises(UsageError, match="is a detector"):
-        sop.load(whole)
+def test_a_loaded_detector_finds_what_predict_finds(whole, tmp_path):
+    run = sop.load(whole, checkpoint="latest", changes={"input.exif": "ignore"})
+    assert repr(run).startswith("<Detector ") and run.class_names == tuple("0123456789")
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, size, np.uint8) for size in ((64, 64, 3), (30, 90, 3))]
+    for number, image in enumerate(images):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), image[..., ::-1])
+    paths = sorted(tmp_path.glob("*.png"))
+    found = run.detect(images)
+    for each, again in zip(found, run.detect(paths), strict=True):
+        np.testing.assert_array_equal(each.boxes, again.boxes)
+    assert (found[1].boxes <= [90, 30, 90, 30]).all() and found[1].masks is None
+    find.main([f"--workdir={whole}", "--checkpoint=latest", "--images", *map(str, paths)])
+    rows = json.loads((whole / "detections" / "detections.json").read_text())
+    assert len(rows) == sum(len(each.scores) for each in found) > 0
+    scores = np.concatenate([each.scores for each in found])
+    np.testing.assert_array_equal([row["score"] for row in rows], scores)
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(
+        UsageError, match=r"text\.png cannot be decoded, its bytes are not an image"
+    ):
+        run.detect(tmp_path / "text.png")
+
+
+def test_a_detector_sees_what_its_transforms_for_tests_make(whole):
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    changes = {"input.test_transforms": "resize_pad(128, 128, 64)"}
+    plain, larger = (sop.load(whole, changes=each).detect(image) for each in ({}, changes))
+    assert not np.array_equal(plain[0].boxes, larger[0].boxes)
+
+
+def test_what_is_for_classification_says_so(whole, digits_run, tmp_path):
+    arguments = ["--mode=visualize", f"--out={tmp_path}", "--images=split:test[:1]"]
+    for workdir, *more in ((whole,), (digits_run, f"--against={whole}")):
+        with pytest.raises(UsageError, match=r"is a detector.*--mode=predict draws the objects"):
+            main.main([*arguments, f"--workdir={workdir}", *more])
+    assert not list(tmp_path.iterdir())
 
 
 # Tracing ResNet-50 takes seconds; two of these are enough for every day.

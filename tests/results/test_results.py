@@ -3,12 +3,13 @@
 import csv
 import doctest
 import json
+import re
 
 import cv2
 import pytest
 
 import sop.results.statistics
-from configs import digits
+from configs import digit_scenes, digits
 from sop.config.validation import as_json
 from sop.errors import UsageError
 from sop.results import speed
@@ -25,13 +26,24 @@ from sop.training.workdir import with_whole_model
 def make_run(folder, method, seed, top1, representation="gavp", **changes):
     """A work folder as a run on the digits leaves it, but for the checkpoints."""
     config = digits.get_config()
-    config.seed, config.model.representation.name = seed, representation
+    config.model.representation.name = representation
+    scores = {"loss": 1.0, "top1": top1, "top5": 1.0}
+    return write_run(folder / f"{method},seed={seed}", config, seed, scores, changes)
+
+
+def make_detector(folder, kind, seed, ap, ap50, mask_ap=None):
+    masks = {} if mask_ap is None else {"mask_AP": mask_ap}
+    scores = {"AP": ap, "AP50": ap50, **masks}
+    return write_run(folder / f"{kind},seed={seed}", digit_scenes.get_config(kind), seed, scores)
+
+
+def write_run(path, config, seed, scores, changes=()):
+    config.seed = seed
     config = with_whole_model(config)
-    config.update_from_flattened_dict(changes)
-    path = folder / f"{method},seed={seed}"
+    config.update_from_flattened_dict(dict(changes))
     path.mkdir(parents=True)
     write_json(path / "config.json", as_json(config))
-    scores = {"step": 9, "epoch": 30.0, "loss": 1.0, "top1": top1, "top5": 1.0, "count": 360}
+    scores = {"step": 9, "epoch": 30.0, **scores, "count": 360}
     data = {key: config.input[key] for key in ("dataset", "eval_split", "eval_transforms")}
     write_json(path / "results.json", {**scores, **data, "parameters": 1000})
     HistoryFile(path).begin([{"split": "eval", **scores}])
@@ -80,6 +92,27 @@ def test_a_table_of_a_sweep(sweep, capsys):
     assert "+5.00" not in capsys.readouterr().out
 
 
+def test_detectors_are_compared_by_average_precision(tmp_path, capsys):
+    for seed, luck in enumerate((0.0, 0.1, 0.2)):
+        make_detector(tmp_path, "faster", seed, 0.4 + luck, 0.7)
+        make_detector(tmp_path, "mask", seed, 0.42 + luck, 0.7 + luck / 10, 0.3)
+    main([str(tmp_path), "--baseline=faster"])
+    head, faster, mask = capsys.readouterr().out.splitlines()[:3]
+    heads = ["AP (%)", "difference", "AP50 (%)", "difference", "mask AP (%)"]
+    assert re.split("  +", head)[2:7] == heads
+    assert "50.00 ± 24.84" in faster and "+" not in faster and "+2.00 ± 0.00" in mask
+    assert "+1.00 ± 2.48" in mask and "30.00 ± 0.00" in mask
+    [base, other] = json.loads((tmp_path / "results" / "table.json").read_text())
+    assert base["mask_AP"] is None and other["AP50_difference"] == pytest.approx(0.01)
+    assert other["difference"] == pytest.approx(0.02) and other["mask_AP_difference"] is None
+    assert "ece" not in base and "top1" not in base and base["multiply_adds"] > 1e6
+    rows = read_csv(tmp_path / "results" / "runs.csv")
+    assert [row["mask_AP"] for row in rows] == [None] * 3 + [0.3] * 3
+    make_run(tmp_path, "head=gavp", 0, 0.5)
+    with pytest.raises(UsageError, match="a classifier and a detector"):
+        main([str(tmp_path)])
+
+
 def test_accuracy_against_training_size(sweep):
     rows = list(read_folder(sweep).values())
     for number, row in enumerate(rows):
@@ -125,6 +158,15 @@ def test_a_fingerprint_is_of_what_decides_about_a_result():
     assert fingerprint(config) == before
     config.optimizer.learning_rate = 0.2
     assert fingerprint(config) != before
+
+
+@pytest.mark.parametrize("kind", ["ssd", "mask"])
+def test_a_fingerprint_is_of_the_whole_detector(kind):
+    config = digit_scenes.get_config(kind)
+    whole = with_whole_model(config)
+    assert as_json(whole) != as_json(config) and fingerprint(whole) == fingerprint(config)
+    whole.model.detector.overlap = 0.3
+    assert fingerprint(whole) != fingerprint(config)
 
 
 def test_rows_outlive_a_file(sweep, tmp_path):

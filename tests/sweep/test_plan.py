@@ -147,6 +147,10 @@ def test_a_tuning_on_what_is_tested_is_refused():
     assert (tuning.train, tuning.validation) == ("train[:1000]", "train[1000:]")
     with pytest.raises(UsageError, match="choose on 'test'"):
         make_tuning(plan(), [grid], "train,test[:50%]")
+    folder = plan(fixed=("--config.input.eval_split=VOC2007/test",))
+    make_tuning(folder, [grid], "VOC2007/train,VOC2007/val")
+    with pytest.raises(UsageError, match="choose on 'VOC2007/test'"):
+        make_tuning(folder, [grid], "VOC2007/train,VOC2012/val + VOC2007/test")
     with pytest.raises(UsageError, match="choose on 'train'"):
         make_tuning(plan(fixed=("--config.input.eval_split=train[90%:]",)), [grid], None)
     with pytest.raises(UsageError, match="two splits"):
@@ -182,6 +186,15 @@ def test_each_method_takes_the_value_that_was_best_on_validation(capsys):
     assert [run.config.optimizer.learning_rate for run in final] == [0.4, 0.1]
     assert final[0].config.input.eval_split == "test"
     assert "no optimizer.learning_rate worked" in capsys.readouterr().err
+
+
+def test_detectors_are_tuned_by_average_precision():
+    grid = Grid("optimizer.learning_rate", ("0.01", "0.02", "0.04"))
+    sweep = Sweep("configs/digit_scenes.py", (), (), 1, Path("runs"))
+    tuning = make_tuning(sweep, [grid], None)
+    runs = tuning.sweep(sweep).runs()
+    scores = iter([{"AP": 0.2, "AP50": 0.9}, {"AP": 0.3, "AP50": 0.5}, {"AP": 0.3, "AP50": 0.6}])
+    assert choose(runs, tuning, lambda run: next(scores)) == {"": {grid.key: "0.02"}}
 
 
 def test_two_keys_are_tuned_together():
