@@ -52,13 +52,30 @@ CHECKED = ("sop.ops", "sop.layers", "sop.training.step")
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
 
 
-# Files that take a minute or more.
-LONG = ("trajectories", "test_main", "layers/test_safety", "layers/test_transf", "rcnn_training")
+# Files that take half a minute or more, the longest first.
+LONG = (
+    "layers/test_safety",
+    "trajectories",
+    "test_configs",
+    "test_main",
+    "torch_weights",
+    "layers/test_transf",
+    "detection/test_training",
+    "test_rcnn.py",
+    "rcnn_training",
+    "test_loop",
+    "test_docs",
+    "test_runner",
+)
 
 
 def pytest_collection_modifyitems(items):
     """The longest files first, so that the workers end together; each file goes to one worker."""
-    items.sort(key=lambda item: not any(name in item.nodeid for name in LONG))
+
+    def place(item):
+        return next((n for n, name in enumerate(LONG) if name in item.nodeid), len(LONG))
+
+    items.sort(key=place)
 
 
 def trained(name, options, tmp_path_factory):

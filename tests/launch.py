@@ -128,8 +128,8 @@ def run_often(
 ) -> list[tuple[int, str]]:
     """The last module's `main` with each command's arguments, in forks of one process.
 
-    All modules are imported, once. For commands that end before they compute. Returns what `run`
-    does, for each.
+    All modules are imported, once, and none of them may compute, as forks have no other threads.
+    Returns what `run` does, for each.
     """
     code, output = run(
         "-c",

@@ -137,13 +137,26 @@ def buckets(config, training):
     return found if training else [{**rows, "mask": ((), np.bool_)} for rows in found]
 
 
+SHAPES = {}
+
+
+def variable_shapes(config):
+    """Of the config's network, traced once for all stages and experiments that have it."""
+    size, _ = image_size(config, training=True)
+    network = config.model.to_json(sort_keys=True), size
+    if network not in SHAPES:
+        start = partial(init_variables, create_model(config.model), 0, (*size, 3))
+        SHAPES[network] = jax.eval_shape(start)
+    return SHAPES[network]
+
+
 def steps(config):
     """The state's shapes, a function that makes it, and both steps on one device, as for a run."""
     model = create_model(config.model, dtype=jnp.dtype(config.dtype))
     schedule = make_schedule(config.schedule, config.optimizer.learning_rate, config.num_epochs, 10)
     size, _ = image_size(config, training=True)
     start = partial(init_variables, model, config.seed, (*size, 3))
-    variables = jax.eval_shape(start)
+    variables = variable_shapes(config)
     tx = make_optimizer(config.optimizer, schedule, variables["params"])
     prepare = partial(normalize, name=config.input.normalization)
     train_step = make_train_step(
@@ -184,9 +197,7 @@ def test_parameter_count_is_the_originals(name):
     golden = json.loads((folder / f"{GOLDEN[name]}.json").read_text())
     config = config_of(name)
     config.model.num_classes = np.load(folder / f"{GOLDEN[name]}.logits.npy").shape[1]
-    model = create_model(config.model)
-    variables = jax.eval_shape(partial(init_variables, model, 0, tuple(golden["input"][1:])))
-    assert parameters(variables["params"]) == golden["parameters"]
+    assert parameters(variable_shapes(config)["params"]) == golden["parameters"]
 
 
 @pytest.mark.parametrize("name", TRACED)

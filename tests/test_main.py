@@ -14,14 +14,14 @@ from sop.training.variables import load_variables
 from tests.kill_and_resume import newest_step, unequal
 from tests.launch import launch, run, run_often, run_together
 
-SMALL = (
+BRIEF = (
     "main.py",
     "--config=configs/digits.py",
     "--config.num_epochs=2",
     "--config.batch_size=144",
-    "--config.checkpoint.every_steps=2",
     "--config.model.representation.reduction=16",  # of 128, which compute for most of the time
 )
+SMALL = (*BRIEF, "--config.checkpoint.every_steps=2")
 LAST_STEP = 18
 
 
@@ -98,7 +98,7 @@ def test_a_killed_run_in_a_bucket_goes_on_as_if_on_a_disk_it_never_stopped(whole
 def test_two_processes_of_four_devices_are_one_of_eight(tmp_path):
     # At the config's rate a rounding of the first step, 3e-8, grows to 1e-3 in 18 steps, where
     # ReLUs open or close for it.
-    slow = (*SMALL, "--config.optimizer.learning_rate=1e-3")
+    slow = (*BRIEF, "--config.optimizer.learning_rate=1e-3")
     one, two = tmp_path / "one", tmp_path / "two"
     assert jax.device_count() == 8
     main.main([*slow[1:], f"--workdir={one}"])

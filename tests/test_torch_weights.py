@@ -27,7 +27,7 @@ from sop.torch_weights.triangle import columns_by_rows, likely_order
 from sop.training.variables import load_variables
 from tests import triangle_orders
 from tests.golden import network_cases
-from tests.golden.network_cases import CASES, MORE_CASES, TOLERANCE, compare, original, tensor
+from tests.golden.network_cases import CASES, MORE_CASES, TOLERANCE, compare, converted, tensor
 from tests.launch import ROOT, run_often
 
 QUICK = (
@@ -59,16 +59,23 @@ def assert_equal(found, expected):
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.fixture(scope="module")
+def network(request):
+    """What `converted` gives of a golden network, for all tests of it."""
+    return converted(request.param)
+
+
 @pytest.mark.parametrize(
-    "name",
+    "network",
     [
         *CASES,
         *QUICK,
         *(pytest.param(name, marks=pytest.mark.heavy) for name in MORE_CASES if name not in QUICK),
     ],
+    indirect=True,
 )
-def test_logits_are_the_originals(name):
-    error, count, published, unread = compare(name)
+def test_logits_are_the_originals(network):
+    error, count, published, unread = compare(*network)
     assert error < TOLERANCE
     assert count + unread == published
 
@@ -79,7 +86,7 @@ def test_every_golden_network_has_a_case():
 
 
 @pytest.mark.parametrize(
-    "name",
+    "network",
     [
         "cgd_preresnet20_cifar",
         "cgd_squeezenet1_1",
@@ -91,12 +98,12 @@ def test_every_golden_network_has_a_case():
         "timm_convnext_tiny",
         "timm_vit_tiny_patch16",
     ],
+    indirect=True,
 )
-def test_round_trip(name):
+def test_round_trip(network):
     """Out again under the same names, shapes and values, but for names that are never read."""
-    _, state_dict, _, logits = original(name)
-    config = {"num_classes": logits.shape[1], **(CASES | MORE_CASES)[name]}
-    found = to_state_dict(convert(state_dict, config), config)
+    (_, state_dict, _, _), config, conversion = network
+    found = to_state_dict(conversion.variables, config)
     read_names = [key for key in state_dict if not key.endswith(".scale")]
     assert set(found) == set(read_names)
     for key in read_names:
@@ -536,47 +543,55 @@ def small_weights(tmp_path_factory):
     )
 
 
-@pytest.fixture
-def command(small_weights):
-    """(state dict, config.model, function that runs the command on both with more arguments)."""
-    state_dict, config, files = small_weights
-    start = [sys.executable, "-m", "sop.torch_weights", *files]
-
-    def run(*arguments):
-        return subprocess.run([*start, *arguments], capture_output=True, text=True)
-
-    return state_dict, config, run
-
-
-def test_command(tmp_path, command):
-    """A safetensors file and a config become a checkpoint with the same variables."""
-    state_dict, config, run = command
-    done = run(f"--workdir={tmp_path / 'new'}")
-    assert done.returncode == 0, done.stderr
-    assert "resnet8_cifar with 77,587 parameters" in done.stdout
-    assert_equal(load_variables(tmp_path / "new"), convert(state_dict, config))
-    new_head = ("--config.model.num_classes=4", "--allow-missing=^fc")
-    refused = run(f"--workdir={tmp_path / 'other'}", new_head[0])
-    assert refused.returncode == 2
-    assert refused.stderr.strip().endswith("--allow-missing=REGEX.")
-    assert "Traceback" not in refused.stderr
-    done = run(f"--workdir={tmp_path / 'other'}", *new_head)
-    assert "not in the file, so new: fc." in done.stdout
-    assert load_variables(tmp_path / "other")["params"]["classifier"]["bias"].shape == (4,)
-
-
-def test_command_takes_options_that_the_config_file_does_not_name(tmp_path, command):
-    """Those of the backbone, and of what is put into it."""
-    _, _, run = command
-    done = run(
-        f"--workdir={tmp_path / 'new'}",
+# Commands that come to their end, but for one.
+COMMANDS = {
+    "plain": [],
+    "other classes": ["--config.model.num_classes=4"],
+    "new head": ["--config.model.num_classes=4", "--allow-missing=^fc"],
+    "own options": [
         "--config.model.stage_size=2",
         "--config.model.representation.name=mpncov",
         "--config.model.representation.reduction=8",
         r"--allow-missing=^fc|layer_reduce|layer\d\.1",
-    )
-    assert done.returncode == 0, done.stderr
-    params = load_variables(tmp_path / "new")["params"]
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def ran(small_weights, tmp_path_factory):
+    """Of each of COMMANDS and REFUSALS: what it ended with, and its work folder."""
+    folder = tmp_path_factory.mktemp("commands")
+    given = {**COMMANDS, **{number: each for number, (each, _) in enumerate(REFUSALS)}}
+    folders = [folder / f"run{number}" for number in range(len(given))]
+    commands = [
+        [*small_weights[2], f"--workdir={workdir}", *arguments]
+        for workdir, arguments in zip(folders, given.values(), strict=True)
+    ]
+    ends = run_often(commands, folder, ["sop.torch_weights.__main__"])
+    return dict(zip(given, zip(ends, folders, strict=True), strict=True))
+
+
+def test_command(small_weights, ran):
+    """A safetensors file and a config become a checkpoint with the same variables."""
+    state_dict, config, _ = small_weights
+    (code, output), new = ran["plain"]
+    assert code == 0, output
+    assert "resnet8_cifar with 77,587 parameters" in output
+    assert_equal(load_variables(new), convert(state_dict, config))
+    (code, output), new = ran["other classes"]
+    assert code == 2
+    assert output.strip().endswith("--allow-missing=REGEX.")
+    assert "Traceback" not in output and not new.exists()
+    (_, output), new = ran["new head"]
+    assert "not in the file, so new: fc." in output
+    assert load_variables(new)["params"]["classifier"]["bias"].shape == (4,)
+
+
+def test_command_takes_options_that_the_config_file_does_not_name(ran):
+    """Those of the backbone, and of what is put into it."""
+    (code, output), new = ran["own options"]
+    assert code == 0, output
+    params = load_variables(new)["params"]
     assert params["representation"]["reduce"]["kernel"].shape == (1, 1, 64, 8)
     assert "layer1_1" in params["features"]
 
@@ -604,22 +619,9 @@ REFUSALS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def refused(small_weights, tmp_path_factory):
-    """What each of REFUSALS ended with, and the work folder that it was not to make."""
-    folder = tmp_path_factory.mktemp("refusals")
-    folders = [folder / f"run{number}" for number in range(len(REFUSALS))]
-    commands = [
-        [*small_weights[2], f"--workdir={workdir}", *arguments]
-        for workdir, (arguments, _) in zip(folders, REFUSALS, strict=True)
-    ]
-    ends = run_often(commands, folder, ["sop.torch_weights.__main__"])
-    return list(zip(ends, folders, strict=True))
-
-
 @pytest.mark.parametrize("number", range(len(REFUSALS)), ids=[" ".join(a) for a, _ in REFUSALS])
-def test_command_refuses_in_one_sentence(number, refused):
-    (code, output), workdir = refused[number]
+def test_command_refuses_in_one_sentence(number, ran):
+    (code, output), workdir = ran[number]
     assert code == 2, output
     assert REFUSALS[number][1] in output
     assert "Traceback" not in output

@@ -109,6 +109,10 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
+        if jax.process_count() == 1:
+            # Every device has all of it. Of that Orbax would take a slice from each, and compile a
+            # program for each shape and device.
+            state = jax.tree.map(lambda x: x.addressable_data(0), state)
         optimizer = {"step": state.step, "opt_state": state.opt_state}
         average = {} if state.ema is None else {EMA: state.averaged_variables}
         items = ocp.args.Composite(

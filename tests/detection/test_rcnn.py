@@ -108,12 +108,18 @@ SMALL = {
 CONFIG = {"backbone": "resnet8_cifar", "num_classes": 3, "detector": SMALL}
 
 
-@pytest.fixture(scope="module", params=(False, True), ids=("", "inclusive"))
-def small(request):
-    """(inclusive, detector, variables, images, gradient of the losses' sum and the losses)"""
-    detector = create_detector({**CONFIG, "detector": {**SMALL, "inclusive": request.param}})
+@pytest.fixture(scope="module")
+def start():
+    """Images, and initial variables of the small detectors."""
     images = np.random.default_rng(0).standard_normal((1, 32, 32, 3)).astype(np.float32)
-    variables = jax.jit(detector.init)(jax.random.key(0), images)
+    return images, jax.jit(create_detector(CONFIG).init)(jax.random.key(0), images)
+
+
+@pytest.fixture(scope="module", params=(False, True), ids=("", "inclusive"))
+def small(request, start):
+    """(detector, variables, images, its `apply`, gradient of the losses' sum and the losses)"""
+    detector = create_detector({**CONFIG, "detector": {**SMALL, "inclusive": request.param}})
+    images, variables = start
 
     @jax.jit
     def gradient(params, targets):
@@ -130,7 +136,7 @@ def small(request):
 
         return jax.value_and_grad(loss, has_aux=True)(params)
 
-    return detector, variables, images, gradient
+    return detector, variables, images, jax.jit(detector.apply), gradient
 
 
 def targets_with_masks(*given, **more):
@@ -141,7 +147,7 @@ def targets_with_masks(*given, **more):
 
 @pytest.mark.parametrize("name", OBJECTS)
 def test_losses_and_gradients_are_finite(name, small):
-    _, variables, _, gradient = small
+    _, variables, _, _, gradient = small
     (_, losses), grads = gradient(variables["params"], targets_with_masks(*OBJECTS[name]))
     for leaf in jax.tree.leaves((losses, grads)):
         assert jnp.isfinite(leaf).all()
@@ -152,10 +158,10 @@ def test_losses_and_gradients_are_finite(name, small):
 
 
 def test_parameters_of_any_size_give_finite_numbers(small):
-    detector, variables, images, gradient = small
+    _, variables, images, apply, gradient = small
     for scale in (0.0, 1e3, 1e20):
         params = jax.tree.map(lambda x, s=scale: x * s, variables["params"])
-        found = jax.jit(detector.apply)({**variables, "params": params}, images)
+        found = apply({**variables, "params": params}, images)
         if scale < 1e20:  # there the logits themselves overflow
             (_, losses), grads = gradient(params, targets_with_masks(*OBJECTS["one"]))
             assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((losses, grads)))
@@ -165,8 +171,8 @@ def test_parameters_of_any_size_give_finite_numbers(small):
 
 
 def test_padding_is_cut_off(small):
-    detector, variables, images, _ = small
-    found = jax.jit(detector.apply)(variables, images, sizes=jnp.array([[10.0, 20.0]]))
+    _, variables, images, apply, _ = small
+    found = apply(variables, images, sizes=jnp.array([[10.0, 20.0]]))
     assert found["masks"].shape == (1, 10, 28, 28) and found["valid"].any()
     assert found["boxes"][..., 2].max() <= 20 and found["boxes"][..., 3].max() <= 10
 
@@ -174,20 +180,19 @@ def test_padding_is_cut_off(small):
 @pytest.mark.parametrize("small", [False], indirect=True)
 def test_what_is_learned_is_found(small):
     """Eighty steps on one image: its object is the first detection, with its half of the box."""
-    detector, variables, images, gradient = small
+    detector, variables, images, _, gradient = small
     targets = targets_with_masks([[4.0, 6.0, 22.0, 24.0]], True)
     targets["masks"] = targets["masks"].at[..., 28:, :].set(0)
     params, tx = variables["params"], optax.adam(3e-3)
     state = tx.init(params)
 
     @jax.jit
-    def step(params, state):
-        _, grads = gradient(params, targets)
+    def step(params, state, grads):
         updates, state = tx.update(grads, state)
         return optax.apply_updates(params, updates), state
 
     for _ in range(80):
-        params, state = step(params, state)
+        params, state = step(params, state, gradient(params, targets)[1])
     # With the statistics of the batch, as in these steps.
     apply = jax.jit(partial(detector.apply, train=True, mutable=["batch_stats"]))
     found, _ = apply({**variables, "params": params}, images)
@@ -317,18 +322,18 @@ def test_strides_are_those_of_the_maps(attention):
     assert rcnn._strides((800, 41), odd) == [4, 8, 16, 32]
 
 
+@pytest.mark.parametrize("small", [False], indirect=True)
 def test_padding_is_zero_for_the_network(small):
     """Whatever stands there in the batch."""
-    detector, variables, _, _ = small
+    detector, variables, _, _, _ = small
     config = digit_scenes.get_config("mask")
     task = Detection(config, detector)
     draw = np.random.default_rng(0)
     image = draw.integers(0, 256, (1, 32, 32, 3), np.uint8)
     size = np.float32([[20, 24]])
     other = np.where((np.arange(32) < 20)[:, None, None], image, 0)
-    found, again = (
-        jax.jit(task.forward)(variables, {"image": each, "size": size}) for each in (image, other)
-    )
+    forward = jax.jit(task.forward)
+    found, again = (forward(variables, {"image": each, "size": size}) for each in (image, other))
     jax.tree.map(np.testing.assert_array_equal, found, again)
 
 

@@ -119,7 +119,9 @@ def test_a_detector_starts_from_a_classifier():
 
     def variables(make, seed, **changes):
         config = {"backbone": "resnet8_cifar", "num_classes": 4, **changes}
-        return init_variables(make(config), seed, (32, 32, 3))
+        shapes = jax.eval_shape(partial(init_variables, make(config), 0, (32, 32, 3)))
+        draw = np.random.default_rng(seed).standard_normal
+        return jax.tree.map(lambda x: draw(x.shape, x.dtype), shapes)
 
     classifier = variables(create_model, 1)
     wanted = variables(create_detector, 2, detector=ssd)

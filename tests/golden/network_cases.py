@@ -129,14 +129,21 @@ def original(name):
     return golden, state_dict, x, np.load(FOLDER / f"{name}.logits.npy")
 
 
-def compare(name):
+def converted(name):
+    """(what `original` gives, config.model, `Conversion` of the state dict)."""
+    given = original(name)
+    _, state_dict, _, logits = given
+    config = {"num_classes": logits.shape[1], **(CASES | MORE_CASES)[name]}
+    return given, config, conversion(state_dict, config, ())
+
+
+def compare(given, config, found):
     """(largest error relative to the largest logit, our parameters, the original's, unread ones).
 
-    Unread are those that the original's forward pass never uses, which ours does without.
+    Of what `converted` gives. Unread are those that the original's forward pass never uses, which
+    ours does without.
     """
-    golden, state_dict, x, logits = original(name)
-    config = {"num_classes": logits.shape[1], **(CASES | MORE_CASES)[name]}
-    found = conversion(state_dict, config, ())
+    golden, state_dict, x, logits = given
     model = create_model(config)
     ours = jax.jit(lambda variables, x: model.apply(variables, x, train=False))(found.variables, x)
     error = abs(np.asarray(ours) - logits).max() / abs(logits).max()
@@ -149,7 +156,7 @@ def compare(name):
 def main(names):
     print(f"{'network':30} {'error':>8} {'parameters':>12} {'original':>12}  not read there")
     for name in names or [*CASES, *MORE_CASES]:
-        error, count, published, unread = compare(name)
+        error, count, published, unread = compare(*converted(name))
         print(f"{name:30} {error:8.1e} {count:12,} {published:12,}  {unread or ''}", flush=True)
 
 

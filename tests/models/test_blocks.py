@@ -1,5 +1,7 @@
 """What acts on every block of a network: rematerialisation and stochastic depth."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -71,7 +73,7 @@ def test_inside_of_blocks_is_computed_again_with_the_same_parameters(name, block
 )
 def test_gradients_are_the_same(changes):
     plain, again = (create_model(SMALL | changes, remat=remat) for remat in (False, True))
-    variables = init_variables(plain, 0, IMAGES.shape[1:])
+    variables = jax.jit(partial(init_variables, plain, 0, IMAGES.shape[1:]))()
     compiled = [
         jax.jit(gradient_of(model, IMAGES)).lower(variables).compile(QUICK)
         for model in (plain, again)
@@ -86,22 +88,28 @@ def test_gradients_are_the_same(changes):
 def test_stochastic_depth_leaves_out_branches_of_examples_in_training(backbone):
     config = SMALL | {"backbone": backbone}
     plain, random = (create_model(config | {"stochastic_depth": p}) for p in (0.0, 0.5))
-    variables = init_variables(plain, 0, IMAGES.shape[1:])
+    variables = jax.jit(partial(init_variables, plain, 0, IMAGES.shape[1:]))()
     same = jax.eval_shape(lambda: init_variables(random, 0, IMAGES.shape[1:]))
     assert jax.tree.structure(same) == jax.tree.structure(variables)
-    logits = [model.apply(variables, IMAGES, train=False) for model in (plain, random)]
+    logits = [
+        jax.jit(partial(model.apply, train=False))(variables, IMAGES) for model in (plain, random)
+    ]
     np.testing.assert_array_equal(*logits)
 
-    def dropped(key):
-        # Which examples lost their branch, by block.
-        found = random.apply(
+    @jax.jit
+    def branches(key):
+        return random.apply(
             variables,
             np.repeat(IMAGES, 16, 0),
             train=True,
             mutable=["batch_stats", "intermediates"],
-            rngs={"dropout": jax.random.key(key)},
+            rngs={"dropout": key},
             capture_intermediates=lambda module, _: module.name == "stochastic_depth",
         )[1]["intermediates"]["features"]
+
+    def dropped(key):
+        # Which examples lost their branch, by block.
+        found = branches(jax.random.key(key))
         blocks = [found[name]["stochastic_depth"]["__call__"][0] for name in sorted(found)]
         return [np.asarray((each == 0).all((1, 2, 3))) for each in blocks]
 

@@ -12,7 +12,7 @@ from sop.models import create_model, get_backbone
 from sop.models.plain import FlatMap, MultilayerClassifier
 from tests.models import tracing
 
-NARROW = (256, 4096)
+NARROW = (16, 4096)
 
 
 @pytest.mark.parametrize(
