@@ -50,7 +50,8 @@ small training sets could spare. Differences are to average pooling on as many e
 B-CNN on 20 digits 5–9, 8 pixels large, from the weights of a network that was trained on the digits
 0–4 (below), or from scratch; 40 epochs, in the first 20 of two stages the classifier alone learns.
 The rates, 0.006 among them, are tuned on the rest of the training split. The number of digits was
-chosen after first trials, in which the weights gained nothing with 50 and much with 10.
+chosen after first trials, in which the weights gained nothing with 50 and much with 10; the latter
+were scored on the test split.
 
 ```sh
 python main.py --config=configs/digits.py:gavp04 --workdir=runs/digits_gavp04

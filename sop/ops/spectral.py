@@ -106,10 +106,12 @@ def power_cov(x: FeatureMap, alpha: float) -> Float[jax.Array, "b c c"]:
     """
     f = _power(alpha)
     x, size = _scaled(x, least=2.0**-100)
+    power = _of_moment(f, x, ())
+    if alpha <= 0.5:
+        return size ** (2 * alpha) * power
+    # Not infinite, since that times a constant channel's zero is NaN.
     largest = float(jnp.finfo(x.dtype).max)
-    # Finite, since the power of a constant channel is zero.
-    factor = jnp.minimum(size ** (2 * alpha), largest / 2)
-    return jnp.clip(factor * _of_moment(f, x, ()), -largest, largest)
+    return jnp.clip(jnp.minimum(size ** (2 * alpha), largest / 2) * power, -largest, largest)
 
 
 def log_cov(x: FeatureMap, epsilon: float = 1e-3) -> Float[jax.Array, "b c c"]:
