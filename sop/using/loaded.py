@@ -1,5 +1,6 @@
 """What a run loaded from its work folder is, whatever it was trained for."""
 
+import abc
 import dataclasses
 import functools
 import os
@@ -27,7 +28,7 @@ from sop.training.workdir import with_whole_model
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Loaded:
+class Loaded(abc.ABC):
     """A trained network with all that it needs to take images.
 
     Attributes:
@@ -91,17 +92,17 @@ class Loaded:
         """Whether nothing is known of the classes but how many there are."""
         return self.class_names == tuple(map(str, range(len(self.class_names))))
 
+    @abc.abstractmethod
     def arguments(self, images: np.ndarray) -> tuple[np.ndarray, ...]:
         """What the exported program takes of transformed images, uint8 [n, H, W, 3]."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def compute(self, variables: Any, *arguments: jax.Array) -> Any:
         """What that program computes, to be traced: a tree of arrays with n rows."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def answers(self, *arguments: np.ndarray) -> Any:
         """The same of the run itself."""
-        raise NotImplementedError
 
     @functools.cached_property
     def normalize(self) -> Callable[[jax.Array], jax.Array]:
