@@ -9,6 +9,7 @@ from jaxtyping import Float
 from sop.ops.annotations import Array, Matrices
 from sop.ops.arguments import require_iterations, require_precision, require_square
 from sop.ops.derivatives import with_pullback
+from sop.ops.on_chip import on_chip
 from sop.ops.precision import Precision, at_least_float32, einsum
 
 
@@ -71,6 +72,19 @@ def newton_schulz(
     16 Q = (P² − 9/2 P)² + 27/4 P² − 39 P + 36 I, and P ← P Q²: ten multiplications for N = 5
     where the iteration as written takes twelve.
     """
+    iterate = functools.partial(_iterate, num_iters=num_iters, inverse=inverse, precision=precision)
+    [found] = _of_each(lambda a: [iterate(a)], a, results=1, precision=precision)
+    return found
+
+
+def _of_each(f, *matrices, results, precision):
+    # A kernel has no products of three passes.
+    if precision == "high":
+        return f(*matrices)
+    return on_chip(f, *matrices, results=results)
+
+
+def _iterate(a, num_iters, inverse, precision):
     square = functools.partial(_square, precision=precision)
     cube = functools.partial(_cube, precision=precision)
     times = functools.partial(product, precision=precision)
@@ -106,10 +120,13 @@ def newton_schulz_and_adjoint(
     adjoint: a forward derivative along the cotangent is the backward pass, and keeps none of the
     iterates.
     """
-    iterate = functools.partial(
-        newton_schulz, num_iters=num_iters, inverse=inverse, precision=precision
-    )
-    return jax.jvp(iterate, (a,), (direction,))
+    iterate = functools.partial(_iterate, num_iters=num_iters, inverse=inverse, precision=precision)
+
+    def both(a, direction):
+        return jax.jvp(iterate, (a,), (direction,))
+
+    found, adjoint = _of_each(both, a, direction, results=2, precision=precision)
+    return found, adjoint
 
 
 def matrix_sqrt(
