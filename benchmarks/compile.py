@@ -7,7 +7,9 @@ in the same file as .md; a program that was compiled before, by the same compile
 Columns:
 
 - GFLOP an image, GB a step: the compiler's count for one chip, the bytes those that the compiled
-  operations read and write. GB temporary: what it lays out beside state and batch.
+  operations read and write; of branches those of the cheapest, where the compiler counts the
+  dearest: batch norm's other one reads its input again for a mean far from the running one.
+  GB temporary: what it lays out beside state and batch.
 - ms: least time of a step by the published peaks, the larger of FLOP ÷ peak and bytes ÷ bandwidth;
   an upper bound of the speed and no prediction. images/s: of a chip, by it. bound by: which it is.
 - share: 1 − t₀/t, t₀ the least time of the same network at the same strides with an ordinary
@@ -127,6 +129,45 @@ def bytes_of(types):
     )
 
 
+# Operations that move nothing, or are counted elsewhere.
+UNCOUNTED = ("parameter", "constant", "bitcast", "tuple", "get-tuple-element", "conditional")
+
+
+def computations(text):
+    """Name → lines, of a compiled program."""
+    found = re.findall(r"^(?:ENTRY )?%(\S+) [^\n]*\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL)
+    return {name: body.splitlines() for name, body in found}
+
+
+def operations(lines):
+    """Kind, line, and bytes that are read and written, of each operation of a computation."""
+    sizes = {}
+    for line in lines:
+        found = re.match(r"\s*(?:ROOT )?%?(\S+) = (.*?) ([\w-]+)\((.*?)\)", line)
+        if not found:
+            continue
+        name, types, kind, operands = found.groups()
+        sizes[name] = bytes_of(types)
+        if kind in UNCOUNTED or kind.endswith("-done"):  # counted where it started
+            continue
+        read = (sizes.get(each.split()[-1].lstrip("%"), 0) for each in operands.split(", ") if each)
+        yield kind, line, sizes[name] + sum(read)
+
+
+def not_taken(text):
+    """Bytes by which the dearest branch of each conditional, which the compiler counts, is above
+    the cheapest.
+    """
+    bodies = computations(text)
+
+    def moved(name):
+        return sum(size for *_, size in operations(bodies[name]))
+
+    found = re.findall(r" conditional\(.*branch_computations=\{(.*?)\}", text)
+    branches = ([moved(name.strip(" %")) for name in names.split(",")] for names in found)
+    return sum(max(each) - min(each) for each in branches)
+
+
 def measure(lowered, images):
     """What the compiler says of a program for one chip."""
     begun = time.monotonic()
@@ -137,10 +178,13 @@ def measure(lowered, images):
     cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
     need = needed_bytes(compiled)
     state = memory.alias_size_in_bytes
-    number, size = collectives(compiled.as_text())
+    text = compiled.as_text()
+    number, size = collectives(text)
+    other = not_taken(text)
     return {
         "flops": cost["flops"],
-        "bytes": cost["bytes accessed"],
+        "bytes": cost["bytes accessed"] - other,
+        "bytes not taken": other,
         "temporary": memory.temp_size_in_bytes,
         "state": state,
         "an image": (need - state) / images,

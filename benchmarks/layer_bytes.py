@@ -20,7 +20,7 @@ import re
 
 import jax
 import jax.numpy as jnp
-from compile import bytes_of, devices_of
+from compile import computations, devices_of, not_taken, operations
 from jax.sharding import SingleDeviceSharding
 from tables import print_header, print_row
 
@@ -75,27 +75,17 @@ CASES = {
 
 def groups(text):
     """Shares of a compiled program's bytes, by kind of operation."""
-    entry = re.search(r"^ENTRY .*?\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL)[1]
-    sizes, sums = {}, collections.Counter()
-    for line in entry.splitlines():
-        found = re.match(r"\s*(?:ROOT )?%?(\S+) = (.*?) ([\w-]+)\((.*?)\)", line)
-        if not found:
-            continue
-        name, types, kind, operands = found.groups()
-        sizes[name] = bytes_of(types)
-        if kind in ("parameter", "constant", "bitcast", "tuple", "get-tuple-element"):
-            continue
-        if kind.endswith("-done"):  # counted where it started
-            continue
-        read = (sizes.get(each.split()[-1].lstrip("%"), 0) for each in operands.split(", ") if each)
-        sums[_group(kind, line)] += sizes[name] + sum(read)
+    *_, entry = computations(text).values()
+    sums = collections.Counter()
+    for kind, line, size in operations(entry):
+        sums[_group(kind, line)] += size
     return {name: sums[name] / sum(sums.values()) for name in ("products", "copies", "rest")}
 
 
 def _group(kind, line):
     if re.match(r"copy|transpose|slice-start|async-start", kind):
         return "copies"
-    if re.search(r'op_name="[^"]*(dot_general|conv_general_dilated)"', line):
+    if re.search(r'op_name="[^"]*(dot_general|conv_general_dilated|pallas_call)"', line):
         return "products"
     return "rest"
 
@@ -116,7 +106,10 @@ def row_of(name, place):
 
     first = jax.jit(forward).lower(variables, x).compile()
     second = jax.jit(backward).lower(variables, x, cotangent).compile()
-    moved = (each.cost_analysis()["bytes accessed"] for each in (first, second))
+    moved = (
+        each.cost_analysis()["bytes accessed"] - not_taken(each.as_text())
+        for each in (first, second)
+    )
     multiples = (each / (x.size * x.dtype.itemsize) for each in moved)
     row = dict(zip(("forward", "backward"), multiples, strict=True))
     return row | {"layer": name, "input": f"{size}×{size}×{channels}"} | groups(second.as_text())

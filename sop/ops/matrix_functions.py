@@ -73,15 +73,8 @@ def newton_schulz(
     where the iteration as written takes twelve.
     """
     iterate = functools.partial(_iterate, num_iters=num_iters, inverse=inverse, precision=precision)
-    [found] = _of_each(lambda a: [iterate(a)], a, results=1, precision=precision)
+    [found] = on_chip(lambda a: [iterate(a)], a)
     return found
-
-
-def _of_each(f, *matrices, results, precision):
-    # A kernel has no products of three passes.
-    if precision == "high":
-        return f(*matrices)
-    return on_chip(f, *matrices, results=results)
 
 
 def _iterate(a, num_iters, inverse, precision):
@@ -125,7 +118,7 @@ def newton_schulz_and_adjoint(
     def both(a, direction):
         return jax.jvp(iterate, (a,), (direction,))
 
-    found, adjoint = _of_each(both, a, direction, results=2, precision=precision)
+    found, adjoint = on_chip(both, a, direction, results=2)
     return found, adjoint
 
 

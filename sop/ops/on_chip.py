@@ -33,8 +33,9 @@ def on_chip(
     """f of symmetric matrices; on a TPU one kernel (Pallas) of each matrix by itself.
 
     There XLA would write each product of f to the device's memory and read it again; the kernel
-    reads the matrices and writes the results. It takes float32 up to 256×256: f runs as it is for
-    others, and on other devices. Derivatives are those of f.
+    reads the matrices and writes the results. f runs as it is on other devices, for matrices larger
+    than 256×256 or not in float32, for products of precision 'high', and where `jit` divides a
+    batch over devices itself, which it does outside `shard_map`. Derivatives are those of f.
 
     Args:
       f: matrices → sequence of matrices of the same shape and dtype, polynomials of them or
@@ -48,13 +49,6 @@ def on_chip(
 
 def _run(*matrices, f, results):
     return list(f(*matrices))
-
-
-def _run_on_tpu(*matrices, f, results):
-    shape = matrices[0].shape
-    known = all(isinstance(n, int) for n in shape)  # not in a program for a batch of any size
-    fits = known and shape[-1] <= _MOST_ROWS and matrices[0].dtype == jnp.float32
-    return list((kernel if fits else _run)(*matrices, f=f, results=results))
 
 
 def kernel(*matrices: Any, f: Callable, results: int, interpret: bool = False) -> list[jax.Array]:
@@ -101,9 +95,26 @@ def _jvp(primals, tangents, *, f, results):
     return jax.jvp(lambda *a: list(f(*a)), tuple(primals), tangents)
 
 
-_on_chip.def_impl(jax.jit(_run, static_argnames=("f", "results")))
+_lower = mlir.lower_fun(_run, multiple_results=True)
+_lower_kernel = mlir.lower_fun(kernel, multiple_results=True)
+
+
+def _lower_for_tpu(context, *matrices, f, results):
+    known = context.avals_in[0]
+    sized = all(isinstance(n, int) for n in known.shape)  # not in a program for a batch of any size
+    fits = sized and known.shape[-1] <= _MOST_ROWS and known.dtype == jnp.float32
+    if fits and not any(known.sharding.spec):
+        try:
+            return _lower_kernel(context, *matrices, f=f, results=results)
+        except NotImplementedError:
+            # The compiler divides the batch, and cannot divide a kernel; or products are 'high'.
+            pass
+    return _lower(context, *matrices, f=f, results=results)
+
+
+_on_chip.def_impl(_run)
 _on_chip.def_abstract_eval(_types)
-mlir.register_lowering(_on_chip, mlir.lower_fun(_run, multiple_results=True))
-mlir.register_lowering(_on_chip, mlir.lower_fun(_run_on_tpu, multiple_results=True), platform="tpu")
+mlir.register_lowering(_on_chip, _lower)
+mlir.register_lowering(_on_chip, _lower_for_tpu, platform="tpu")
 ad.primitive_jvps[_on_chip] = _jvp
 batching.primitive_batchers[_on_chip] = _batch

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from sop import ops
 from sop.ops.matrix_functions import newton_schulz, newton_schulz_and_adjoint
@@ -44,7 +46,7 @@ def of_a_map(precision="highest"):
     return lambda x: jax.grad(lambda x: ops.isqrt_cov(x, 3, precision=precision).sum())(x)
 
 
-MAP = jnp.ones((2, 3, 3, 16))
+MAP = jnp.ones((8, 3, 3, 16))
 
 
 def test_a_tpu_runs_the_kernel():
@@ -63,6 +65,17 @@ def test_what_the_kernel_does_not_take_runs_without():
     of_any_batch = jax.ShapeDtypeStruct((*size, 3, 3, 4), jnp.float32)
     exported = jax.export.export(jax.jit(ops.isqrt_cov), platforms=["tpu"])(of_any_batch)
     assert KERNEL not in exported.mlir_module()
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_a_batch_that_jit_divides_runs_without(kind):
+    """A kernel is for one device: the compiler would refuse it there; each part's own has it."""
+    mesh = Mesh(np.array(jax.devices()[:2]), "data", axis_types=(kind,))
+    divided = jax.ShapeDtypeStruct(MAP.shape, MAP.dtype, sharding=NamedSharding(mesh, P("data")))
+    with jax.set_mesh(mesh):
+        assert KERNEL not in program(of_a_map(), divided)
+        each = jax.shard_map(of_a_map(), mesh=mesh, in_specs=P("data"), out_specs=P("data"))
+        assert program(each, divided).count(KERNEL) == 1
 
 
 def test_derivatives_are_those_of_the_function():
