@@ -1,5 +1,6 @@
 """Functions of matrices in one kernel: interpreted, and where a program for a TPU has one."""
 
+import re
 from functools import partial
 
 import jax
@@ -10,6 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from sop import ops
+from sop.ops import matrix_functions
 from sop.ops.matrix_functions import newton_schulz, newton_schulz_and_adjoint
 from sop.ops.on_chip import kernel, on_chip
 
@@ -28,18 +30,40 @@ def program(f, *arrays):
     return jax.jit(f).trace(*arrays).lower(lowering_platforms=("tpu",)).as_text()
 
 
+@pytest.fixture
+def interpreted(monkeypatch):
+    """Newton–Schulz iterations are kernels here too."""
+
+    def by_kernel(f, *matrices, results=1):
+        return kernel(*matrices, f=f, results=results, interpret=True)
+
+    monkeypatch.setattr(matrix_functions, "on_chip", by_kernel)
+
+
 @pytest.mark.parametrize("inverse", [False, True])
 @pytest.mark.parametrize("size", [5, 130])
-def test_the_kernel_is_the_function(size, inverse):
+def test_the_kernel_is_the_function(size, inverse, request):
     """Also where rows and columns fill the matrix up, in which the inverse root is not zero."""
-    how = {"num_iters": 3, "inverse": inverse}
     a, direction = covariances(size, 1, 2), covariances(size, 1, 2, seed=1)
-    [root] = kernel(a, f=lambda a: [newton_schulz(a, **how)], results=1, interpret=True)
-    both = partial(newton_schulz_and_adjoint, **how)
-    value, adjoint = kernel(a, direction, f=both, results=2, interpret=True)
-    expected = both(a, direction)
-    for found, wanted in zip((root, value, adjoint), (expected[0], *expected), strict=True):
+    how = {"num_iters": 3, "inverse": inverse}
+
+    def both():
+        return newton_schulz(a, **how), *newton_schulz_and_adjoint(a, direction, **how)
+
+    expected = both()
+    request.getfixturevalue("interpreted")
+    for found, wanted in zip(both(), expected, strict=True):
         np.testing.assert_allclose(found, wanted, atol=1e-5 * float(jnp.abs(wanted).max()))
+
+
+@pytest.mark.parametrize("precision", ["highest", "default"])
+def test_its_products_have_the_precision_asked_for(precision, interpreted):
+    a = covariances(8, 2)
+    iterate = partial(newton_schulz_and_adjoint, num_iters=4, precision=precision)
+    program = str(jax.make_jaxpr(iterate)(a, a))
+    found = re.findall(r"precision=\(Precision\.(\w+), Precision\.(\w+)\)", program)
+    assert len(found) == program.count("dot_general[") > 5
+    assert set(found) == {(precision.upper(),) * 2}
 
 
 def of_a_map(precision="highest"):

@@ -219,7 +219,7 @@ def test_all_products_of_an_iteration_have_the_precision_asked_for(positions, pr
         return pullback(y)
 
     x = jax.ShapeDtypeStruct((2, positions, 1, 5), jnp.float32)
-    program = lowered(both, x, platform="tpu")
+    program = lowered(both, x, platform="cuda")
     found = re.findall(r"stablehlo\.dot_general.*precision = \[(\w+), (\w+)\]", program)
     assert len(found) == program.count("stablehlo.dot_general") > 5
     assert set(found) == {(precision.upper(),) * 2}
