@@ -164,6 +164,8 @@ def not_taken(text):
         return sum(size for *_, size in operations(bodies[name]))
 
     found = re.findall(r" conditional\(.*branch_computations=\{(.*?)\}", text)
+    if len(found) != text.count(" conditional("):
+        raise ValueError("A conditional is written in another way, and its branches are not seen.")
     branches = ([moved(name.strip(" %")) for name in names.split(",")] for names in found)
     return sum(max(each) - min(each) for each in branches)
 

@@ -73,8 +73,13 @@ def newton_schulz(
     where the iteration as written takes twelve.
     """
     iterate = functools.partial(_iterate, num_iters=num_iters, inverse=inverse, precision=precision)
-    [found] = on_chip(lambda a: [iterate(a)], a)
+    [found] = _on_chip(lambda a: [iterate(a)], a, results=1, precision=precision)
     return found
+
+
+def _on_chip(f, *matrices, results, precision):
+    # A kernel has no products in three passes.
+    return f(*matrices) if precision == "high" else on_chip(f, *matrices, results=results)
 
 
 def _iterate(a, num_iters, inverse, precision):
@@ -118,7 +123,7 @@ def newton_schulz_and_adjoint(
     def both(a, direction):
         return jax.jvp(iterate, (a,), (direction,))
 
-    found, adjoint = on_chip(both, a, direction, results=2)
+    found, adjoint = _on_chip(both, a, direction, results=2, precision=precision)
     return found, adjoint
 
 

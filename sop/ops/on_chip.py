@@ -30,12 +30,12 @@ def on_chip(
     *matrices: Float[Array, "*batch n n"],
     results: int = 1,
 ) -> list[Float[jax.Array, "*batch n n"]]:
-    """f of symmetric matrices; on a TPU one kernel (Pallas) of each matrix by itself.
+    """f of square matrices; on a TPU one kernel (Pallas) of each matrix by itself.
 
     There XLA would write each product of f to the device's memory and read it again; the kernel
     reads the matrices and writes the results. f runs as it is on other devices, for matrices larger
-    than 256×256 or not in float32, for products of precision 'high', and where `jit` divides a
-    batch over devices itself, which it does outside `shard_map`. Derivatives are those of f.
+    than 256×256 or not in float32, and where `jit` divides a batch over devices itself, which it
+    does outside `shard_map`. Derivatives are those of f.
 
     Args:
       f: matrices → sequence of matrices of the same shape and dtype, polynomials of them or
@@ -43,6 +43,9 @@ def on_chip(
         multiples of 128, leave the rest as it is.
       matrices: of one shape and dtype.
       results: how many f gives.
+
+    Raises:
+      NotImplementedError: lowered for a TPU, f holds what kernels lack, as precision 'high'.
     """
     return _on_chip.bind(*matrices, f=f, results=results)
 
@@ -106,9 +109,11 @@ def _lower_for_tpu(context, *matrices, f, results):
     if fits and not any(known.sharding.spec):
         try:
             return _lower_kernel(context, *matrices, f=f, results=results)
-        except NotImplementedError:
-            # The compiler divides the batch, and cannot divide a kernel; or products are 'high'.
-            pass
+        except NotImplementedError as error:
+            # JAX tells only here that the compiler will divide the batch, which it cannot for a
+            # kernel. All else that a kernel lacks is a fault of f, and is not hidden.
+            if "automatically partitioned" not in str(error):
+                raise
     return _lower(context, *matrices, f=f, results=results)
 
 

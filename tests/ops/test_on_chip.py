@@ -58,12 +58,25 @@ def test_the_kernel_is_the_function(size, inverse, request):
 
 @pytest.mark.parametrize("precision", ["highest", "default"])
 def test_its_products_have_the_precision_asked_for(precision, interpreted):
+    """Their numbers, forward and with the derivative, are those of docs/accelerators.md."""
     a = covariances(8, 2)
-    iterate = partial(newton_schulz_and_adjoint, num_iters=4, precision=precision)
-    program = str(jax.make_jaxpr(iterate)(a, a))
-    found = re.findall(r"precision=\(Precision\.(\w+), Precision\.(\w+)\)", program)
-    assert len(found) == program.count("dot_general[") > 5
-    assert set(found) == {(precision.upper(),) * 2}
+    how = {"num_iters": 5, "inverse": True, "precision": precision}
+    programs = (
+        jax.make_jaxpr(partial(newton_schulz, **how))(a),
+        jax.make_jaxpr(partial(newton_schulz_and_adjoint, **how))(a, a),
+    )
+    for program, products in zip(map(str, programs), (11, 25), strict=True):
+        found = re.findall(r"precision=\(Precision\.(\w+), Precision\.(\w+)\)", program)
+        assert len(found) == program.count("dot_general[") == products
+        assert set(found) == {(precision.upper(),) * 2}
+
+
+def test_what_a_kernel_lacks_is_not_hidden():
+    def of_three_passes(a):
+        return [jnp.matmul(a, a, precision="high")]
+
+    with pytest.raises(NotImplementedError, match="precision"):
+        program(lambda a: on_chip(of_three_passes, a)[0], covariances(8, 2))
 
 
 def of_a_map(precision="highest"):
