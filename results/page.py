@@ -8,7 +8,7 @@ from pathlib import Path
 
 from results.claims import CLAIMS, verdict
 from results.parts import FACTOR, PARTS, RATES, SEEDS, TITLES, plan
-from results.study import FOLDER, RUNS, SPEED
+from results.study import FAILED, FOLDER, RUNS, SPEED
 from sop.command import Parser, run
 from sop.errors import UsageError
 from sop.results.figures import draw_cost, draw_sizes
@@ -28,14 +28,15 @@ python -m results.study typefaces_heads
 python -m results.page
 ```
 
-The first runs what is missing of a part, on any machine, and adds the rows; commit them. To run one
-again, remove its row. The network is ResNet-8 for small images, its last stage at stride 1 whatever
-head or attention it has. Each method tries the learning rates {", ".join(RATES.values)} once on a
-validation split, heads also with {FACTOR:g} times that rate for the classifier; what is best there
-is trained with {SEEDS} seeds and evaluated on the test split after the last epoch. Accuracies are
-means in %, ± half of Student's 95 % interval over the seeds; differences to the first line are
-paired by seed, in points. Images per second and memory are those of a training step, timed in turns
-(`--time`, [speed.csv](speed.csv)).
+The first runs what is missing of a part, on any machine, and adds the rows; commit them. To run
+one again, remove its row. A run fails where a large rate makes its training NaN or infinite. The
+network is ResNet-8 for small images, its last stage at stride 1 whatever head or attention it has.
+Each method tries the learning rates {", ".join(RATES.values)} once on a validation split, heads
+also with {FACTOR:g} times that rate for the classifier; what is best there is trained with {SEEDS}
+seeds and evaluated on the test split after the last epoch. Accuracies are means in %, ± half of
+Student's 95 % interval over the seeds; differences to the first line are paired by seed, in points.
+Images per second and memory are those of a training step, timed in turns (`--time`,
+[speed.csv](speed.csv)).
 
 The runs are short and the images small, for two CPU cores: what is compared is methods at this
 budget, not how good they get.
@@ -49,7 +50,7 @@ small training sets could spare. Differences are to average pooling on as many e
     "digits_finetuning": """\
 B-CNN on 20 digits 5–9, 8 pixels large, from the weights of a network that was trained on the digits
 0–4 (below), or from scratch; 40 epochs, in the first 20 of two stages the classifier alone learns.
-The rates, 0.006 among them, are tuned on the rest of the training split. The number of digits was
+The rates, up to 0.6, are tuned on the rest of the training split. The number of digits was
 chosen after first trials, in which the weights gained nothing with 50 and much with 10; the latter
 were scored on the test split.
 
@@ -127,11 +128,13 @@ def _section(part: str, rows: Sequence[Row], speeds: Sequence[Row], folder: Path
         if row["part"] == part
     }
     lines = list(_lines(part, tested, timed))
-    machines = ", ".join(sorted({row["machine"] for row in rows}))
-    seconds = timedelta(seconds=round(sum(row["seconds"] for row in rows)))
+    machines = ", ".join(sorted({row["machine"] for row in rows if row["machine"]}))
+    seconds = timedelta(seconds=round(sum(row["seconds"] or 0 for row in rows)))
     ends = dict.fromkeys(map(short, sorted(_at_an_end(part, rows))))
     text = f"{len(rows)} runs, {len(rows) - len(tested)} of them for the rates; {seconds} in all"
     text += f" (hours:minutes:seconds), on {machines}."
+    if failed := sum(row["purpose"] == FAILED for row in rows):
+        text += f" {failed} failed."
     if missing := plan(part, Path()).size() - len(rows):
         text += f" {missing} are missing yet: the same command goes on."
     if ends:

@@ -11,7 +11,7 @@ runs/study.
 
 import socket
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import jax
@@ -22,17 +22,26 @@ from sop.errors import UsageError, did_you_mean
 from sop.results.record import FIELDS, Row, fingerprint, image_size, read_csv, record, write_csv
 from sop.results.speed import measure
 from sop.sweep.plan import Run, refuse_unfit
-from sop.sweep.progress import result
+from sop.sweep.progress import Progress, progress, result
 from sop.sweep.runner import execute
 from sop.sweep.tuning import phases
 
 FOLDER = Path(__file__).resolve().parent
 RUNS, SPEED = FOLDER / "runs.csv", FOLDER / "speed.csv"
+KEY = ("part", "method", "seed", "config")
+FAILED = "failed"  # the purpose of a run that ended without a result, as one that became NaN
 
 
 def key(row: Row) -> tuple:
     """What two runs that are the same have in common."""
-    return row["part"], row["method"], row["seed"], row["config"]
+    return tuple(row[name] for name in KEY)
+
+
+def outdated(rows: Iterable[Row], part: str, run: Run) -> list[Row]:
+    """The row of this method and seed that was made with what was best before."""
+    new = fingerprint(run.config)
+    same = (part, run.method, run.seed)
+    return [row for row in rows if key(row)[:-1] == same and row["config"] != new]
 
 
 def row_of(part: str, run: Run) -> Row:
@@ -70,23 +79,34 @@ def work(part: str, options: Namespace) -> None:
     rows = {key(row): row for row in read_csv(RUNS)}
     planned = plan(part, options.workdir)
 
-    def found(run: Run) -> Row | None:
-        return rows.get((part, run.method, run.seed, fingerprint(run.config)))
+    def key_of(run: Run) -> tuple:
+        return part, run.method, run.seed, fingerprint(run.config)
 
-    def finished(run: Run) -> None:
-        row = row_of(part, run)
+    def found(run: Run) -> Row | None:
+        row = rows.get(key_of(run))
+        return row if row and row["purpose"] != FAILED else None
+
+    def add(row: Row) -> None:
         rows[key(row)] = row
         write(list(rows.values()))
 
+    def finished(run: Run) -> None:
+        for old in outdated(rows.values(), part, run):
+            del rows[key(old)]
+        add(row_of(part, run))
+
     lists = (runs for each in planned.sweeps for runs in phases(each, planned.tuning, found))
     for runs in lists:
-        missing = [run for run in sorted(runs, key=lambda run: run.seed) if not found(run)]
+        missing = [run for run in sorted(runs, key=lambda run: run.seed) if key_of(run) not in rows]
         refuse_unfit(missing)
         print(f"{part}: {len(runs)} runs, {len(missing)} missing", flush=True)
         for each in filter(result, missing):  # finished, but not written down
             finished(each)
         if not execute(missing, options.jobs, finished):
             return
+        for each in missing:
+            if progress(each) is Progress.FAILED:
+                add(dict(zip(KEY, key_of(each), strict=True)) | {"purpose": FAILED})
 
 
 def make_parser() -> Parser:

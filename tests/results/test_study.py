@@ -9,6 +9,7 @@ from results import page, parts, study
 from results.claims import CLAIMS, Claim, find, verdict
 from sop.errors import UsageError
 from sop.results.record import FIELDS, fingerprint, read_csv
+from sop.sweep.progress import record_failure
 from sop.sweep.tuning import phases
 
 GAINS = {"mpncov": 0.2, "eigh": 0.201, "none": -0.1}
@@ -91,6 +92,47 @@ def test_the_page_says_what_the_rows_say(rows, tmp_path):
     assert "36 are missing yet" in few
     with pytest.raises(UsageError, match="holds no run yet"):
         page.page([row for row in rows if row["purpose"] == "tuning"], [], tmp_path)
+
+
+def test_a_run_that_failed_is_told_and_not_tried_again(tmp_path, monkeypatch, capsys):
+    """And what was trained at the rate that was best before gives place to what is best now."""
+    part = "typefaces_pooling"
+    [sweep], tuning = parts.plan(part, tmp_path)
+    trials = next(phases(sweep, tuning, lambda run: None))
+    first, last = trials[0], trials[-1]
+    made = {study.key(row): row for row in rows_of(part) if row["purpose"] == "test"}
+    old = next(row for row in made.values() if row["method"].endswith("gfgp"))
+    made = {study.key(row): row for row in (old | {"config": "before"}, *made.values())}
+    del made[study.key(old)]
+    monkeypatch.setattr(study, "RUNS", tmp_path / "runs.csv")
+    study.write(
+        [*made.values(), *(row_of(part, run) for run in trials if run not in (first, last))]
+    )
+
+    def execute(runs, jobs, finished):
+        for run in runs:
+            started.append(run)
+            if run in (first, last):
+                (run.workdir).mkdir(parents=True)
+                record_failure(run, 1, "NaN")
+            else:
+                finished(run)
+        return True
+
+    started = []
+    monkeypatch.setattr(study, "execute", execute)
+    monkeypatch.setattr(study, "row_of", row_of)
+    command = [part, "--workdir", str(tmp_path)]
+    study.main(command)
+    assert [run.method for run in started] == [first.method, last.method, old["method"]]
+    started.clear()
+    study.main(command)
+    assert not started
+    rows = read_csv(tmp_path / "runs.csv")
+    assert len(rows) == parts.plan(part, tmp_path).size()
+    assert "before" not in {row["config"] for row in rows}
+    text = page.page(rows, [], tmp_path)
+    assert "2 failed." in text and "missing yet" not in text
 
 
 def test_heads_are_compared_on_as_many_examples(tmp_path):
