@@ -70,6 +70,7 @@ CASES = {
     "GSoP, first stage": (56, 256, module(layers.GSoP(planes=64))),
     "GSoP, last stage": (14, 2048, module(layers.GSoP(planes=512))),
     "CGD, first stage": (56, 256, module(layers.CGD())),
+    "compact bilinear": (7, 2048, module(layers.CompactBilinear())),
 }
 
 

@@ -1,8 +1,12 @@
 """Bilinear pooling, full and compact."""
 
+import functools
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Float, Int
 
 from sop.checks import Count, check
@@ -10,7 +14,7 @@ from sop.errors import UsageError
 from sop.ops.annotations import Array, FeatureMap
 from sop.ops.arguments import require_feature_map
 from sop.ops.covariance import positions, second_moment
-from sop.ops.precision import magnitude
+from sop.ops.precision import einsum, magnitude
 
 _THRESHOLD = 1e-8
 
@@ -117,7 +121,8 @@ def compact_bilinear(
     """Compact bilinear pooling by tensor sketch, signed square root, ℓ₂-normalised.
 
     With the count sketches ψ(x, h, s)[k] = Σ_{c: h[c]=k} s[c] x[c], every position gives the
-    circular convolution of ψ(x, hash_1, sign_1) and ψ(x, hash_2, sign_2); they are summed.
+    circular convolution of ψ(x, hash_1, sign_1) and ψ(x, hash_2, sign_2); they are summed: on CPU,
+    and where 4 n D > C² for n positions, as entries of XᵀX, else by Fourier transforms.
     Gao, Beijbom, Zhang and Darrell, "Compact Bilinear Pooling", CVPR 2016, algorithm 2.
 
     Args:
@@ -151,13 +156,59 @@ def compact_bilinear(
                 f"{name} has shape {value.shape}: give one entry per channel of x, [{channels}]."
             )
     x, threshold = _in_range(positions(x))
-    # The sketch is linear in the outer product: entry (c, d) of XᵀX goes to hash_1[c] + hash_2[d].
+    by_products = functools.partial(_sketch_by_products, size=projected_dim)
+    by_spectra = functools.partial(_sketch_by_spectra, size=projected_dim)
+    # Adding up C² products one by one is what accelerators are worst at. The transform costs n D.
+    transforms = 4 * x.shape[1] * projected_dim <= channels**2 and projected_dim <= _MOST_TURNS
+    y = lax.platform_dependent(
+        x,
+        *(jnp.asarray(each) for each in (hash_1, sign_1, hash_2, sign_2)),
+        cpu=by_products,
+        default=by_spectra if transforms else by_products,
+    )
+    return l2_normalize(signed_sqrt(y, threshold[:, 0]))
+
+
+def _sketch_by_products(x, hash_1, sign_1, hash_2, sign_2, size):
+    """Σ over positions of the convolved sketches of x [B, n, C]: [B, D].
+
+    It is linear in the outer product: entry (c, d) of XᵀX goes to hash_1[c] + hash_2[d].
+    """
     y = second_moment(x)
     y = y * sign_1[:, None] * sign_2[None, :]
-    target = (jnp.asarray(hash_1)[:, None] + jnp.asarray(hash_2)[None, :]) % projected_dim
-    y = (
-        jnp.zeros((x.shape[0], projected_dim), y.dtype)
+    target = (hash_1[:, None] + hash_2[None, :]) % size
+    return (
+        jnp.zeros((x.shape[0], size), y.dtype)
         .at[:, target.reshape(-1)]
         .add(y.reshape(x.shape[0], -1))
     )
-    return l2_normalize(signed_sqrt(y, threshold[:, 0]))
+
+
+# With more entries the product of frequency and hash would leave 32 bits.
+_MOST_TURNS = 2**16
+
+
+def _sketch_by_spectra(x, hash_1, sign_1, hash_2, sign_2, size):
+    """The same by the convolution theorem; entries below rounding error are 0, as products are."""
+    real_1, imaginary_1 = _spectrum(x, hash_1, sign_1, size)
+    real_2, imaginary_2 = _spectrum(x, hash_2, sign_2, size)
+    real = jnp.sum(real_1 * real_2 - imaginary_1 * imaginary_2, 1)
+    imaginary = jnp.sum(real_1 * imaginary_2 + imaginary_1 * real_2, 1)
+    y = jnp.fft.irfft(lax.complex(real, imaginary), size)
+    # The root to come would make 3e-4 of it.
+    noise = jnp.finfo(x.dtype).eps * jnp.sum(x * x, (1, 2))
+    return jnp.where(jnp.abs(y) > noise[:, None], y, 0)
+
+
+def _spectrum(x, hashes, signs, size):
+    """Fourier transforms of the sketches of x [B, n, C], real and imaginary: [B, n, D/2 + 1].
+
+    As products with s[c] exp(−2πi f h[c]/D): these are made in the chip, the sketch is not made.
+    """
+    frequencies = jnp.arange(size // 2 + 1, dtype=jnp.uint32)
+    turns = hashes.astype(jnp.uint32)[:, None] * frequencies % size
+    # From −½ to ½ of a turn, where the angle has one digit more.
+    turns = turns.astype(x.dtype)
+    angle = jnp.where(turns > size / 2, turns - size, turns) * (-2 * math.pi / size)
+    wave = signs[:, None] * jnp.stack([jnp.cos(angle), jnp.sin(angle)])
+    return einsum("bnc,pcf->pbnf", x, wave.astype(x.dtype))

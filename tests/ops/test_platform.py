@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from sop import ops
 from sop.models.network import Conv
+from sop.ops.bilinear import _sketch_by_products, _sketch_by_spectra
 from sop.ops.platform import convolve, in_halves, in_turns, interleave, multiply
 
 OPTIONS = {"lhs_dilation": (1, 1), "dimension_numbers": ("NHWC", "HWIO", "NHWC")}
@@ -223,3 +224,33 @@ def test_all_products_of_an_iteration_have_the_precision_asked_for(positions, pr
     found = re.findall(r"stablehlo\.dot_general.*precision = \[(\w+), (\w+)\]", program)
     assert len(found) == program.count("stablehlo.dot_general") > 5
     assert set(found) == {(precision.upper(),) * 2}
+
+
+@pytest.mark.parametrize("size", [1, 8, 127])
+def test_sketches_by_spectra_are_those_by_products(size):
+    """Of even and odd length; also where no product falls, of channels that are zero."""
+    x = np.maximum(array((2, 4, 24), 0), 0)
+    x[:, :, 4:] = 0
+    hashes = list(map(jnp.asarray, ops.tensor_sketch_hashes(1, 24, size)))
+    expected, products = jax.vjp(partial(_sketch_by_products, size=size), x, *hashes)
+    y, spectra = jax.vjp(partial(_sketch_by_spectra, size=size), x, *hashes)
+    np.testing.assert_allclose(y, expected, atol=2e-6 * np.abs(expected).max())
+    assert np.array_equal(y == 0, expected == 0)
+    # Where they are zero the root that follows has no gradient.
+    cotangent = jnp.where(expected == 0, 0, array(expected.shape, 1))
+    for found, wanted in zip(spectra(cotangent), products(cotangent), strict=True):
+        if wanted.dtype == jnp.float32:  # x and signs, not hashes
+            np.testing.assert_allclose(found, wanted, atol=3e-6 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_no_product_of_channels_is_added_up_alone_on_accelerators(platform):
+    """But where there are so many positions that transforms would cost more."""
+
+    def gradient(x):
+        hashes = ops.tensor_sketch_hashes(0, x.shape[3], 32)
+        return jax.grad(lambda x: ops.compact_bilinear(x, *hashes, 32).sum())(x)
+
+    for side, expected in ((1, False), (8, True)):
+        program = lowered(gradient, array((1, side, side, 64), 0), platform=platform)
+        assert ("stablehlo.scatter" in program) == expected
