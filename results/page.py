@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from results.claims import CLAIMS, verdict
-from results.parts import FACTOR, PARTS, RATES, SEEDS, TITLES, plan
+from results.parts import FACTOR, PARTS, SEEDS, TITLES, plan
 from results.study import FAILED, FOLDER, RUNS, SPEED
 from sop.command import Parser, run
 from sop.errors import UsageError
@@ -31,9 +31,9 @@ python -m results.page
 The first runs what is missing of a part, on any machine, and adds the rows; commit them. To run
 one again, remove its row. A run fails where a large rate makes its training NaN or infinite. The
 network is ResNet-8 for small images, its last stage at stride 1 whatever head or attention it has.
-Each method tries the learning rates {", ".join(RATES.values)} once on a validation split, heads
-also with {FACTOR:g} times that rate for the classifier; what is best there is trained with {SEEDS}
-seeds and evaluated on the test split after the last epoch. Accuracies are means in %, ± half of
+Each method tries the learning rates that stand with its part once on a validation split, heads also
+with {FACTOR:g} times that rate for the classifier; what is best there is trained with {SEEDS} seeds
+and evaluated on the test split after the last epoch. Accuracies are means in %, ± half of
 Student's 95 % interval over the seeds; differences to the first line are paired by seed, in points.
 Images per second and memory are those of a training step, timed in turns (`--time`,
 [speed.csv](speed.csv)).
@@ -50,7 +50,7 @@ small training sets could spare. Differences are to average pooling on as many e
     "digits_finetuning": """\
 B-CNN on 20 digits 5–9, 8 pixels large, from the weights of a network that was trained on the digits
 0–4 (below), or from scratch; 40 epochs, in the first 20 of two stages the classifier alone learns.
-The rates, up to 0.6, are tuned on the rest of the training split. The number of digits was
+The rates are tuned on the rest of the training split. The number of digits was
 chosen after first trials, in which the weights gained nothing with 50 and much with 10; the latter
 were scored on the test split.
 
@@ -131,14 +131,16 @@ def _section(part: str, rows: Sequence[Row], speeds: Sequence[Row], folder: Path
     machines = ", ".join(sorted({row["machine"] for row in rows if row["machine"]}))
     seconds = timedelta(seconds=round(sum(row["seconds"] or 0 for row in rows)))
     ends = dict.fromkeys(map(short, sorted(_at_an_end(part, rows))))
-    text = f"{len(rows)} runs, {len(rows) - len(tested)} of them for the rates; {seconds} in all"
-    text += f" (hours:minutes:seconds), on {machines}."
+    planned = plan(part, Path())
+    rates = ", ".join(f"{rate:g}" for rate in planned.rates())
+    text = f"{len(rows)} runs, {len(rows) - len(tested)} of them for the rates, {rates}; {seconds}"
+    text += f" in all (hours:minutes:seconds), on {machines}."
     if failed := sum(row["purpose"] == FAILED for row in rows):
         text += f" {failed} failed."
-    if missing := plan(part, Path()).size() - len(rows):
+    if missing := planned.size() - len(rows):
         text += f" {missing} are missing yet: the same command goes on."
     if ends:
-        text += f" At an end of the rates tried, so others may suit better: {'; '.join(ends)}."
+        text += f" At an end of the rates, so others may suit better: {'; '.join(ends)}."
     paragraphs = [f"## {part}", _NOTES.get(part), text, as_markdown(lines)]
     paragraphs.append(_picture(part, lines, folder))
     return "\n\n".join([*filter(None, paragraphs), ""])

@@ -20,6 +20,7 @@ from sop.sweep.plan import Sweep
 from sop.sweep.tuning import Tuning
 
 RATES = Grid("optimizer.learning_rate", ("0.02", "0.06", "0.2", "0.6"))
+MORE_RATES = RATES._replace(values=("0.006", *RATES.values, "1.8"))
 # Of a head's classifier: one of a vector of length 1 needs a larger rate than what is below it.
 FACTOR = 30.0
 FACTORS = Grid(
@@ -66,12 +67,14 @@ class Data:
       changes: of the recipe.
       tuning: splits to train and to choose on.
       classes: how many.
+      rates: that its methods try.
     """
 
     config: str
     changes: Mapping[str, str]
     tuning: tuple[str, str]
     classes: int
+    rates: Grid = RATES
 
     def sweep(self, folder: Path, grids: tuple[Grid, ...], changes: Mapping[str, str]) -> Sweep:
         """The runs on it of all combinations of the grids, which go before the changes."""
@@ -106,6 +109,7 @@ DATA = {
         },
         ("train[:1000]", "train[3000:]"),
         10,
+        MORE_RATES,
     ),
 }
 
@@ -149,7 +153,6 @@ def poolings(classes: int) -> Grid:
 
 
 METHODS = {"heads": heads, "attention": attentions, "pooling": poolings}
-TUNED = {"heads": (RATES, FACTORS), "attention": (RATES,), "pooling": (RATES,)}
 
 
 def _compare(data: Data, kind: str, folder: Path) -> Part:
@@ -158,7 +161,8 @@ def _compare(data: Data, kind: str, folder: Path) -> Part:
     """
     stride = {"model.last_stride": "2" if kind == "pooling" else "1"}
     sweep = data.sweep(folder, (METHODS[kind](data.classes),), stride)
-    return Part((sweep,), Tuning(TUNED[kind], *data.tuning))
+    tuned = (data.rates, FACTORS) if kind == "heads" else (data.rates,)
+    return Part((sweep,), Tuning(tuned, *data.tuning))
 
 
 # Of the two parts below, whose epochs have a step or two.
@@ -180,7 +184,7 @@ def _sizes(folder: Path) -> Part:
         changes = {"model.last_stride": "1", **_ONE_CHECKPOINT, **epochs(size)}
         return data.sweep(folder, (methods, split), changes)
 
-    return Part(tuple(map(sweep, SIZES)), Tuning((RATES, FACTORS), *data.tuning, epochs(100)))
+    return Part(tuple(map(sweep, SIZES)), Tuning((data.rates, FACTORS), *data.tuning, epochs(100)))
 
 
 _WEIGHTS = {"from scratch": "", "fine-tuned": "runs/digits_gavp04"}
@@ -205,13 +209,13 @@ def _finetuning(folder: Path) -> Part:
         **_ONE_CHECKPOINT,
         **_epochs(40),
     }
-    data = Data("configs/digits.py:bcnn59", changes, ("train[:20]", "train[20:]"), 5)
+    rates = MORE_RATES._replace(values=MORE_RATES.values[:-1])
+    data = Data("configs/digits.py:bcnn59", changes, ("train[:20]", "train[20:]"), 5, rates)
     grids = (
         Grid("init_from", tuple(_WEIGHTS.values())),
         Grid("stages", tuple(_STAGES.values())),
     )
-    rates = RATES._replace(values=("0.006", *RATES.values))
-    return Part((data.sweep(folder, grids, {}),), Tuning((rates, FACTORS), *data.tuning))
+    return Part((data.sweep(folder, grids, {}),), Tuning((data.rates, FACTORS), *data.tuning))
 
 
 _OTHERS = {"mnist_5k_sizes": _sizes, "digits_finetuning": _finetuning}

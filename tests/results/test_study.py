@@ -65,7 +65,7 @@ def test_every_part_can_be_planned_and_its_claims_told(part):
             assert {find(claim.better, methods), find(claim.worse, methods)} <= set(methods)
     assert planned.size() == len(rows_of(part))
     first, *others = [next(phases(sweep, tuning, lambda run: None)) for sweep in sweeps]
-    tried = {"attention": 4, "pooling": 4, "finetuning": 5 * 2}.get(kind, 4 * 2)
+    tried = len(planned.rates()) * (1 if kind in ("attention", "pooling") else 2)
     assert len(first) == len(methods) / len(sweeps) * tried
     assert all("test" not in run.config.input.eval_split for run in first)
     for trials in others:
@@ -84,7 +84,10 @@ def test_the_page_says_what_the_rows_say(rows, tmp_path):
     assert "| covariance beats average pooling | typefaces | +20.00 ± 0.00 | seen |" in text
     assert "| iSQRT-COV beats B-CNN | typefaces | +20.00 ± 0.00 | seen |" in text
     assert "exact root | typefaces | -0.10 ± 0.00 | seen |" in text
-    assert "117 runs, 72 of them for the rates; 0:01:57" in text and "## mnist" not in text
+    assert (
+        "117 runs, 72 of them for the rates, 0.02, 0.06, 0.2, 0.6; 0:01:57" in text
+        and "## mnist" not in text
+    )
     assert "| 0.00 M | 1,234 | 1 MB |" in text
     assert "missing yet" not in text
     few = page.page([row for row in rows if row["seed"] == 0], [], tmp_path)
@@ -137,7 +140,7 @@ def test_a_run_that_failed_is_told_and_not_tried_again(tmp_path, monkeypatch, ca
 
 def test_heads_are_compared_on_as_many_examples(tmp_path):
     rows = rows_of("mnist_5k_sizes")
-    assert len(rows) == 3 * (4 * 2 + 4 * 5)
+    assert len(rows) == 3 * (6 * 2 + 4 * 5)
     for row in rows:
         if row["purpose"] == "test":
             row["top1"] += row["examples"] / 100_000
