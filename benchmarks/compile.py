@@ -240,9 +240,14 @@ def alike(a, b):
 
 
 def table(rows):
-    """The newest row of each network, topology, batch and type."""
+    """The newest row of each network, topology, batch and type, by topology and as `NETWORKS`."""
+    order = {name: number for number, name in enumerate(NETWORKS)}
+
+    def place(known):
+        return known["topology"], order.get(known["network"], len(order))
+
     lines = [tables.header(COLUMNS)]
-    for known in rows:
+    for known in sorted(rows, key=place):
         everyone = {each["network"]: each for each in rows if alike(each, known)}
         if everyone[known["network"]] is known:
             lines.append(tables.line(COLUMNS, row_of(known, everyone)))
