@@ -19,8 +19,7 @@ from sop.sweep.grid import Grid, name_of
 from sop.sweep.plan import Sweep
 from sop.sweep.tuning import Tuning
 
-RATES = Grid("optimizer.learning_rate", ("0.02", "0.06", "0.2", "0.6"))
-MORE_RATES = RATES._replace(values=("0.006", *RATES.values, "1.8"))
+RATES = Grid("optimizer.learning_rate", ("0.006", "0.02", "0.06", "0.2", "0.6", "1.8"))
 # Of a head's classifier: one of a vector of length 1 needs a larger rate than what is below it.
 FACTOR = 30.0
 FACTORS = Grid(
@@ -109,7 +108,6 @@ DATA = {
         },
         ("train[:1000]", "train[3000:]"),
         10,
-        MORE_RATES,
     ),
 }
 
@@ -209,7 +207,7 @@ def _finetuning(folder: Path) -> Part:
         **_ONE_CHECKPOINT,
         **_epochs(40),
     }
-    rates = MORE_RATES._replace(values=MORE_RATES.values[:-1])
+    rates = RATES._replace(values=RATES.values[:-1])
     data = Data("configs/digits.py:bcnn59", changes, ("train[:20]", "train[20:]"), 5, rates)
     grids = (
         Grid("init_from", tuple(_WEIGHTS.values())),

@@ -75,7 +75,7 @@ def test_every_part_can_be_planned_and_its_claims_told(part):
 
 
 def test_the_page_says_what_the_rows_say(rows, tmp_path):
-    assert len(rows) == 9 * (4 * 2 + 5)
+    assert len(rows) == 9 * (6 * 2 + 5)
     speed = {"part": "typefaces_heads", "method": "representation=gavp"}
     speed |= {"images_per_second": 1234.5, "memory": 10**6}
     text = page.page(rows, [speed], tmp_path)
@@ -85,7 +85,7 @@ def test_the_page_says_what_the_rows_say(rows, tmp_path):
     assert "| iSQRT-COV beats B-CNN | typefaces | +20.00 ± 0.00 | seen |" in text
     assert "exact root | typefaces | -0.10 ± 0.00 | seen |" in text
     assert (
-        "117 runs, 72 of them for the rates, 0.02, 0.06, 0.2, 0.6; 0:01:57" in text
+        "153 runs, 108 of them for the rates, 0.006, 0.02, 0.06, 0.2, 0.6, 1.8; 0:02:33" in text
         and "## mnist" not in text
     )
     assert "| 0.00 M | 1,234 | 1 MB |" in text
@@ -214,8 +214,8 @@ def test_what_stands_in_the_csv_is_not_run_again(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study, "row_of", row_of)
     monkeypatch.setattr(study, "refuse_unfit", lambda runs: None)
     monkeypatch.setattr(parts, "SEEDS", 1)
-    for _ in range(6):
+    for _ in range(8):
         study.main(["typefaces_pooling", f"--workdir={tmp_path / 'runs'}"])
-    assert len(started) == len(set(started)) == 5 * 4 + 5
+    assert len(started) == len(set(started)) == 5 * 6 + 5
     assert "5 runs, 0 missing" in capsys.readouterr().out
-    assert len(read_csv(study.RUNS)) == 25
+    assert len(read_csv(study.RUNS)) == 35
