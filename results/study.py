@@ -22,14 +22,15 @@ from sop.errors import UsageError, did_you_mean
 from sop.results.record import FIELDS, Row, fingerprint, image_size, read_csv, record, write_csv
 from sop.results.speed import measure
 from sop.sweep.plan import Run, refuse_unfit
-from sop.sweep.progress import Progress, progress, result
+from sop.sweep.progress import failure, result
 from sop.sweep.runner import execute
 from sop.sweep.tuning import phases
+from sop.training.loop import DIVERGED
 
 FOLDER = Path(__file__).resolve().parent
 RUNS, SPEED = FOLDER / "runs.csv", FOLDER / "speed.csv"
 KEY = ("part", "method", "seed", "config")
-FAILED = "failed"  # the purpose of a run that ended without a result, as one that became NaN
+FAILED = "failed"  # the purpose of a run whose training became NaN or infinite
 
 
 def key(row: Row) -> tuple:
@@ -38,7 +39,7 @@ def key(row: Row) -> tuple:
 
 
 def outdated(rows: Iterable[Row], part: str, run: Run) -> list[Row]:
-    """The row of this method and seed that was made with what was best before."""
+    """Rows of this method and seed that were made with what was best before."""
     new = fingerprint(run.config)
     same = (part, run.method, run.seed)
     return [row for row in rows if key(row)[:-1] == same and row["config"] != new]
@@ -91,12 +92,14 @@ def work(part: str, options: Namespace) -> None:
         write(list(rows.values()))
 
     def finished(run: Run) -> None:
-        for old in outdated(rows.values(), part, run):
-            del rows[key(old)]
         add(row_of(part, run))
 
     lists = (runs for each in planned.sweeps for runs in phases(each, planned.tuning, found))
     for runs in lists:
+        # At once, lest a page that is made meanwhile mix seeds of two rates.
+        for old in [row for each in runs for row in outdated(rows.values(), part, each)]:
+            del rows[key(old)]
+            write(list(rows.values()))
         missing = [run for run in sorted(runs, key=lambda run: run.seed) if key_of(run) not in rows]
         refuse_unfit(missing)
         print(f"{part}: {len(runs)} runs, {len(missing)} missing", flush=True)
@@ -105,7 +108,7 @@ def work(part: str, options: Namespace) -> None:
         if not execute(missing, options.jobs, finished):
             return
         for each in missing:
-            if progress(each) is Progress.FAILED:
+            if failure(each).startswith(DIVERGED):
                 add(dict(zip(KEY, key_of(each), strict=True)) | {"purpose": FAILED})
 
 

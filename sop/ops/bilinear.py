@@ -17,6 +17,8 @@ from sop.ops.covariance import positions, second_moment
 from sop.ops.precision import einsum, magnitude
 
 _THRESHOLD = 1e-8
+# Of a sketch by its spectrum: with more the product of frequency and hash would leave 32 bits.
+_MOST_ENTRIES = 2**16
 
 
 def signed_sqrt(
@@ -159,7 +161,7 @@ def compact_bilinear(
     by_products = functools.partial(_sketch_by_products, size=projected_dim)
     by_spectra = functools.partial(_sketch_by_spectra, size=projected_dim)
     # Adding up C² products one by one is what accelerators are worst at. The transform costs n D.
-    transforms = 4 * x.shape[1] * projected_dim <= channels**2 and projected_dim <= _MOST_TURNS
+    transforms = 4 * x.shape[1] * projected_dim <= channels**2 and projected_dim <= _MOST_ENTRIES
     y = lax.platform_dependent(
         x,
         *(jnp.asarray(each) for each in (hash_1, sign_1, hash_2, sign_2)),
@@ -184,12 +186,11 @@ def _sketch_by_products(x, hash_1, sign_1, hash_2, sign_2, size):
     )
 
 
-# With more entries the product of frequency and hash would leave 32 bits.
-_MOST_TURNS = 2**16
-
-
 def _sketch_by_spectra(x, hash_1, sign_1, hash_2, sign_2, size):
-    """The same by the convolution theorem; entries below rounding error are 0, as products are."""
+    """The same by the convolution theorem.
+
+    Entries below rounding error are 0, as they are by products where no product falls.
+    """
     real_1, imaginary_1 = _spectrum(x, hash_1, sign_1, size)
     real_2, imaginary_2 = _spectrum(x, hash_2, sign_2, size)
     real = jnp.sum(real_1 * real_2 - imaginary_1 * imaginary_2, 1)
@@ -203,7 +204,8 @@ def _sketch_by_spectra(x, hash_1, sign_1, hash_2, sign_2, size):
 def _spectrum(x, hashes, signs, size):
     """Fourier transforms of the sketches of x [B, n, C], real and imaginary: [B, n, D/2 + 1].
 
-    As products with s[c] exp(−2πi f h[c]/D): these are made in the chip, the sketch is not made.
+    As products with s[c] exp(−2πi f h[c]/D), which are the same for all positions: the sketch,
+    D entries of each, is not made.
     """
     frequencies = jnp.arange(size // 2 + 1, dtype=jnp.uint32)
     turns = hashes.astype(jnp.uint32)[:, None] * frequencies % size

@@ -45,7 +45,8 @@ def on_chip(
       results: how many f gives.
 
     Raises:
-      NotImplementedError: lowered for a TPU, f holds what kernels lack, as precision 'high'.
+      NotImplementedError: lowered for a TPU, f holds what Pallas has not, as products of precision
+        'high': call f itself then, as `newton_schulz` does.
     """
     return _on_chip.bind(*matrices, f=f, results=results)
 

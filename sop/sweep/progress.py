@@ -57,6 +57,14 @@ def record_failure(run: Run, status: int, said: str) -> None:
     write_json(run.workdir / FAILURE, {"status": status, "said": said, "command": str(run)})
 
 
+def failure(run: Run) -> str:
+    """What a run that failed said last; "" of others."""
+    try:
+        return json.loads((run.workdir / FAILURE).read_bytes())["said"]
+    except FileNotFoundError:
+        return ""
+
+
 def forget_failures(runs: Sequence[Run]) -> None:
     """Failed runs become runs that are left."""
     for run in runs:

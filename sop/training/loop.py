@@ -40,6 +40,8 @@ from sop.training.task import Task, make_task
 # Steps whose metrics are still on the devices: enough that these never wait for the host, few
 # enough that a diverged run stops at once and that memory for batches stays bounded.
 _IN_FLIGHT = 2
+# How the refusal of a run begins whose loss or gradient is that.
+DIVERGED = "The run became NaN or infinite"
 
 
 def train(
@@ -238,7 +240,7 @@ class _StageRun:
         )
         values = ", ".join(f"{name} {value:g}" for name, value in metrics.items())
         raise UsageError(
-            f"The run became NaN or infinite {where} ({values}) and was stopped without saving "
+            f"{DIVERGED} {where} ({values}) and was stopped without saving "
             f"that state; {kept}. Lower config.optimizer.learning_rate, warm it up, or set "
             "config.optimizer.clip_norm."
         )

@@ -11,6 +11,7 @@ from sop.errors import UsageError
 from sop.results.record import FIELDS, fingerprint, read_csv
 from sop.sweep.progress import record_failure
 from sop.sweep.tuning import phases
+from sop.training.loop import DIVERGED
 
 GAINS = {"mpncov": 0.2, "eigh": 0.201, "none": -0.1}
 
@@ -97,7 +98,7 @@ def test_the_page_says_what_the_rows_say(rows, tmp_path):
         page.page([row for row in rows if row["purpose"] == "tuning"], [], tmp_path)
 
 
-def test_a_run_that_failed_is_told_and_not_tried_again(tmp_path, monkeypatch, capsys):
+def test_a_run_that_became_nan_is_told_and_not_tried_again(tmp_path, monkeypatch, capsys):
     """And what was trained at the rate that was best before gives place to what is best now."""
     part = "typefaces_pooling"
     [sweep], tuning = parts.plan(part, tmp_path)
@@ -116,8 +117,10 @@ def test_a_run_that_failed_is_told_and_not_tried_again(tmp_path, monkeypatch, ca
         for run in runs:
             started.append(run)
             if run in (first, last):
-                (run.workdir).mkdir(parents=True)
-                record_failure(run, 1, "NaN")
+                run.workdir.mkdir(parents=True, exist_ok=True)
+                record_failure(
+                    run, 2, f"{DIVERGED} in training step 3." if run == first else "killed"
+                )
             else:
                 finished(run)
         return True
@@ -130,12 +133,12 @@ def test_a_run_that_failed_is_told_and_not_tried_again(tmp_path, monkeypatch, ca
     assert [run.method for run in started] == [first.method, last.method, old["method"]]
     started.clear()
     study.main(command)
-    assert not started
+    assert started == [last]  # which may have been killed
     rows = read_csv(tmp_path / "runs.csv")
-    assert len(rows) == parts.plan(part, tmp_path).size()
+    assert len(rows) == parts.plan(part, tmp_path).size() - 1
     assert "before" not in {row["config"] for row in rows}
     text = page.page(rows, [], tmp_path)
-    assert "2 failed." in text and "missing yet" not in text
+    assert "1 failed. 1 are missing yet" in text
 
 
 def test_heads_are_compared_on_as_many_examples(tmp_path):
